@@ -1,0 +1,57 @@
+"""Every error that privserve raises on purpose.
+
+Each message names the cause and what the reader can do about it, and carries no share,
+seed or plaintext.
+"""
+
+from __future__ import annotations
+
+
+class PrivserveError(Exception):
+    """Base of all errors that privserve raises on purpose."""
+
+
+class ConfigError(PrivserveError):
+    """A cluster description, option or address cannot be used as given."""
+
+
+class ModelError(PrivserveError):
+    """A model cannot be served: an op, a range or a shape does not fit the engine."""
+
+
+class InputError(PrivserveError, ValueError):
+    """A query's input has the wrong shape or dtype, or holds values that do not fit."""
+
+
+class RangeError(InputError):
+    """A value is NaN, infinite or outside the range that the fixed point can hold."""
+
+
+class ClusterError(PrivserveError):
+    """A party could not be started or reached, or left during a query."""
+
+
+class PeerLost(ClusterError):
+    """The channel to another party broke; the session and its randomness are void."""
+
+
+class QueryError(PrivserveError):
+    """A query was refused or failed; `status` is the HTTP status of the refusal."""
+
+    def __init__(self, message: str, status: int = 500) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class LimitReached(QueryError):
+    """The cluster has answered its `num_requests` and serves no more for now."""
+
+    def __init__(self, message: str, status: int = 429) -> None:
+        super().__init__(message, status)
+
+
+class NotServing(QueryError):
+    """No model is shared, or the model is shared but `serve` is not running."""
+
+    def __init__(self, message: str, status: int = 503) -> None:
+        super().__init__(message, status)

@@ -1,0 +1,59 @@
+"""n-out-of-n secret sharing: additive in Z_2^64 and XOR on words.
+
+All n shares are needed to learn anything: any n - 1 of them are uniform and independent
+of the secret (one-time pad). Shares come from a fresh AES-CTR stream per call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from privserve.fixedpoint import RingArray
+from privserve.prg import Prg
+
+
+def split(secret: RingArray, parties: int) -> list[RingArray]:
+    """Additive shares of `secret` (int64, any shape) for `parties` >= 2 parties.
+
+    The shares have the secret's shape and sum to it mod 2^64.
+    """
+    if parties < 2:
+        raise ValueError(f"a secret is shared among at least 2 parties, not {parties}")
+    secret = np.ascontiguousarray(secret, dtype=np.int64)
+    prg = Prg()
+    shares = [prg.int64(secret.shape) for _ in range(parties - 1)]
+    last = secret.copy()
+    for share in shares:
+        np.subtract(last, share, out=last)
+    return [*shares, last]
+
+
+def join(shares: Sequence[RingArray]) -> RingArray:
+    """The secret (int64) that additive `shares` of equal shape sum to, mod 2^64."""
+    secret = np.array(shares[0], dtype=np.int64, copy=True)
+    for share in shares[1:]:
+        np.add(secret, share, out=secret)
+    return secret
+
+
+def split_bits(secret: RingArray, parties: int) -> list[RingArray]:
+    """XOR shares of `secret` (int64 words, any shape) for `parties` >= 2 parties."""
+    if parties < 2:
+        raise ValueError(f"a secret is shared among at least 2 parties, not {parties}")
+    secret = np.ascontiguousarray(secret, dtype=np.int64)
+    prg = Prg()
+    shares = [prg.int64(secret.shape) for _ in range(parties - 1)]
+    last = secret.copy()
+    for share in shares:
+        np.bitwise_xor(last, share, out=last)
+    return [*shares, last]
+
+
+def join_bits(shares: Sequence[RingArray]) -> RingArray:
+    """The secret words (int64) that XOR `shares` of equal shape combine to."""
+    secret = np.array(shares[0], dtype=np.int64, copy=True)
+    for share in shares[1:]:
+        np.bitwise_xor(secret, share, out=secret)
+    return secret
