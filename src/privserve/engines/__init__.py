@@ -1,0 +1,131 @@
+"""What an engine is: the code that runs a program on shares.
+
+An engine is a module with the names of `EngineModule`. `crypten` is the reference, `ottt`
+the fast one. The model owner calls `prepare`; every compute party builds a `Compute`; the
+dealer runs `deal`. Engines know channels (a `Mesh`) and arrays, nothing of HTTP.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, cast
+
+import onnx
+
+from privserve.errors import ConfigError
+from privserve.fixedpoint import RingArray
+
+Payload = bytes | bytearray | memoryview
+
+
+class Mesh(Protocol):
+    """The authenticated channels of one party for one purpose (a lane).
+
+    Only one thread may use a mesh at a time. Every method raises `errors.PeerLost` once a
+    peer it needs is gone.
+    """
+
+    rank: int
+    """0..n-1 for compute parties, n for the dealer."""
+    n: int
+    """The number of compute parties."""
+
+    def send(self, peer: int, *buffers: Payload) -> None:
+        """Send one frame, the concatenation of contiguous `buffers`, to party `peer`."""
+
+    def recv(self, peer: int) -> memoryview:
+        """The next frame from `peer`; valid until the next `recv` from that peer."""
+
+    def exchange(self, payload: Payload) -> list[memoryview | None]:
+        """Send `payload` to every other compute party and return theirs, by rank.
+
+        All compute parties call it at the same step; the entry at the own rank is None.
+        Cannot deadlock, whatever the sizes.
+        """
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A model made ready for an engine by its owner."""
+
+    engine: str
+    description: dict[str, Any]
+    """JSON-able and public: the program, its shapes and formats; no weights.
+
+    Every engine's description has the keys of `REQUIRED_DESCRIPTION`.
+    """
+    parameters: dict[str, RingArray] = field(repr=False)
+    """Secret: the encoded weights, which the owner shares additively."""
+
+
+REQUIRED_DESCRIPTION = (
+    "inputs",  # [{"name", "shape" (Keras layout, no batch axis)}]
+    "outputs",  # [{"name", "shape", "activation": null or {"op": "Softmax", "axis": -1}}]
+    "fraction_bits",  # of the query's shares; the answer's are in "output_fraction_bits"
+    "output_fraction_bits",
+    "input_range",  # [lowest, highest] value that a query may hold
+)
+
+
+@dataclass
+class RunStats:
+    """What a compute party counted since its session began."""
+
+    exchanges: int = 0
+    bytes_sent: int = 0
+    bytes_received: int = 0
+    bytes_dealt: int = 0
+
+
+class Compute(Protocol):
+    """One compute party's side of a session."""
+
+    def run(self, inputs: Sequence[RingArray]) -> list[RingArray]:
+        """Evaluate the program on shares: int64[B, ...] per input, B alike at all parties.
+
+        Collective over the compute parties. Returns int64[B, ...] shares per output.
+        """
+
+    def close(self) -> None:
+        """End the session's threads and forget its shares."""
+
+
+class EngineModule(Protocol):
+    """The names that an engine's module offers."""
+
+    LANES: tuple[str, ...]
+
+    def prepare(self, model: onnx.ModelProto, **options: Any) -> Prepared:
+        """Make `model` ready, or raise `errors.ModelError` saying what does not fit."""
+
+    def Compute(  # noqa: N802 - it is a class in every engine
+        self,
+        description: Mapping[str, Any],
+        shares: Mapping[str, RingArray],
+        meshes: Mapping[str, Mesh],
+        **options: Any,
+    ) -> Compute:
+        """Set a compute party up; collective with its peers and the dealer."""
+
+    def deal(
+        self, description: Mapping[str, Any], meshes: Mapping[str, Mesh], **options: Any
+    ) -> None:
+        """Deal randomness until the session ends."""
+
+
+ENGINES = {
+    "crypten": "privserve.engines.crypten_engine",
+    "ottt": "privserve.engines.ottt",
+}
+
+
+def load_engine(name: str) -> EngineModule:
+    """The engine called `name`; imported on first use, because CrypTen takes seconds."""
+    try:
+        path = ENGINES[name]
+    except KeyError:
+        known = ", ".join(sorted(ENGINES))
+        raise ConfigError(f"there is no engine '{name}'; choose one of: {known}") from None
+    return cast(EngineModule, importlib.import_module(path))

@@ -1,0 +1,133 @@
+"""The files that let a cluster's parties, owner and clients recognise each other.
+
+One authority is made per cluster; it signs a certificate for every party, and its private
+key is forgotten at once, so that no further party can ever join under its name.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import ipaddress
+import os
+import secrets
+from collections.abc import Sequence
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from privserve.config import format_config, split_address
+
+VALID_DAYS = 365
+OWNER_TOKEN = "owner.token"
+
+
+def write_cluster(directory: Path, parties: Sequence[tuple[str, str, str]]) -> Path:
+    """Write the files of a new cluster below `directory` and return its cluster.toml.
+
+    parties: (name, http address, peer address), the dealer last. `directory` itself is
+    the model owner's: cluster.toml, ca.pem and owner.token (a secret). Clients need the
+    first two only. `directory/NAME/` is what party NAME needs on its own host, its private
+    key included. Secret files are readable by their owner alone.
+    """
+    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    authority_key = ec.generate_private_key(ec.SECP256R1())
+    authority = _certificate("privserve cluster", authority_key, None, None, [])
+    token = secrets.token_urlsafe(32)
+    config = format_config(parties, token_digest(token)).encode()
+    ca_pem = authority.public_bytes(serialization.Encoding.PEM)
+    _write(directory / OWNER_TOKEN, token.encode(), secret=True)
+    _write(directory / "ca.pem", ca_pem)
+    for name, http, peer in parties:
+        key = ec.generate_private_key(ec.SECP256R1())
+        hosts = [split_address(http)[0], split_address(peer)[0]]
+        certificate = _certificate(name, key, authority, authority_key, [name, *hosts])
+        home = directory / name
+        home.mkdir(exist_ok=True, mode=0o700)
+        _write(home / "cluster.toml", config)
+        _write(home / "ca.pem", ca_pem)
+        _write(home / f"{name}.pem", certificate.public_bytes(serialization.Encoding.PEM))
+        _write(
+            home / f"{name}.key",
+            key.private_bytes(
+                serialization.Encoding.PEM,
+                serialization.PrivateFormat.PKCS8,
+                serialization.NoEncryption(),
+            ),
+            secret=True,
+        )
+    # Last, so that whoever waits for this file finds the others complete.
+    _write(directory / "cluster.toml", config)
+    return directory / "cluster.toml"
+
+
+def token_digest(token: str) -> str:
+    """What cluster.toml says of the owner's token; the token has 256 bits of entropy."""
+    return hashlib.sha256(token.encode()).hexdigest()
+
+
+def _certificate(
+    name: str,
+    key: ec.EllipticCurvePrivateKey,
+    issuer: x509.Certificate | None,
+    issuer_key: ec.EllipticCurvePrivateKey | None,
+    hosts: Sequence[str],
+) -> x509.Certificate:
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    now = datetime.datetime.now(datetime.UTC)
+    signer = issuer_key or key
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer.subject if issuer else subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        # An hour of tolerance for hosts whose clocks disagree.
+        .not_valid_before(now - datetime.timedelta(hours=1))
+        .not_valid_after(now + datetime.timedelta(days=VALID_DAYS))
+        .add_extension(x509.BasicConstraints(ca=issuer is None, path_length=None), critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .add_extension(
+            x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False
+        )
+    )
+    if hosts:
+        names = [_general_name(host) for host in dict.fromkeys(hosts)]
+        builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
+    if issuer is None:
+        builder = builder.add_extension(
+            x509.KeyUsage(
+                digital_signature=False,
+                content_commitment=False,
+                key_encipherment=False,
+                data_encipherment=False,
+                key_agreement=False,
+                key_cert_sign=True,
+                crl_sign=True,
+                encipher_only=False,
+                decipher_only=False,
+            ),
+            critical=True,
+        )
+    return builder.sign(signer, hashes.SHA256())
+
+
+def _general_name(host: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(host))
+    except ValueError:
+        return x509.DNSName(host)
+
+
+def _write(path: Path, content: bytes, secret: bool = False) -> None:
+    """Write a file whole or not at all; a secret one with mode 0600 from the start."""
+    partial = path.with_name(path.name + ".part")
+    partial.unlink(missing_ok=True)
+    mode = 0o600 if secret else 0o644
+    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(content)
+    partial.replace(path)

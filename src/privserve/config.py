@@ -1,0 +1,171 @@
+"""cluster.toml: who the parties are, where they listen, and which files prove it.
+
+    ca = "ca.pem"                       # signs every party's certificate
+    owner_token_sha256 = "5f2c..."      # whoever holds the token may share and serve models
+
+    [[party]]                           # in order; the last one is the dealer
+    name = "alice"
+    http = "localhost:4000"             # clients and the model owner
+    peer = "localhost:4100"             # the other parties
+    cert = "alice.pem"
+    key = "alice.key"                   # only on alice's host
+
+File names are relative to cluster.toml.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from privserve.errors import ConfigError
+
+SEED_NAMES = ("alice", "bob", "carol")
+EXTRA_NAMES = ("dave", "erin", "frank", "grace", "heidi", "ivan", "judy", "karl", "laura")
+
+
+def party_names(count: int) -> list[str]:
+    """Names for `count` >= 3 parties; the dealer, always carol, comes last."""
+    if count < 3:
+        raise ConfigError(
+            f"a cluster needs at least 3 parties (two that compute, one dealer), not {count}"
+        )
+    extra = [*EXTRA_NAMES, *(f"party{i}" for i in range(3 + len(EXTRA_NAMES), count + 1))]
+    return ["alice", "bob", *extra[: count - 3], "carol"]
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """("localhost", 4000) from "localhost:4000"; IPv6 as "[::1]:4000"."""
+    host, colon, port = address.rpartition(":")
+    if not colon or not host or not port.isdecimal() or int(port) > 65535:
+        raise ConfigError(f"'{address}' is not an address; write host:port, like localhost:4000")
+    return host.strip("[]"), int(port)
+
+
+@dataclass(frozen=True)
+class PartyConfig:
+    """One party's entry in cluster.toml."""
+
+    name: str
+    http: str
+    peer: str
+    cert: Path
+    key: Path
+
+    @property
+    def http_address(self) -> tuple[str, int]:
+        """Where clients reach the party."""
+        return split_address(self.http)
+
+    @property
+    def peer_address(self) -> tuple[str, int]:
+        """Where the other parties reach it."""
+        return split_address(self.peer)
+
+
+@dataclass(frozen=True)
+class ClusterConfig:
+    """A whole cluster; the last party is the dealer."""
+
+    parties: tuple[PartyConfig, ...]
+    ca: Path
+    owner_token_sha256: str
+    path: Path
+
+    @property
+    def compute(self) -> tuple[PartyConfig, ...]:
+        """The compute parties, the leader first."""
+        return self.parties[:-1]
+
+    @property
+    def dealer(self) -> PartyConfig:
+        """The dealer."""
+        return self.parties[-1]
+
+    def rank(self, name: str) -> int:
+        """The position of party `name`; the dealer's is the number of compute parties."""
+        for index, party in enumerate(self.parties):
+            if party.name == name:
+                return index
+        known = ", ".join(p.name for p in self.parties)
+        raise ConfigError(f"{self.path} knows no party '{name}'; it has: {known}")
+
+    def role(self, name: str) -> str:
+        """ "dealer" or "compute"."""
+        return "dealer" if self.rank(name) == len(self.parties) - 1 else "compute"
+
+
+def read_config(path: str | Path) -> ClusterConfig:
+    """Read and check a cluster.toml; raises ConfigError saying what to mend."""
+    path = Path(path)
+    try:
+        text = path.read_bytes().decode()
+        table = tomllib.loads(text)
+    except FileNotFoundError:
+        raise ConfigError(
+            f"there is no {path}; start a cluster with `python -m privserve.launch --parties 3` "
+            "or name its cluster.toml with --config"
+        ) from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read as TOML: {error}") from None
+    entries = table.get("party")
+    if not isinstance(entries, list) or not all(isinstance(e, dict) for e in entries):
+        raise ConfigError(f"{path} has no [[party]] tables")
+    parties = tuple(_party(path, entry) for entry in entries)
+    if len(parties) < 3:
+        raise ConfigError(f"{path} names {len(parties)} parties; a cluster needs at least 3")
+    names = [p.name for p in parties]
+    if len(set(names)) != len(names):
+        raise ConfigError(f"{path} uses a party's name twice: {', '.join(names)}")
+    return ClusterConfig(
+        parties=parties,
+        ca=path.parent / _text(path, table, "ca"),
+        owner_token_sha256=_text(path, table, "owner_token_sha256"),
+        path=path,
+    )
+
+
+def _party(path: Path, entry: dict[str, object]) -> PartyConfig:
+    name = _text(path, entry, "name")
+    party = PartyConfig(
+        name=name,
+        http=_text(path, entry, "http"),
+        peer=_text(path, entry, "peer"),
+        cert=path.parent / _text(path, entry, "cert", f"{name}.pem"),
+        key=path.parent / _text(path, entry, "key", f"{name}.key"),
+    )
+    for address in (party.http, party.peer):
+        split_address(address)
+    return party
+
+
+def _text(path: Path, table: dict[str, object], key: str, default: str | None = None) -> str:
+    value = table.get(key, default)
+    if not isinstance(value, str) or not value:
+        raise ConfigError(f"{path}: '{key}' is missing or not a text")
+    return value
+
+
+def format_config(parties: Sequence[tuple[str, str, str]], owner_token_sha256: str) -> str:
+    """cluster.toml for (name, http, peer) triples, with the default file names."""
+    lines = [
+        "# A privserve cluster: compute parties first, the dealer last.",
+        'ca = "ca.pem"',
+        f"owner_token_sha256 = {json.dumps(owner_token_sha256)}",
+    ]
+    for name, http, peer in parties:
+        lines += ["", "[[party]]"]
+        lines += [
+            f"{key} = {json.dumps(value)}"
+            for key, value in (
+                ("name", name),
+                ("http", http),
+                ("peer", peer),
+                ("cert", f"{name}.pem"),
+                ("key", f"{name}.key"),
+            )
+        ]
+    return "\n".join(lines) + "\n"
