@@ -1,0 +1,208 @@
+"""The reference engine: CrypTen's own protocols, with a trusted third party as dealer.
+
+Compute parties run a `crypten.nn` model whose parameters are the shares that they were
+given; the dealer runs the server of CrypTen's TrustedThirdParty provider (Knott et al.,
+"CrypTen: Secure Multi-Party Computation Meets Machine Learning", NeurIPS 2021). Truncation
+between two compute parties is local and wraps with probability |x| / 2^63 per element;
+`prepare` bounds x and refuses models where that is not negligible.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from onnx.reference import ReferenceEvaluator
+
+from privserve import crypten_compat
+from privserve.crypten_compat import LANE
+from privserve.engines import Mesh, Prepared, RunStats
+from privserve.engines.crypten_graph import CryptenGraph, lower
+from privserve.errors import ClusterError, ModelError
+from privserve.fixedpoint import RingArray, encode
+
+LANES: tuple[str, ...] = (LANE,)
+FRACTION_BITS = 16
+DEFAULT_INPUT_RANGE = (-8.0, 8.0)
+# An accumulator of b bits is wrapped by local truncation with probability 2^(b - 63): at 44
+# bits that is 2e-6 per element, and a bound is far above what real inputs reach.
+MAX_ACCUMULATOR_BITS = 50
+
+
+def prepare(
+    model: onnx.ModelProto,
+    *,
+    input_range: tuple[float, float] | None = None,
+    fraction_bits: int | None = None,
+    **_: Any,
+) -> Prepared:
+    """Split `model` into CrypTen's public graph and the encoded weights.
+
+    input_range: what every input value stays within; (-8, 8) when None. fraction_bits: of
+    inputs and weights, 16 when None. Raises ModelError naming op and node where CrypTen
+    cannot run the model or a value may outgrow the ring.
+    """
+    low, high = input_range or DEFAULT_INPUT_RANGE
+    bits = FRACTION_BITS if fraction_bits is None else fraction_bits
+    if not 8 <= bits <= 20:
+        raise ModelError(f"the crypten engine takes 8 to 20 fraction bits, not {bits}")
+    graph = lower(model)
+    shape = _shape(graph.public.graph.input[0])
+    out_shape = _check_range(graph, shape, max(abs(low), abs(high)), bits)
+    for name in graph.secrets:
+        graph.secrets[name] = np.asarray(graph.secrets[name], dtype=np.float64)
+    description = {
+        "graph": base64.b64encode(graph.public.SerializeToString()).decode(),
+        "inputs": [{"name": model.graph.input[0].name, "shape": shape}],
+        "outputs": [
+            {
+                "name": model.graph.output[0].name,
+                "shape": out_shape,
+                "activation": graph.activation,
+            }
+        ],
+        "fraction_bits": bits,
+        "output_fraction_bits": bits,
+        "input_range": [low, high],
+    }
+    parameters = {name: encode(value, bits) for name, value in graph.secrets.items()}
+    return Prepared("crypten", description, parameters)
+
+
+def _shape(value: onnx.ValueInfoProto) -> list[int]:
+    dims = [d.dim_value for d in value.type.tensor_type.shape.dim][1:]
+    if not all(d > 0 for d in dims):
+        raise ModelError(
+            f"the shape of '{value.name}' is not fixed ({dims}); convert the model with an "
+            "input shape"
+        )
+    return dims
+
+
+def _check_range(graph: CryptenGraph, shape: list[int], largest: float, bits: int) -> list[int]:
+    """Bound every intermediate value; return the output's shape without its batch axis.
+
+    With |W| for W and the largest input for every input, each op in use maps upper bounds
+    of magnitudes to upper bounds of magnitudes, so one float evaluation bounds them all.
+    """
+    bounded = onnx.ModelProto()
+    bounded.CopyFrom(graph.public)
+    del bounded.graph.initializer[:]
+    for name, value in graph.secrets.items():
+        bounded.graph.initializer.append(
+            onnx.numpy_helper.from_array(np.abs(value).astype(np.float32), name)
+        )
+    for node in bounded.graph.node:
+        if node.op_type == "Sub":
+            node.op_type = "Add"
+    standard = _to_standard(bounded)
+    names = [node.output[0] for node in standard.graph.node]
+    del standard.graph.output[:]
+    standard.graph.output.extend(
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in names
+    )
+    feed = {standard.graph.input[0].name: np.full((1, *shape), largest, np.float32)}
+    values = ReferenceEvaluator(standard).run(None, feed)
+    worst_name, worst = max(
+        ((n, float(np.max(v))) for n, v in zip(names, values, strict=True)), key=lambda p: p[1]
+    )
+    needed = math.log2(max(worst, 1e-9)) + 2 * bits
+    if not math.isfinite(worst) or needed > MAX_ACCUMULATOR_BITS:
+        raise ModelError(
+            f"values may reach {worst:.3g} at '{worst_name}' for inputs up to {largest:g}; with "
+            f"{bits} fraction bits that needs {needed:.0f} of {MAX_ACCUMULATOR_BITS} bits; "
+            "declare a smaller --input-range, use fewer --fraction-bits, or --engine ottt"
+        )
+    final = values[names.index(graph.public.graph.output[0].name)]
+    return [int(d) for d in final.shape[1:]]
+
+
+def _to_standard(model: onnx.ModelProto) -> onnx.ModelProto:
+    """CrypTen's attribute dialect back to standard ONNX, for evaluation."""
+    for node in model.graph.node:
+        attributes = {a.name: a for a in node.attribute}
+        if node.op_type == "Conv":
+            pairs = list(attributes["pads"].ints)
+            half = pairs[::2]
+            del attributes["pads"].ints[:]
+            attributes["pads"].ints.extend([*half, *half])
+        elif node.op_type == "Reshape":
+            shape = np.array(attributes["shape"].ints, np.int64)
+            name = f"{node.output[0]}_shape"
+            model.graph.initializer.append(onnx.numpy_helper.from_array(shape, name))
+            node.input.append(name)
+            del node.attribute[:]
+        elif node.op_type == "Pad":
+            pads = np.array(attributes["pads"].ints, np.int64)
+            name = f"{node.output[0]}_pads"
+            model.graph.initializer.append(onnx.numpy_helper.from_array(pads, name))
+            node.input.append(name)
+            del node.attribute[:]
+    return model
+
+
+class Compute:
+    """One compute party of a CrypTen session. One per process at a time."""
+
+    def __init__(
+        self,
+        description: Mapping[str, Any],
+        shares: Mapping[str, RingArray],
+        meshes: Mapping[str, Mesh],
+        **_: Any,
+    ) -> None:
+        """Build the model from its public graph and this party's `shares`; collective."""
+        self._comm = crypten_compat.join_session(meshes[LANE])
+        self._bits = int(description["fraction_bits"])
+        self.stats = RunStats()
+        self.compute_seconds = 0.0
+        self._model = self._build(base64.b64decode(description["graph"]), shares)
+
+    def _build(self, graph: bytes, shares: Mapping[str, RingArray]) -> Any:
+        from crypten.nn import from_onnx
+
+        model = from_onnx(io.BytesIO(graph))
+        model.eval()
+        children = dict(model.named_children())
+        for name, share in shares.items():
+            if name not in children:
+                raise ClusterError(f"the model's graph has no weight '{name}'")
+            children[name].set_parameter("data", self._mpc(share))
+            children[name].encrypted = True
+        for module in model.modules():
+            module.encrypted = True
+        return model
+
+    def _mpc(self, share: RingArray) -> Any:
+        from crypten.mpc import MPCTensor
+
+        tensor = torch.from_numpy(np.array(share, dtype=np.int64))
+        return MPCTensor.from_shares(tensor, precision=self._bits)
+
+    def run(self, inputs: Sequence[RingArray]) -> list[RingArray]:
+        """Evaluate the model on shares; see `engines.Compute`."""
+        import crypten
+
+        started = time.perf_counter()
+        before = self._comm.exchanges
+        with crypten.no_grad(), torch.no_grad():
+            answer = self._model(self._mpc(inputs[0]))
+        self.stats.exchanges += self._comm.exchanges - before
+        self.compute_seconds += time.perf_counter() - started
+        return [np.ascontiguousarray(answer.share.numpy())]
+
+    def close(self) -> None:
+        """Forget the shares."""
+        self._model = None
+
+
+def deal(description: Mapping[str, Any], meshes: Mapping[str, Mesh], **_: Any) -> None:
+    """Serve CrypTen's triples until the session's channels close (PeerLost)."""
+    crypten_compat.deal_session(meshes[LANE])
