@@ -1,0 +1,22 @@
+"""How the fused kernels are compiled: eagerly, for the host, without the GIL, cached on disk.
+
+All kernels work on int64 with wraparound. Numba promotes mixed int64/uint64 arithmetic to
+floats, so unsigned words never appear: a logical shift is an arithmetic one and a mask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import numba
+
+Kernel = TypeVar("Kernel", bound=Callable[..., Any])
+
+
+def kernel(signature: str | None = None) -> Callable[[Kernel], Kernel]:
+    """Compile a function for `signature` at import, or inline it where it is None."""
+    options: dict[str, Any] = {"nogil": True, "cache": True, "error_model": "numpy"}
+    if signature is None:
+        return numba.njit(inline="always", **options)  # type: ignore[no-any-return]
+    return numba.njit(signature, **options)  # type: ignore[no-any-return]

@@ -1,0 +1,292 @@
+"""Bilinear ops on ring elements: convolutions (strided, dilated, grouped) and dense layers.
+
+A dense layer is a convolution whose kernel covers its input. Each op becomes an index map
+(which input element every tap of every output position reads, -1 for padding) and a kernel
+with the output channels innermost, where int64 products run at vector speed. Used by the
+parties on (xhat, W_i) and (A_i, What), and by the dealer on (A, B).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from privserve.engines.ottt.bits import pack
+from privserve.engines.ottt.jit import kernel
+from privserve.fixedpoint import RingArray
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """The shape of a convolution: (C, H, W) * (O, C / groups, kh, kw) -> (O, H', W')."""
+
+    shape: tuple[int, int, int]
+    outputs: int
+    kernel: tuple[int, int] = (1, 1)
+    strides: tuple[int, int] = (1, 1)
+    pads: tuple[int, int, int, int] = (0, 0, 0, 0)
+    """top, left, bottom, right"""
+    dilations: tuple[int, int] = (1, 1)
+    groups: int = 1
+
+    @property
+    def weight_shape(self) -> tuple[int, int, int, int]:
+        """(O, C / groups, kh, kw)."""
+        return (self.outputs, self.shape[0] // self.groups, *self.kernel)
+
+    @property
+    def output_shape(self) -> tuple[int, int, int]:
+        """(O, H', W')."""
+        _, height, width = self.shape
+        top, left, bottom, right = self.pads
+        reach_h = self.dilations[0] * (self.kernel[0] - 1) + 1
+        reach_w = self.dilations[1] * (self.kernel[1] - 1) + 1
+        return (
+            self.outputs,
+            (height + top + bottom - reach_h) // self.strides[0] + 1,
+            (width + left + right - reach_w) // self.strides[1] + 1,
+        )
+
+    @property
+    def products(self) -> int:
+        """Multiplications of one evaluation."""
+        return int(np.prod(self.output_shape)) * int(np.prod(self.weight_shape[1:]))
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields, for a program's description."""
+        return {
+            "shape": list(self.shape),
+            "outputs": self.outputs,
+            "kernel": list(self.kernel),
+            "strides": list(self.strides),
+            "pads": list(self.pads),
+            "dilations": list(self.dilations),
+            "groups": self.groups,
+        }
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> Geometry:
+        """The inverse of `to_json`."""
+        return cls(
+            **{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}  # type: ignore[arg-type]
+        )
+
+    def index_map(self) -> NDArray[np.int32]:
+        """int32[positions, C / groups * kh * kw]: the element of group 0 that a tap reads."""
+        _, height, width = self.shape
+        _, out_height, out_width = self.output_shape
+        kh, kw = self.kernel
+        rows = (
+            np.arange(out_height)[:, None] * self.strides[0]
+            + np.arange(kh)[None, :] * self.dilations[0]
+            - self.pads[0]
+        )
+        columns = (
+            np.arange(out_width)[:, None] * self.strides[1]
+            + np.arange(kw)[None, :] * self.dilations[1]
+            - self.pads[1]
+        )
+        channels = np.arange(self.shape[0] // self.groups)
+        # Axes: out row, out column, channel, kernel row, kernel column.
+        row = rows[:, None, None, :, None]
+        column = columns[None, :, None, None, :]
+        flat = (channels[None, None, :, None, None] * height + row) * width + column
+        inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
+        taps = len(channels) * kh * kw
+        return np.ascontiguousarray(
+            np.where(inside, flat, -1).reshape(out_height * out_width, taps), dtype=np.int32
+        )
+
+    def arrange(self, weight: RingArray) -> RingArray:
+        """A weight as the kernel reads it: int64[groups, taps, outputs per group, padded to 8].
+
+        Full vectors of eight outputs; the padding is zeros that are never written out.
+        """
+        groups, each = self.groups, self.outputs // self.groups
+        taps = int(np.prod(self.weight_shape[1:]))
+        padded = each if each < _FEW_OUTPUTS else -(-each // 8) * 8
+        out = np.zeros((groups, taps, padded), dtype=np.int64)
+        out[:, :, :each] = weight.reshape(groups, each, taps).transpose(0, 2, 1)
+        return out
+
+
+_FEW_OUTPUTS = 4
+"""Below this many outputs per group (depthwise), positions are the inner loop instead."""
+
+
+@kernel("void(int64[::1], int32[:,::1], int64[:,:,::1], int64, int64, int64[::1])")
+def convolve_add(
+    x: RingArray,
+    index: NDArray[np.int32],
+    weight: RingArray,
+    each: int,
+    group_size: int,
+    out: RingArray,
+) -> None:
+    """out[O * positions] += weight * x for one sample; x: int64[C * H * W].
+
+    each: outputs per group; group_size: input elements per group.
+    """
+    groups, taps, padded = weight.shape
+    positions = index.shape[0]
+    if each < 4:
+        for g in range(groups):
+            for o in range(each):
+                start = (g * each + o) * positions
+                for tap in range(taps):
+                    factor = weight[g, tap, o]
+                    for p in range(positions):
+                        j = index[p, tap]
+                        if j >= 0:
+                            out[start + p] += x[g * group_size + j] * factor
+        return
+    total = np.empty(padded, np.int64)
+    for g in range(groups):
+        base = g * group_size
+        for p in range(positions):
+            for o in range(padded):
+                total[o] = 0
+            tap = 0
+            while tap + 4 <= taps:
+                j0 = index[p, tap]
+                j1 = index[p, tap + 1]
+                j2 = index[p, tap + 2]
+                j3 = index[p, tap + 3]
+                x0 = x[base + j0] if j0 >= 0 else np.int64(0)
+                x1 = x[base + j1] if j1 >= 0 else np.int64(0)
+                x2 = x[base + j2] if j2 >= 0 else np.int64(0)
+                x3 = x[base + j3] if j3 >= 0 else np.int64(0)
+                w0 = weight[g, tap]
+                w1 = weight[g, tap + 1]
+                w2 = weight[g, tap + 2]
+                w3 = weight[g, tap + 3]
+                for o in range(padded):
+                    total[o] += x0 * w0[o] + x1 * w1[o] + x2 * w2[o] + x3 * w3[o]
+                tap += 4
+            while tap < taps:
+                j = index[p, tap]
+                if j >= 0:
+                    factor = x[base + j]
+                    row = weight[g, tap]
+                    for o in range(padded):
+                        total[o] += factor * row[o]
+                tap += 1
+            start = g * each * positions + p
+            for o in range(each):
+                out[start + o * positions] += total[o]
+
+
+@kernel(
+    "void(int64[:,::1], int64, int64, int64[:,::1], int32[:,::1], int64[:,:,::1], int64,"
+    " int64, int64[::1], int64[:,::1])"
+)
+def evaluate(
+    pool: RingArray,
+    first: int,
+    z: int,
+    xhat: RingArray,
+    index: NDArray[np.int32],
+    weight: RingArray,
+    each: int,
+    group_size: int,
+    bias: RingArray,
+    out: RingArray,
+) -> None:
+    """out = L(xhat, W_i) + Z_i + bias_i for a batch; Z_i lies in the packs from word `z`."""
+    for sample in range(xhat.shape[0]):
+        row = pool[(first + sample) % pool.shape[0]]
+        y = out[sample]
+        for o in range(y.shape[0]):
+            y[o] = row[z + o] + bias[o]
+        convolve_add(xhat[sample], index, weight, each, group_size, y)
+
+
+@kernel(
+    "void(int64[:,::1], int64, int64, int64, int64, int64, int64, int32[:,::1],"
+    " int64[:,:,::1], int64, int64)"
+)
+def precompute(
+    pool: RingArray,
+    first: int,
+    count: int,
+    a: int,
+    inputs: int,
+    z: int,
+    outputs: int,
+    index: NDArray[np.int32],
+    weight: RingArray,
+    each: int,
+    group_size: int,
+) -> None:
+    """Z_i = L(A_i, What) + C_i in place of C_i, for `count` packs from slot `first`."""
+    for k in range(count):
+        row = pool[(first + k) % pool.shape[0]]
+        convolve_add(
+            row[a : a + inputs], index, weight, each, group_size, row[z : z + outputs]
+        )
+
+
+@kernel(
+    "void(int64[:,::1], int64, int64[:,:,::1], int64, int64, int64, int64, int32[:,::1],"
+    " int64[:,:,::1], int64, int64, int64[:,::1])"
+)
+def deal(
+    first_stream: RingArray,
+    a: int,
+    shares: RingArray,
+    inputs: int,
+    c: int,
+    target: int,
+    outputs: int,
+    index: NDArray[np.int32],
+    weight: RingArray,
+    each: int,
+    group_size: int,
+    out: RingArray,
+) -> None:
+    """Party 0's C_0 = L(A, B) - sum of the other C_i, for a batch of packs.
+
+    first_stream: int64[B, words of A], party 0's masks; shares: int64[n - 1, B, words], the
+    other parties' streams, with A_i at word `a` and C_i at `c`; out[:, target:] is written.
+    """
+    total = np.empty(inputs, np.int64)
+    for sample in range(out.shape[0]):
+        for e in range(inputs):
+            total[e] = first_stream[sample, a + e]
+        for i in range(shares.shape[0]):
+            for e in range(inputs):
+                total[e] += shares[i, sample, a + e]
+        y = out[sample, target : target + outputs]
+        for o in range(outputs):
+            y[o] = 0
+        for i in range(shares.shape[0]):
+            for o in range(outputs):
+                y[o] -= shares[i, sample, c + o]
+        convolve_add(total, index, weight, each, group_size, y)
+
+
+@kernel(
+    "void(int64[:,::1], int64, int64, int64[:,::1], int64, int64[:,::1], int64[:,::1])"
+)
+def mask_input(
+    pool: RingArray,
+    first: int,
+    a: int,
+    x: RingArray,
+    bits: int,
+    masked: RingArray,
+    packed: RingArray,
+) -> None:
+    """masked = x - A_i for a batch (int64[B, count]), and its low `bits` bits packed."""
+    count = x.shape[1]
+    for sample in range(x.shape[0]):
+        row = pool[(first + sample) % pool.shape[0]]
+        source = x[sample]
+        out = masked[sample]
+        for e in range(count):
+            out[e] = source[e] - row[a + e]
+        pack(out, count, bits, packed[sample])

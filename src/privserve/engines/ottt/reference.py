@@ -1,0 +1,149 @@
+"""Slow, obviously right versions of the fused kernels, one element at a time in Python ints.
+
+Tests hold each kernel against the function of the same name here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from privserve.engines.ottt.comparison import ComparisonPlan
+from privserve.fixedpoint import RingArray
+
+Matrix = NDArray[np.int64]
+
+
+def pack(values: Sequence[int], bits: int) -> list[int]:
+    """The words of `bits.pack`: each of ceil(N / 64) columns as one long integer, cut up."""
+    lanes = -(-len(values) // 64)
+    rows = -(-len(values) // lanes)
+    words = -(-rows * bits // 64)
+    columns = [
+        sum(
+            (int(v) & (2**bits - 1)) << (row * bits)
+            for row, v in enumerate(list(values)[lane::lanes])
+        )
+        for lane in range(lanes)
+    ]
+    return [columns[i % lanes] >> (64 * (i // lanes)) & (2**64 - 1) for i in range(words * lanes)]
+
+
+def chunks_of(plan: ComparisonPlan, value: int) -> list[int]:
+    """The chunks x_1..x_c of the K - 1 low bits of `value`, the most significant first."""
+    chunks, position = [], plan.bits - 1
+    for width in plan.widths:
+        position -= width
+        chunks.append(value >> position & (2**width - 1))
+    return chunks
+
+
+def comparison_matrix(
+    plan: ComparisonPlan, x: int, r: int, mask_bit: int, r1: Matrix, r2: Matrix
+) -> Matrix:
+    """M = R1 L R2 over GF(2), for L of determinant [x_low < r_low] ^ mask_bit.
+
+    r1, r2: {0,1}[c, c], upper unitriangular; r2 differs from the identity in its last
+    column only.
+    """
+    c = plan.chunks
+    matrix = np.zeros((c, c), dtype=np.int64)
+    for k, (xk, rk) in enumerate(zip(chunks_of(plan, x), chunks_of(plan, r), strict=True)):
+        if k < c - 1:
+            matrix[k, k] = xk == rk
+            matrix[k + 1, k] = 1
+        matrix[k, c - 1] ^= int(xk < rk)
+    matrix[0, c - 1] ^= mask_bit
+    return r1 @ matrix @ r2 % 2
+
+
+def unpack_free_bits(plan: ComparisonPlan, free: int) -> tuple[Matrix, Matrix, int]:
+    """R1, R2 and b from the dealer's free bits, as `deal_relu` reads them."""
+    c = plan.chunks
+    r1, r2 = np.eye(c, dtype=np.int64), np.eye(c, dtype=np.int64)
+    position = 0
+    for column in range(1, c):
+        for row in range(column):
+            r1[row, column] = free >> position & 1
+            position += 1
+    for row in range(c - 1):
+        r2[row, c - 1] = free >> position & 1
+        position += 1
+    return r1, r2, free >> position & 1
+
+
+def pack_matrix(matrix: Matrix) -> int:
+    """M's bits on and above the diagonal, column by column."""
+    word = position = 0
+    for column in range(matrix.shape[1]):
+        for row in range(column + 1):
+            word |= int(matrix[row, column]) << position
+            position += 1
+    return word
+
+
+def determinant(word: int, chunks: int) -> int:
+    """det over GF(2) of the matrix with these packed bits and ones below its diagonal."""
+    matrix = np.zeros((chunks, chunks), dtype=np.int64)
+    position = 0
+    for column in range(chunks):
+        for row in range(column + 1):
+            matrix[row, column] = word >> position & 1
+            position += 1
+        if column + 1 < chunks:
+            matrix[column + 1, column] = 1
+    return round(np.linalg.det(matrix.astype(float))) % 2
+
+
+def finish_relu(
+    that: int, dhat: int, bits: int, plan: ComparisonPlan, lead: int, share: dict[str, int]
+) -> int:
+    """A share of ReLU(u) mod 2^bits from shares named b, b_rho1, r, w, w_m, b_m."""
+    half, full = 1 << (plan.bits - 1), 1 << plan.bits
+    mhat = that >> (plan.bits - 1)
+    public = that % half + (0 if mhat else half)
+    rho0 = share["r"] - full * share["w"]
+    rho1 = share["r"] - full * share["w_m"]
+    b_rho0 = share["b_rho1"] + full * share["b_m"]
+    rho, b_rho = (rho1, share["b_rho1"]) if mhat else (rho0, b_rho0)
+    if dhat:  # d = 1 - b
+        return (lead * public - rho - (share["b"] * public - b_rho)) % 2**bits
+    return (share["b"] * public - b_rho) % 2**bits
+
+
+def finish_truncate(
+    that: int, bits: int, comparison_bits: int, lead: int, share: dict[str, int]
+) -> int:
+    """A share of u mod 2^bits from shares named r, w, w_m."""
+    full, half = 1 << comparison_bits, 1 << (comparison_bits - 1)
+    wrap = share["w"] if that >= half else share["w_m"]
+    return (lead * (that - half // 2) - share["r"] + full * wrap) % 2**bits
+
+
+def linear(x: RingArray, weight: RingArray, geometry: dict[str, list[int]]) -> RingArray:
+    """A grouped convolution by its definition, over the integers mod 2^64.
+
+    x: int64[C, H, W]; weight: int64[O, C / groups, kh, kw]; geometry: strides, dilations,
+    pads (top, left, bottom, right), groups ([g]). Returns int64[O, H', W'].
+    """
+    (sh, sw), (dh, dw) = geometry["strides"], geometry["dilations"]
+    top, left, bottom, right = geometry["pads"]
+    groups = geometry["groups"][0]
+    padded = np.pad(x, ((0, 0), (top, bottom), (left, right)))
+    outs, per_group, kh, kw = weight.shape
+    height = (padded.shape[1] - dh * (kh - 1) - 1) // sh + 1
+    width = (padded.shape[2] - dw * (kw - 1) - 1) // sw + 1
+    out = np.zeros((outs, height, width), dtype=np.int64)
+    for o in range(outs):
+        first = o // (outs // groups) * per_group
+        for i in range(height):
+            for j in range(width):
+                patch = padded[
+                    first : first + per_group,
+                    i * sh : i * sh + dh * (kh - 1) + 1 : dh,
+                    j * sw : j * sw + dw * (kw - 1) + 1 : dw,
+                ]
+                out[o, i, j] = (patch * weight[o]).sum()
+    return out
