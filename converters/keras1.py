@@ -1,0 +1,113 @@
+"""Keras 1's layers and weights in the words and the order of Keras 2."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from converters.errors import ConversionError
+
+if TYPE_CHECKING:
+    from converters.network import Network
+
+Config = dict[str, Any]
+
+_CLASSES = {
+    "Convolution1D": "Conv1D",
+    "Convolution2D": "Conv2D",
+    "AtrousConvolution1D": "Conv1D",
+    "AtrousConvolution2D": "Conv2D",
+    "SeparableConvolution2D": "SeparableConv2D",
+    "Deconvolution2D": "Conv2DTranspose",
+}
+_MERGES = {
+    "sum": "Add",
+    "mul": "Multiply",
+    "ave": "Average",
+    "max": "Maximum",
+    "concat": "Concatenate",
+}
+_KEYS = {
+    "output_dim": "units",
+    "nb_filter": "filters",
+    "bias": "use_bias",
+    "border_mode": "padding",
+    "p": "rate",
+    "pool_length": "pool_size",
+    "filter_length": "kernel_size",
+}
+
+
+def from_keras1(class_name: str, config: Config) -> tuple[str, Config]:
+    """Class name and settings of a Keras 1 layer, as Keras 2 would have written them.
+
+    Raises: ConversionError for what has no equal in Keras 2.
+    """
+    new = {_KEYS.get(key, key): value for key, value in config.items()}
+    if class_name == "Merge":
+        return _merge(new)
+    if class_name == "BatchNormalization" and config.get("mode", 0) == 1:
+        raise ConversionError(
+            f"layer {config.get('name')!r} (BatchNormalization): mode=1 normalizes each sample by "
+            "its own statistics, which is not supported; train with mode=0"
+        )
+    if "dim_ordering" in config:
+        is_theano = config["dim_ordering"] == "th"
+        new["data_format"] = "channels_first" if is_theano else "channels_last"
+    if class_name.startswith("ZeroPadding") or class_name.startswith("Cropping"):
+        return class_name, new  # their `padding` and `cropping` kept their meaning
+    if "nb_row" in config:
+        new["kernel_size"] = [config["nb_row"], config.get("nb_col")]
+    for old in ("subsample", "subsample_length", "stride"):
+        if old in config:
+            new["strides"] = config[old]
+    if "atrous_rate" in config:
+        new["dilation_rate"] = config["atrous_rate"]
+    if class_name.startswith("UpSampling1D"):
+        new["size"] = config.get("length", 2)
+    return _CLASSES.get(class_name, class_name), new
+
+
+def _merge(config: Config) -> tuple[str, Config]:
+    mode = config.get("mode")
+    if "layers" in config or not isinstance(mode, str) or mode not in _MERGES:
+        raise ConversionError(
+            f"layer {config.get('name')!r} (Merge): mode {mode!r} of Keras 1 is not supported; "
+            f"rebuild the model functionally with one of {', '.join(sorted(_MERGES))}"
+        )
+    return _MERGES[mode], {"name": config.get("name"), "axis": config.get("concat_axis", -1)}
+
+
+def modernize_weights(network: Network, backend: str | None) -> None:
+    """Brings the weights of a Keras 1 model into the order of Keras 2, in place.
+
+    Keras 1 kept kernels of its 'th' ordering as (out, in, rows, columns), and those of
+    Conv1D with a dummy axis. Files written on Theano hold true convolutions, kernels
+    flipped in space; files that do not tell the backend are taken for TensorFlow's, as
+    Keras 2 does.
+    """
+    for layer in network.layers:
+        if layer.network is not None:
+            modernize_weights(layer.network, backend)
+            continue
+        for role in ("kernel", "depthwise_kernel", "pointwise_kernel"):
+            if role in layer.weights and layer.class_name != "Dense":
+                layer.weights[role] = _modern_kernel(
+                    layer.weights[role], layer.class_name, layer.config, backend == "theano"
+                )
+
+
+def _modern_kernel(
+    kernel: NDArray[np.generic], class_name: str, config: Config, is_flipped: bool
+) -> NDArray[np.generic]:
+    if class_name == "Conv1D":
+        if kernel.ndim == 4 and kernel.shape[1] == 1:  # (length, 1, in, out)
+            kernel = kernel[:, 0]
+        elif kernel.ndim == 4 and kernel.shape[3] == 1:  # Theano's: (out, in, length, 1)
+            kernel = kernel[..., 0].transpose(2, 1, 0)
+        return kernel[::-1] if is_flipped else kernel
+    if kernel.ndim == 4 and config.get("data_format") == "channels_first":
+        kernel = kernel.transpose(2, 3, 1, 0)
+    return kernel[::-1, ::-1] if is_flipped else kernel

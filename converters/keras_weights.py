@@ -1,0 +1,198 @@
+"""Gives the layers of a Network their weights, from any of Keras' ways to store them.
+
+Legacy HDF5 (`weights.h5`, full models as `.h5`): a group per layer with a list of names;
+a model in a model has one group for all of its weights, trainable ones first.
+Version 3 (`model.weights.h5`): a tree of the objects; a layer goes by its class' name and
+a count, its weights by their number.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from converters.errors import ConversionError
+from converters.hdf5 import Hdf5
+from converters.keras_layers import kind_of
+from converters.network import Layer, Network
+
+Array = NDArray[np.generic]
+
+# Weights that training does not change by gradients; a model in a model stores them last.
+NOT_TRAINED = frozenset({"moving_mean", "moving_variance", "mean", "variance", "count"})
+
+MISMATCH = "the weights and the architecture do not belong together"
+
+
+def roles_of(layer: Layer) -> tuple[str, ...]:
+    """The weights that a layer (not a nested model) has, in Keras' order."""
+    return tuple(kind_of(layer).roles(layer.config))
+
+
+def check_supported(network: Network) -> None:
+    """Raises the ConversionError of the first layer that cannot be converted."""
+    for layer in network.layers:
+        if layer.network is not None:
+            try:
+                check_supported(layer.network)
+            except ConversionError as error:
+                raise error.at(layer.place) from None
+        else:
+            kind_of(layer)
+
+
+# --- legacy HDF5 -----------------------------------------------------------------------
+
+
+def assign_legacy(network: Network, file: Hdf5, root: h5py.Group) -> None:
+    """Weights from the legacy layout; `root` has the attribute layer_names.
+
+    By name where the file has every layer that needs weights, else in order.
+    """
+    stored: dict[str, list[str]] = {}
+    for name in file.names(root, "layer_names") or []:
+        group = file.group(root, name)
+        names = file.names(group, "weight_names") if group is not None else None
+        if names:
+            stored[name] = names
+    layers = [layer for layer in network.layers if _slots(layer)]
+    if all(layer.name in stored for layer in layers):
+        pairs = [(layer, layer.name) for layer in layers]
+    elif len(layers) == len(stored):
+        pairs = list(zip(layers, stored, strict=True))
+    else:
+        raise ConversionError(
+            f"the file holds weights of {len(stored)} layers but the architecture has "
+            f"{len(layers)} layers with weights; {MISMATCH}"
+        )
+    for layer, name in pairs:
+        try:
+            group = file.group(root, name)
+            arrays = [file.array(group, weight) for weight in stored[name]]
+            _fill(layer, stored[name], arrays)
+        except ConversionError as error:
+            raise error.at(layer.place) from None
+
+
+Slot = tuple[Layer, str]
+
+
+def _slots(layer: Layer) -> list[Slot]:
+    """(layer, role) of each weight of a layer or nested model, layer by layer."""
+    if layer.network is None:
+        return [(layer, role) for role in roles_of(layer)]
+    return [slot for inner in layer.network.layers for slot in _slots(inner)]
+
+
+def _trainable_first(slots: list[Slot]) -> list[Slot]:
+    def is_trained(slot: Slot) -> bool:
+        return slot[1] not in NOT_TRAINED and slot[0].config.get("trainable", True) is not False
+
+    return [s for s in slots if is_trained(s)] + [s for s in slots if not is_trained(s)]
+
+
+def _fill(layer: Layer, names: Sequence[str], arrays: Sequence[Array]) -> None:
+    """Distributes the arrays of one group over a layer, or over the layers of a model in it.
+
+    The order inside a nested model changed between versions and depends on which layers
+    were frozen; the roles in the weights' names tell which order it is.
+    """
+    slots = _slots(layer)
+    orders = [_trainable_first(slots), slots]
+    if len(names) != len(slots):
+        raise ConversionError(
+            f"the file holds {len(names)} weights for it, but its settings ask for "
+            f"{len(slots)}; {MISMATCH}"
+        )
+    roles = [_role_in(name) for name in names]
+    fitting = [o for o in orders if _agrees(roles, [role for _, role in o])]
+    for (owner, role), array in zip((fitting or orders)[0], arrays, strict=True):
+        owner.weights[role] = array
+
+
+def _role_in(name: str) -> str:
+    """'block/conv2d/kernel:0' -> 'kernel'."""
+    return re.sub(r"(:\d+)?$", "", name.rsplit("/", 1)[-1])
+
+
+def _agrees(found: Sequence[str], expected: Sequence[str]) -> bool:
+    return all(f == e or f not in expected for f, e in zip(found, expected, strict=True))
+
+
+# --- version 3 -------------------------------------------------------------------------
+
+
+def assign_v3(network: Network, file: Hdf5, root: h5py.Group) -> None:
+    """Weights from the version 3 layout; `root` holds the tree of the whole model."""
+    # tf.keras 2.12 named the list of layers after an attribute of its own.
+    group = file.group(root, "layers") or file.group(root, "_layer_checkpoint_dependencies")
+    if group is None:
+        if any(_slots(layer) for layer in network.layers):
+            raise ConversionError("its weights have no layers; save the model anew")
+        return
+    for layer, name in _v3_names(network.layers):
+        found = file.group(group, name)
+        try:
+            _fill_v3(layer, file, found)
+        except ConversionError as error:
+            raise error.at(layer.place) from None
+
+
+def _fill_v3(layer: Layer, file: Hdf5, group: h5py.Group | None) -> None:
+    if layer.network is not None:
+        if group is not None:
+            assign_v3(layer.network, file, group)
+        elif _slots(layer):
+            raise ConversionError("its weights are missing from the file")
+        return
+    roles = roles_of(layer)
+    if not roles:
+        return
+    held = file.group(group, "vars") if group is not None else None
+    if held is None or len(held) != len(roles):
+        raise ConversionError(
+            f"the file holds {0 if held is None else len(held)} weights for it, but its settings "
+            f"ask for {len(roles)}; {MISMATCH}"
+        )
+    for i, role in enumerate(roles):
+        layer.weights[role] = file.array(held, str(i))
+
+
+def _v3_names(layers: Sequence[Layer]) -> Iterator[tuple[Layer, str]]:
+    """Each layer with its name in the file: its class in snake case, counted."""
+    counts: dict[str, int] = {}
+    for layer in layers:
+        name = snake_case(layer.class_name)
+        count = counts.get(name, 0)
+        counts[name] = count + 1
+        yield layer, f"{name}_{count}" if count else name
+
+
+def snake_case(name: str) -> str:
+    """Keras' own rule: 'SeparableConv2D' -> 'separable_conv2d'."""
+    name = re.sub(r"\W+", "", name)
+    name = re.sub("(.)([A-Z][a-z]+)", r"\1_\2", name)
+    return re.sub("([a-z])([A-Z])", r"\1_\2", name).lower()
+
+
+# --- a live model ----------------------------------------------------------------------
+
+
+def assign_live(network: Network, layer_named: Callable[[str], object]) -> None:
+    """Weights from a Keras model in memory; `layer_named` gives its layers."""
+    for layer in network.layers:
+        live = layer_named(layer.name) if _slots(layer) else None
+        if live is None:
+            continue
+        try:
+            if layer.network is not None:
+                assign_live(layer.network, live.get_layer)  # type: ignore[attr-defined]
+            else:
+                arrays = [np.asarray(array) for array in live.get_weights()]  # type: ignore[attr-defined]
+                _fill(layer, [""] * len(arrays), arrays)
+        except ConversionError as error:
+            raise error.at(layer.place) from None

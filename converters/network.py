@@ -1,0 +1,319 @@
+"""The configuration of a Keras model, of any generation, as one plain graph of calls.
+
+Keras has written its configuration in four ways since version 1; whatever wrote the
+file, the result here is a `Network`: layers, and calls of layers on tensors. A model
+inside a model is a layer that holds a `Network` of its own.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from converters.errors import ConversionError
+from converters.keras1 import from_keras1
+
+MAX_LAYERS = 10_000
+MAX_DEPTH = 16  # models in models
+
+Config = dict[str, Any]
+Ref = tuple[str, int, int]  # layer, number of its call, number of the call's output
+
+MODEL_CLASSES = frozenset({"Sequential", "Model", "Functional"})
+# Where Keras' own layers say that they come from; anything else is somebody's own class.
+KERAS_MODULES = ("keras.layers", "keras.models", "keras.engine", "keras.src.layers",
+                 "keras.src.models", "keras.src.engine", "tensorflow.keras")  # fmt: skip
+
+
+@dataclass
+class Layer:
+    """One layer: its settings, and its weights by role once they are read."""
+
+    name: str
+    class_name: str
+    config: Config
+    weights: dict[str, NDArray[np.generic]] = field(default_factory=dict)
+    network: Network | None = None
+
+    @property
+    def place(self) -> str:
+        """How error messages name the layer."""
+        return f"layer {self.name!r} ({self.class_name})"
+
+
+@dataclass
+class Call:
+    """`layer` applied, as its `number`-th call, to the tensors `inputs`."""
+
+    layer: Layer
+    number: int
+    inputs: list[Ref]
+
+
+@dataclass
+class Network:
+    """A model: its layers in file order, its calls in an order that they can run in.
+
+    keras: the version that wrote it, as (major, minor), because meanings changed.
+    """
+
+    name: str
+    class_name: str
+    layers: list[Layer]
+    calls: list[Call]
+    inputs: list[Ref]
+    outputs: list[Ref]
+    keras: tuple[int, int]
+
+
+def read_network(config: object, keras: tuple[int, int], depth: int = 0) -> Network:
+    """A Keras model configuration as a Network.
+
+    config: {"class_name": "Sequential" | "Model" | "Functional", "config": ...}.
+
+    Raises: ConversionError where the configuration is not one that Keras writes.
+    """
+    if depth > MAX_DEPTH:
+        raise ConversionError(f"models are nested more than {MAX_DEPTH} deep")
+    outer = as_dict(config, "the model's configuration")
+    class_name = str(outer.get("class_name"))
+    inner = outer.get("config")
+    if isinstance(inner, list):  # before Keras 2.2.3 a Sequential was a bare list of layers
+        inner = {"name": "sequential", "layers": inner}
+    inner = as_dict(inner, "the model's configuration")
+    if class_name not in MODEL_CLASSES:
+        raise ConversionError(
+            f"the model is of class {class_name!r}; only Sequential and functional models carry "
+            "their structure in the file, so rebuild it as one of these and save it again"
+        )
+    entries = inner.get("layers")
+    if not isinstance(entries, list) or not entries:
+        raise ConversionError(f"the model {class_name!r} has no layers")
+    if len(entries) > MAX_LAYERS:
+        raise ConversionError(f"the model has more than {MAX_LAYERS} layers")
+    layers = [_read_layer(entry, keras, depth) for entry in entries]
+    name = str(inner.get("name") or class_name.lower())
+    names = [layer.name for layer in layers]
+    if len(set(names)) != len(names):
+        raise ConversionError(f"two layers of {name!r} have the same name")
+    if class_name == "Sequential":
+        return _sequential(name, inner, outer, layers, keras)
+    return _functional(name, class_name, inner, entries, layers, keras)
+
+
+def as_dict(value: object, what: str) -> Config:
+    """`value` if it is a dictionary, else a ConversionError that names `what`."""
+    if not isinstance(value, dict):
+        raise ConversionError(f"{what} is malformed: a dictionary is missing")
+    return value
+
+
+def input_shape_of(layer: Layer) -> list[int | None] | None:
+    """The shape, without the batch, that a layer's own settings declare for its input."""
+    config = layer.config
+    if layer.network is not None:
+        first = layer.network.layers[0]
+        return input_shape_of(first)
+    for key in ("batch_shape", "batch_input_shape", "input_shape", "shape"):
+        shape = config.get(key)
+        if isinstance(shape, dict):  # tuples under {"class_name": "__tuple__", "items": [...]}
+            shape = shape.get("items")
+        if isinstance(shape, list | tuple):
+            shape = list(shape[1:] if key.startswith("batch") else shape)
+            if not all(n is None or (type(n) is int and n > 0) for n in shape):
+                raise ConversionError(f"{layer.place}: the input shape {shape} is malformed")
+            return shape
+    return None
+
+
+def _read_layer(entry: object, keras: tuple[int, int], depth: int) -> Layer:
+    entry = as_dict(entry, "a layer's configuration")
+    class_name = str(entry.get("class_name"))
+    config = entry.get("config")
+    if class_name in MODEL_CLASSES:
+        inner_name = config.get("name") if isinstance(config, dict) else None
+        name = str(entry.get("name") or inner_name or class_name.lower())
+        try:
+            network = read_network(entry, keras, depth + 1)
+        except ConversionError as error:
+            raise error.at(f"layer {name!r} ({class_name})") from None
+        return Layer(name, class_name, {}, network=network)
+    config = as_dict(config, f"the configuration of a layer of class {class_name!r}")
+    layer = Layer(str(entry.get("name") or config.get("name")), class_name, config)
+    module = entry.get("module") or "keras.layers"
+    registered = entry.get("registered_name")
+    own_class = (registered and registered != class_name) or ">" in class_name
+    if own_class or not str(module).startswith(KERAS_MODULES):
+        raise ConversionError(
+            f"{layer.place}: not one of Keras' own layers (it comes from {module!r}), and code "
+            "from files is never run; rebuild the model from Keras' layers"
+        )
+    return from_keras1_layer(layer) if keras[0] == 1 else layer
+
+
+def from_keras1_layer(layer: Layer) -> Layer:
+    """A layer as Keras 1 wrote it, in the words of Keras 2."""
+    class_name, config = from_keras1(layer.class_name, layer.config)
+    return Layer(layer.name, class_name, config)
+
+
+def _sequential(
+    name: str, inner: Config, outer: Config, layers: list[Layer], keras: tuple[int, int]
+) -> Network:
+    if layers[0].class_name != "InputLayer":
+        shape = input_shape_of(layers[0])
+        build = outer.get("build_config")
+        built = inner.get("build_input_shape") or (build or {}).get("input_shape")
+        if shape is None and isinstance(built, list):
+            shape = built[1:]
+        config = {} if shape is None else {"batch_shape": [None, *shape]}
+        layers.insert(0, Layer(f"{layers[0].name}_input", "InputLayer", config))
+    calls = [Call(layer, 0, [(layers[i].name, 0, 0)]) for i, layer in enumerate(layers[1:])]
+    return Network(
+        name, "Sequential", layers, calls,
+        [(layers[0].name, 0, 0)], [(layers[-1].name, 0, 0)], keras,
+    )  # fmt: skip
+
+
+def _functional(
+    name: str,
+    class_name: str,
+    inner: Config,
+    entries: list[Any],
+    layers: list[Layer],
+    keras: tuple[int, int],
+) -> Network:
+    waiting = []
+    for entry, layer in zip(entries, layers, strict=True):
+        nodes = entry.get("inbound_nodes")
+        if not isinstance(nodes, list):
+            raise ConversionError(f"{layer.place}: its inbound_nodes are missing")
+        for number, node in enumerate(nodes):
+            waiting.append(Call(layer, number, list(_node_inputs(node, layer))))
+    inputs = list(_refs(inner.get("input_layers")))
+    outputs = list(_refs(inner.get("output_layers")))
+    if not inputs or not outputs:
+        raise ConversionError(f"the model {name!r} has no input or no output")
+    _count_from_zero(layers, waiting, outputs)
+    return Network(name, class_name, layers, _in_order(waiting, inputs), inputs, outputs, keras)
+
+
+def _node_inputs(node: object, layer: Layer) -> Iterable[Ref]:
+    """The tensors of one call, from either way of writing it down.
+
+    Keras 3 writes {"args": [...], "kwargs": {...}} with tensors marked as such; all
+    before it wrote [[layer, call, output, kwargs], ...].
+    """
+    if isinstance(node, dict):
+        arguments = node.get("args")
+        kwargs = node.get("kwargs") or {}
+        extra = {k: v for k, v in kwargs.items() if k not in ("training", "mask") and v is not None}
+        if extra:
+            raise ConversionError(
+                f"{layer.place}: it is called with the argument {min(extra)!r}, "
+                "which is not supported"
+            )
+        yield from _keras_tensors(arguments, layer)
+        return
+    if isinstance(node, list) and len(node) == 4 and isinstance(node[0], str):
+        node = [node]
+    for item in node if isinstance(node, list) else [None]:
+        if not isinstance(item, list) or len(item) < 3:
+            raise ConversionError(f"{layer.place}: its inbound_nodes are malformed")
+        if len(item) > 3 and isinstance(item[3], dict):
+            extra_keys = set(item[3]) - {"training", "mask"}
+            if extra_keys:
+                raise ConversionError(
+                    f"{layer.place}: it is called with the argument {min(extra_keys)!r}, "
+                    "which is not supported"
+                )
+        yield _ref(item)
+
+
+def _keras_tensors(value: object, layer: Layer) -> Iterable[Ref]:
+    if isinstance(value, list | tuple):
+        for item in value:
+            yield from _keras_tensors(item, layer)
+    elif isinstance(value, dict) and value.get("class_name") == "__keras_tensor__":
+        yield _ref(as_dict(value.get("config"), "a tensor").get("keras_history"))
+    elif isinstance(value, dict) and value.get("class_name") == "__tuple__":
+        yield from _keras_tensors(value.get("items"), layer)
+    else:
+        raise ConversionError(f"{layer.place}: it is called on something that is not a tensor")
+
+
+def _refs(value: object) -> Iterable[Ref]:
+    """The tensors in an input_layers / output_layers entry: one, a list, or a dictionary."""
+    if isinstance(value, dict):
+        for item in value.values():
+            yield from _refs(item)
+    elif isinstance(value, list) and len(value) == 3 and isinstance(value[0], str):
+        yield _ref(value)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _refs(item)
+    else:
+        raise ConversionError("the model's inputs or outputs are malformed")
+
+
+def _ref(value: object) -> Ref:
+    if isinstance(value, list | tuple) and len(value) >= 3:
+        name, call, output = value[:3]
+        if isinstance(name, str) and type(call) is int and type(output) is int:
+            return name, call, output
+    raise ConversionError("a reference to a layer's output is malformed")
+
+
+def _count_from_zero(layers: list[Layer], calls: list[Call], outputs: list[Ref]) -> None:
+    """Makes the calls of nested models count from 0.
+
+    A model that was built as a functional one has a call of its own, number 0, that is
+    not in the file, so the calls in the file count from 1; a Sequential without an
+    input has none. Every call in a file is used by someone, so the lowest number in use
+    tells which it is.
+    """
+    refs = [ref for call in calls for ref in call.inputs] + outputs
+    first: dict[str, int] = {}
+    for name, number, _ in refs:
+        first[name] = min(number, first.get(name, number))
+    nested = {layer.name for layer in layers if layer.network is not None}
+
+    def shifted(ref: Ref) -> Ref:
+        return (ref[0], ref[1] - first[ref[0]], ref[2]) if ref[0] in nested else ref
+
+    for call in calls:
+        call.inputs = [shifted(ref) for ref in call.inputs]
+    outputs[:] = [shifted(ref) for ref in outputs]
+
+
+def _in_order(waiting: list[Call], inputs: list[Ref]) -> list[Call]:
+    """The calls sorted so that each comes after those it needs (Kahn's algorithm)."""
+    users: dict[tuple[str, int], list[int]] = {}
+    missing = []
+    for i, call in enumerate(waiting):
+        sources = {ref[:2] for ref in call.inputs}
+        missing.append(len(sources))
+        for source in sources:
+            users.setdefault(source, []).append(i)
+    ready = deque(ref[:2] for ref in inputs)
+    ordered: list[Call] = []
+    done = set(ready)
+    while ready:
+        for i in users.get(ready.popleft(), []):
+            missing[i] -= 1
+            source = (waiting[i].layer.name, waiting[i].number)
+            if missing[i] == 0 and source not in done:
+                ordered.append(waiting[i])
+                done.add(source)
+                ready.append(source)
+    stuck = next((c for c in waiting if (c.layer.name, c.number) not in done), None)
+    if stuck is not None:
+        raise ConversionError(
+            f"{stuck.layer.place}: its inputs lead round in a circle or to no input of the model"
+        )
+    return ordered
