@@ -19,9 +19,7 @@ def deal_relu_pools(
     others = prg.int64((parties - 1, batch, words))
     own = prg.int64((2, batch, count))
     first = np.zeros((batch, words), np.int64)
-    nonlinear.deal_relu(
-        own, others, 0, 0, count, bits, plan.bits, plan.spec(), plan.chunks, first
-    )
+    nonlinear.deal_relu(own, others, 0, 0, count, bits, plan.bits, plan.spec(), plan.chunks, first)
     return [first, *others], own
 
 
@@ -47,8 +45,16 @@ def relu(
     for i in range(parties):
         bias = nonlinear.rounding(parties, shift) if i == 0 else 0
         nonlinear.mask_shifted(
-            pools[i], 0, 2 * count, 1 << (plan.bits - 1) if i == 0 else 0, values[i],
-            shift, plan.bits, bias, masked[i], packed[i],
+            pools[i],
+            0,
+            2 * count,
+            1 << (plan.bits - 1) if i == 0 else 0,
+            values[i],
+            shift,
+            plan.bits,
+            bias,
+            masked[i],
+            packed[i],
         )
     that = [open_sum(packed, masked[i], i, plan.bits) for i in range(parties)]
     fields = 5 if nonlinear.relu_is_wide(bits, plan.bits) else 3
@@ -57,8 +63,16 @@ def relu(
     packed = [np.zeros((batch, words), np.int64) for _ in values]
     for i in range(parties):
         nonlinear.look_up(
-            pools[i], 0, fields * count, that[i], plan.spec(), plan.chunks,
-            plan.opened_bits, plan.bits, matrix[i], packed[i],
+            pools[i],
+            0,
+            fields * count,
+            that[i],
+            plan.spec(),
+            plan.chunks,
+            plan.opened_bits,
+            plan.bits,
+            matrix[i],
+            packed[i],
         )
     outs, opened = [], []
     for i in range(parties):
@@ -95,16 +109,22 @@ def truncate(
     for i in range(parties):
         bias = nonlinear.rounding(parties, shift) if i == 0 else 0
         nonlinear.mask_shifted(
-            pools[i], 0, 0, 1 << (comparison_bits - 2) if i == 0 else 0, values[i], shift,
-            comparison_bits, bias, masked[i], packed[i],
+            pools[i],
+            0,
+            0,
+            1 << (comparison_bits - 2) if i == 0 else 0,
+            values[i],
+            shift,
+            comparison_bits,
+            bias,
+            masked[i],
+            packed[i],
         )
     outs = []
     for i in range(parties):
         that = open_sum(packed, masked[i], i, comparison_bits)
         out = np.empty((batch, count), np.int64)
-        nonlinear.finish_truncate(
-            pools[i], 0, 0, that, bits, comparison_bits, int(i == 0), out
-        )
+        nonlinear.finish_truncate(pools[i], 0, 0, that, bits, comparison_bits, int(i == 0), out)
         outs.append(out)
     return outs
 

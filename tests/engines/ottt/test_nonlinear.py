@@ -56,9 +56,7 @@ def test_the_opened_matrix_is_r1_l_r2_with_the_comparison_as_its_determinant(bit
         total = int(r[:, 0, e].sum()) & keep
         r1, r2, b = reference.unpack_free_bits(plan, int(opened["own"][1, 0, e]))
         m = total >> (bits - 1)
-        matrix = reference.comparison_matrix(
-            plan, int(opened["that"][0, e]), total, b ^ m, r1, r2
-        )
+        matrix = reference.comparison_matrix(plan, int(opened["that"][0, e]), total, b ^ m, r1, r2)
         word = int(opened["matrix"][0, e])
         assert word == reference.pack_matrix(matrix)
         mhat = int(opened["that"][0, e]) >> (bits - 1)
@@ -72,7 +70,15 @@ def test_the_opened_matrix_is_r1_l_r2_with_the_comparison_as_its_determinant(bit
 @pytest.mark.parametrize("parties", [2, 3, 4])
 @pytest.mark.parametrize(
     ("comparison_bits", "shift", "bits"),
-    [(25, 14, 39), (20, 14, 34), (25, 14, 64), (37, 14, 51), (43, 14, 64), (44, 20, 58), (9, 0, 30)],
+    [
+        (25, 14, 39),
+        (20, 14, 34),
+        (25, 14, 64),
+        (37, 14, 51),
+        (43, 14, 64),
+        (44, 20, 58),
+        (9, 0, 30),
+    ],
 )
 def test_relu_is_within_a_unit_per_party_at_every_border(parties, comparison_bits, shift, bits):
     values = borders(comparison_bits, shift)

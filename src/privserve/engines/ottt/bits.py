@@ -87,3 +87,17 @@ def unpack_xor(packed: RingArray, count: int, bits: int, total: RingArray) -> No
             for lane in range(width):
                 value = (packed[word + lane] >> shift) & low
                 total[start + lane] ^= (value | (packed[word + lanes + lane] << back)) & keep
+
+
+@kernel("void(int64[:,::1], int64, int64, int64[:,::1])")
+def unpack_add_batch(packed: RingArray, count: int, bits: int, total: RingArray) -> None:
+    """`unpack_add` row by row: packed int64[B, words], total int64[B, count]."""
+    for sample in range(packed.shape[0]):
+        unpack_add(packed[sample], count, bits, total[sample])
+
+
+@kernel("void(int64[:,::1], int64, int64, int64[:,::1])")
+def unpack_xor_batch(packed: RingArray, count: int, bits: int, total: RingArray) -> None:
+    """`unpack_xor` row by row: packed int64[B, words], total int64[B, count]."""
+    for sample in range(packed.shape[0]):
+        unpack_xor(packed[sample], count, bits, total[sample])

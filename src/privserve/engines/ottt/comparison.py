@@ -35,7 +35,7 @@ them share a word. M travels column by column: column j takes j bits from j(j-1)
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 
@@ -82,18 +82,17 @@ class ComparisonPlan:
             position -= width
             lanes = 64 >> width
             rows += [
-                (position, width, k, word * lanes)
-                for word in range(_words(k, width, self.chunks))
+                (position, width, k, word * lanes) for word in range(_words(k, width, self.chunks))
             ]
         return np.array(rows, dtype=np.int64)
 
 
 def _words(k: int, width: int, chunks: int) -> int:
     planes = chunks if k == chunks else 2 * k
-    return -(-planes * 2**width // 64)
+    return -(-planes * (1 << width) // 64)
 
 
-@lru_cache(maxsize=None)
+@cache
 def plan_comparison(bits: int) -> ComparisonPlan:
     """The cheapest plan for a comparison of `bits` bits (MIN_BITS..MAX_BITS)."""
     if not MIN_BITS <= bits <= MAX_BITS:

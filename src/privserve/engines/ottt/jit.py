@@ -7,7 +7,7 @@ floats, so unsigned words never appear: a logical shift is an arithmetic one and
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numba
 
@@ -18,5 +18,7 @@ def kernel(signature: str | None = None) -> Callable[[Kernel], Kernel]:
     """Compile a function for `signature` at import, or inline it where it is None."""
     options: dict[str, Any] = {"nogil": True, "cache": True, "error_model": "numpy"}
     if signature is None:
-        return numba.njit(inline="always", **options)  # type: ignore[no-any-return]
-    return numba.njit(signature, **options)  # type: ignore[no-any-return]
+        compiled: Any = numba.njit(inline="always", **options)
+    else:
+        compiled = numba.njit(signature, **options)
+    return cast(Callable[[Kernel], Kernel], compiled)

@@ -225,9 +225,7 @@ def precompute(
     """Z_i = L(A_i, What) + C_i in place of C_i, for `count` packs from slot `first`."""
     for k in range(count):
         row = pool[(first + k) % pool.shape[0]]
-        convolve_add(
-            row[a : a + inputs], index, weight, each, group_size, row[z : z + outputs]
-        )
+        convolve_add(row[a : a + inputs], index, weight, each, group_size, row[z : z + outputs])
 
 
 @kernel(
@@ -269,9 +267,7 @@ def deal(
         convolve_add(total, index, weight, each, group_size, y)
 
 
-@kernel(
-    "void(int64[:,::1], int64, int64, int64[:,::1], int64, int64[:,::1], int64[:,::1])"
-)
+@kernel("void(int64[:,::1], int64, int64, int64[:,::1], int64, int64[:,::1], int64[:,::1])")
 def mask_input(
     pool: RingArray,
     first: int,

@@ -499,9 +499,7 @@ def deal_relu(
                     table[e] ^= s[back + e]
 
 
-@kernel(
-    "void(int64[:,::1], int64[:,:,::1], int64, int64, int64, int64, int64, int64[:,::1])"
-)
+@kernel("void(int64[:,::1], int64[:,:,::1], int64, int64, int64, int64, int64, int64[:,::1])")
 def deal_truncate(
     own: RingArray,
     shares: RingArray,
@@ -538,6 +536,4 @@ def deal_truncate(
                 row[target + e] = r0 | (wrap << comparison_bits)
                 row[target + count + e] = wrap_m
             else:
-                row[target + e] = (
-                    r0 | ((wrap & keep_high) << comparison_bits) | (wrap_m << bits)
-                )
+                row[target + e] = r0 | ((wrap & keep_high) << comparison_bits) | (wrap_m << bits)

@@ -109,8 +109,8 @@ def finish_relu(
     b_rho0 = share["b_rho1"] + full * share["b_m"]
     rho, b_rho = (rho1, share["b_rho1"]) if mhat else (rho0, b_rho0)
     if dhat:  # d = 1 - b
-        return (lead * public - rho - (share["b"] * public - b_rho)) % 2**bits
-    return (share["b"] * public - b_rho) % 2**bits
+        return (lead * public - rho - (share["b"] * public - b_rho)) % (1 << bits)
+    return (share["b"] * public - b_rho) % (1 << bits)
 
 
 def finish_truncate(
@@ -119,7 +119,7 @@ def finish_truncate(
     """A share of u mod 2^bits from shares named r, w, w_m."""
     full, half = 1 << comparison_bits, 1 << (comparison_bits - 1)
     wrap = share["w"] if that >= half else share["w_m"]
-    return (lead * (that - half // 2) - share["r"] + full * wrap) % 2**bits
+    return (lead * (that - half // 2) - share["r"] + full * wrap) % (1 << bits)
 
 
 def linear(x: RingArray, weight: RingArray, geometry: dict[str, list[int]]) -> RingArray:

@@ -1,0 +1,63 @@
+"""Where each op's tuple lies in a pack: word offsets that all parties and the dealer share.
+
+A pack is a run of 64-bit words: first the masks A of all linear ops, which every party
+draws from its own stream, then the fields that party 0 is sent by the dealer and that the
+other parties draw from their streams too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from privserve.engines.ottt import nonlinear
+from privserve.engines.ottt.comparison import plan_comparison
+from privserve.program import Op, Program
+
+
+@dataclass(frozen=True)
+class PackLayout:
+    """The words of one pack."""
+
+    masks: Mapping[int, int]
+    """Per index of a linear op: the first word of its mask A."""
+    fields: Mapping[int, int]
+    """Per index of an op with a tuple: its first corrected word (C of a linear op)."""
+    mask_words: int
+    words: int
+
+    @property
+    def corrected_words(self) -> int:
+        """What party 0 is sent per pack."""
+        return self.words - self.mask_words
+
+
+def tuple_words(program: Program, op: Op) -> int:
+    """Corrected words of the op's tuple per query."""
+    value = program.values[op.output]
+    if op.kind == "linear":
+        return value.size
+    if op.kind == "relu":
+        plan = plan_comparison(op.attributes["comparison_bits"])
+        return value.size * nonlinear.relu_words(plan, value.bits)
+    if op.kind == "truncate":
+        k = op.attributes["comparison_bits"]
+        return value.size * nonlinear.truncate_words(value.bits, k)
+    return 0
+
+
+def lay_out(program: Program) -> PackLayout:
+    """The layout of `program`'s packs."""
+    masks: dict[int, int] = {}
+    word = 0
+    for index, op in enumerate(program.ops):
+        if op.kind == "linear":
+            masks[index] = word
+            word += program.values[op.inputs[0]].size
+    mask_words = word
+    fields: dict[int, int] = {}
+    for index, op in enumerate(program.ops):
+        if words := tuple_words(program, op):
+            fields[index] = word
+            word += words
+    return PackLayout(masks, fields, mask_words, word)

@@ -1,0 +1,425 @@
+"""A compute party: the online phase, and the thread that keeps its pool of packs full."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from privserve.engines import Mesh, RunStats
+from privserve.engines.ottt import linear, local, nonlinear
+from privserve.engines.ottt.bits import packed_words, unpack_add_batch, unpack_xor_batch
+from privserve.engines.ottt.comparison import plan_comparison
+from privserve.engines.ottt.dealer import (
+    CREDIT,
+    LANE,
+    PACKS_PER_MESSAGE,
+    mask_of_weights,
+    split_keys,
+)
+from privserve.engines.ottt.layout import lay_out
+from privserve.engines.ottt.linear import Geometry
+from privserve.engines.ottt.pool import Pool
+from privserve.errors import ClusterError, InputError
+from privserve.fixedpoint import RingArray
+from privserve.prg import Prg
+from privserve.program import Op, Program
+
+ONLINE = "online"
+
+POOL_QUERIES = 512
+POOL_BYTES = 256 << 20
+
+
+@dataclass
+class Stats(RunStats):
+    """What a party counted since its session began; times in seconds."""
+
+    packs_used: int = 0
+    packs_waited_for: int = 0
+    exchange_seconds: float = 0.0
+    waiting_seconds: float = 0.0
+    """Waiting for packs."""
+    run_seconds: float = 0.0
+    """In `run`, exchanges and waiting included."""
+
+
+class Compute:
+    """One compute party's side of a session.
+
+    description: of the program; shares: of its parameters, by name; meshes: "online" among
+    the compute parties, "deal" with the dealer. pool_queries and pool_bytes bound the pool.
+    Construction is collective: it opens W - B, starts the pool's thread and waits for
+    `ready_packs` packs, so the first query meets no cold start.
+    """
+
+    def __init__(
+        self,
+        description: Mapping[str, Any],
+        shares: Mapping[str, RingArray],
+        meshes: Mapping[str, Mesh],
+        *,
+        pool_queries: int = POOL_QUERIES,
+        pool_bytes: int = POOL_BYTES,
+        packs_per_message: int = PACKS_PER_MESSAGE,
+        ready_packs: int = 16,
+        **_: Any,
+    ) -> None:
+        self.program = Program.from_json(description)
+        self.layout = lay_out(self.program)
+        self.stats = Stats()
+        self._mesh, self._dealer = meshes[ONLINE], meshes[LANE]
+        self._rank, self._parties = self._mesh.rank, self._mesh.n
+        slots = max(1, min(pool_queries, pool_bytes // (8 * self.layout.words)))
+        self.pool = Pool(slots, self.layout.words)
+        self._chunk = max(1, min(packs_per_message, slots))
+        self._broken = False
+        self._sizes: dict[int, _Buffers] = {}
+
+        setup_key, pack_key = split_keys(self._dealer.recv(self._parties))
+        self._stream = Prg(pack_key)
+        self._linear = self._open_weights(shares, Prg(setup_key))
+        self._parameters = {
+            op.attributes["parameter"]: shares[op.attributes["parameter"]]
+            for op in self.program.ops
+            if op.kind == "add_parameter"
+        }
+        self._thread = threading.Thread(target=self._fill_pool, name="packs", daemon=True)
+        self._thread.start()
+        self.pool.wait_for(min(ready_packs, slots))
+
+    def _open_weights(self, shares: Mapping[str, RingArray], prg: Prg) -> dict[int, _Linear]:
+        """Open What = W - B of every linear op and arrange it and W_i for the kernels."""
+        masks = mask_of_weights(self.program, prg)
+        ops = self.program.ops
+        own = np.concatenate(
+            [np.zeros(0, np.int64)]
+            + [(shares[ops[i].attributes["weight"]] - b).ravel() for i, b in masks.items()]
+        )
+        opened = own.copy()
+        for payload in self._mesh.exchange(own.data.cast("B")):
+            if payload is not None:
+                opened += np.frombuffer(payload, dtype=np.int64)
+        linears: dict[int, _Linear] = {}
+        start = 0
+        for index, mask in masks.items():
+            what = opened[start : start + mask.size].reshape(mask.shape)
+            start += mask.size
+            geometry = Geometry.from_json(ops[index].attributes["geometry"])
+            bias = np.zeros(self.program.values[ops[index].output].size, np.int64)
+            if name := ops[index].attributes["bias"]:
+                positions = bias.size // geometry.outputs
+                bias += np.repeat(np.asarray(shares[name], np.int64), positions)
+            linears[index] = _Linear(
+                index=geometry.index_map(),
+                weight=geometry.arrange(shares[ops[index].attributes["weight"]]),
+                opened=geometry.arrange(what),
+                bias=bias,
+                each=geometry.outputs // geometry.groups,
+                inputs=self.program.values[ops[index].inputs[0]].size,
+                group_size=self.program.values[ops[index].inputs[0]].size // geometry.groups,
+            )
+        return linears
+
+    # The pool's thread.
+
+    def _fill_pool(self) -> None:
+        try:
+            owed = 0
+            while True:
+                if not owed:
+                    owed = self.pool.room(self._chunk, self.pool.slots * 3 // 4)
+                    if not owed:
+                        break
+                    if self._rank == 0:
+                        self._dealer.send(self._parties, CREDIT.pack(owed))
+                count = min(owed, self._chunk)
+                self._make_packs(count)
+                owed -= count
+                if self.pool.closed and self._rank:
+                    break
+            if self._rank == 0:
+                self._dealer.send(self._parties, CREDIT.pack(0))
+        except BaseException as failure:
+            self.pool.fail(failure)
+
+    def _make_packs(self, count: int) -> None:
+        """Fill the next `count` slots: draw or receive the fields, then compute every Z_i."""
+        packs, slots, layout = self.pool.packs, self.pool.slots, self.layout
+        first = self.pool.made
+        corrected = None
+        if self._rank == 0:
+            frame = self._dealer.recv(self._parties)
+            corrected = np.frombuffer(frame, dtype=np.int64).reshape(count, layout.corrected_words)
+        for k in range(count):
+            row = packs[(first + k) % slots]
+            if corrected is None:
+                self._stream.fill(row.data)
+            else:
+                self._stream.fill(row[: layout.mask_words].data)
+                row[layout.mask_words :] = corrected[k]
+        for index, op in self._linear.items():
+            linear.precompute(
+                packs,
+                first,
+                count,
+                layout.masks[index],
+                op.inputs,
+                layout.fields[index],
+                op.bias.size,
+                op.index,
+                op.opened,
+                op.each,
+                op.group_size,
+            )
+        self.stats.bytes_dealt += 0 if corrected is None else corrected.nbytes
+        self.pool.publish(count)
+
+    # The online phase.
+
+    def run(self, inputs: Sequence[RingArray]) -> list[RingArray]:
+        """Shares of the outputs, int64[B, ...], from shares of the inputs; collective."""
+        if self._broken:
+            raise ClusterError("the session failed earlier; share the model again")
+        ports = self.program.inputs
+        if len(inputs) != len(ports) or any(
+            x.shape[1:] != self.program.values[port.value].shape or len(x) != len(inputs[0])
+            for x, port in zip(inputs, ports, strict=True)
+        ):
+            raise InputError(
+                "the model takes "
+                + ", ".join(f"(B, {self.program.values[p.value].shape})" for p in ports)
+            )
+        batch, most = len(inputs[0]), self.pool.slots
+        if batch <= most:
+            return self._run_batch(inputs)
+        parts = [
+            self._run_batch([x[at : at + most] for x in inputs]) for at in range(0, batch, most)
+        ]
+        return [np.concatenate(pieces) for pieces in zip(*parts, strict=True)]
+
+    def _run_batch(self, inputs: Sequence[RingArray]) -> list[RingArray]:
+        began = time.perf_counter()
+        batch = len(inputs[0])
+        first, waited = self.pool.take(batch)
+        if waited:
+            self.stats.packs_waited_for += batch
+            self.stats.waiting_seconds += time.perf_counter() - began
+        self.stats.packs_used += batch
+        try:
+            values: dict[int, RingArray] = {
+                port.value: np.asarray(x, dtype=np.int64)
+                for port, x in zip(self.program.inputs, inputs, strict=True)
+            }
+            buffers = self._buffers(batch)
+            buffers.pack_number = first
+            for index, op in enumerate(self.program.ops):
+                values[op.output] = self._step(index, op, values, first, buffers)
+            return [values[port.value].copy() for port in self.program.outputs]
+        except BaseException:
+            self._broken = True
+            raise
+        finally:
+            self.pool.release(batch)
+            self.stats.run_seconds += time.perf_counter() - began
+
+    def _step(
+        self, index: int, op: Op, values: Mapping[int, RingArray], first: int, buffers: _Buffers
+    ) -> RingArray:
+        shape = self.program.values[op.output].shape
+        x = values[op.inputs[0]]
+        if op.kind == "linear":
+            return self._run_linear(index, x, first, buffers).reshape(len(x), *shape)
+        if op.kind == "relu":
+            return self._run_relu(index, op, x, first, buffers).reshape(x.shape)
+        if op.kind == "truncate":
+            return self._run_truncate(index, op, x, first, buffers).reshape(x.shape)
+        return local.apply(
+            op.kind,
+            op.attributes,
+            [values[i] for i in op.inputs],
+            shape,
+            self._rank == 0,
+            self._parameters,
+        )
+
+    def _run_linear(self, index: int, x: RingArray, first: int, buffers: _Buffers) -> RingArray:
+        op, b = self._linear[index], buffers.of[index]
+        flat = np.ascontiguousarray(x).reshape(len(x), -1)
+        a, z = self.layout.masks[index], self.layout.fields[index]
+        linear.mask_input(self.pool.packs, first, a, flat, b.bits, b.opened, b.packed)
+        self._open(b.packed, b.opened, b.bits, buffers)
+        linear.evaluate(
+            self.pool.packs,
+            first,
+            z,
+            b.opened,
+            op.index,
+            op.weight,
+            op.each,
+            op.group_size,
+            op.bias,
+            b.out,
+        )
+        return b.out
+
+    def _run_relu(
+        self, index: int, op: Op, x: RingArray, first: int, buffers: _Buffers
+    ) -> RingArray:
+        b, packs, base = buffers.of[index], self.pool.packs, self.layout.fields[index]
+        shift, k = op.attributes["shift"], op.attributes["comparison_bits"]
+        plan = plan_comparison(k)
+        bits = self.program.values[op.output].bits
+        flat = np.ascontiguousarray(x).reshape(len(x), -1)
+        count, lead = flat.shape[1], self._rank == 0
+        fields = 5 if nonlinear.relu_is_wide(bits, k) else 3
+        offset = 1 << (k - 1) if lead else 0
+        bias = nonlinear.rounding(self._parties, shift) if lead else 0
+        nonlinear.mask_shifted(
+            packs, first, base + 2 * count, offset, flat, shift, k, bias, b.opened, b.packed
+        )
+        self._open(b.packed, b.opened, k, buffers)
+        nonlinear.look_up(
+            packs,
+            first,
+            base + fields * count,
+            b.opened,
+            b.spec,
+            plan.chunks,
+            plan.opened_bits,
+            k,
+            b.matrix,
+            b.packed_matrix,
+        )
+        self._open(b.packed_matrix, b.matrix, plan.opened_bits, buffers, xor=True)
+        nonlinear.finish_relu(
+            packs, first, base, b.opened, b.matrix, plan.chunks, bits, k, int(lead), b.out
+        )
+        return b.out
+
+    def _run_truncate(
+        self, index: int, op: Op, x: RingArray, first: int, buffers: _Buffers
+    ) -> RingArray:
+        b, packs, base = buffers.of[index], self.pool.packs, self.layout.fields[index]
+        shift, k = op.attributes["shift"], op.attributes["comparison_bits"]
+        bits = self.program.values[op.output].bits
+        flat = np.ascontiguousarray(x).reshape(len(x), -1)
+        lead = self._rank == 0
+        offset = 1 << (k - 2) if lead else 0
+        bias = nonlinear.rounding(self._parties, shift) if lead else 0
+        nonlinear.mask_shifted(packs, first, base, offset, flat, shift, k, bias, b.opened, b.packed)
+        self._open(b.packed, b.opened, k, buffers)
+        nonlinear.finish_truncate(packs, first, base, b.opened, bits, k, int(lead), b.out)
+        return b.out
+
+    def _open(
+        self,
+        packed: RingArray,
+        total: RingArray,
+        bits: int,
+        buffers: _Buffers,
+        xor: bool = False,
+    ) -> None:
+        """Add (or XOR) the other parties' packed shares to `total`, this party's share.
+
+        A run's first exchange also carries the pack number, so that parties whose pools
+        fell out of step notice before they use an opening under the wrong masks.
+        """
+        began = time.perf_counter()
+        number, buffers.pack_number = buffers.pack_number, None
+        payload = packed.data.cast("B")
+        if number is not None:
+            payload = memoryview(CREDIT.pack(number) + payload)
+        received = self._mesh.exchange(payload)
+        self.stats.exchange_seconds += time.perf_counter() - began
+        self.stats.exchanges += 1
+        self.stats.bytes_sent += payload.nbytes * (self._parties - 1)
+        self.stats.bytes_received += payload.nbytes * (self._parties - 1)
+        if number is not None:
+            if any(f is not None and CREDIT.unpack_from(f)[0] != number for f in received):
+                raise ClusterError("the parties' packs are out of step; share the model again")
+            received = [f if f is None else f[CREDIT.size :] for f in received]
+        unpack = unpack_xor_batch if xor else unpack_add_batch
+        for frame in received:
+            if frame is not None:
+                words = np.frombuffer(frame, dtype=np.int64).reshape(packed.shape)
+                unpack(words, total.shape[1], bits, total)
+
+    def _buffers(self, batch: int) -> _Buffers:
+        if batch not in self._sizes:
+            if len(self._sizes) >= 16:  # a server sees few sizes; forget the oldest
+                self._sizes.pop(next(iter(self._sizes)))
+            self._sizes[batch] = _Buffers.for_batch(self.program, batch)
+        return self._sizes[batch]
+
+    def close(self) -> None:
+        """End the pool's thread and forget the session's packs."""
+        self._broken = True
+        self.pool.close()
+        self._thread.join(timeout=10)
+
+
+@dataclass(frozen=True)
+class _Linear:
+    """One linear op's public index map and this party's arranged arrays."""
+
+    index: np.ndarray[Any, np.dtype[np.int32]]
+    weight: RingArray
+    opened: RingArray
+    bias: RingArray
+    each: int
+    inputs: int
+    group_size: int
+
+
+@dataclass(frozen=True)
+class _OpBuffers:
+    """What one op writes into at one batch size."""
+
+    bits: int
+    opened: RingArray
+    packed: RingArray
+    out: RingArray
+    matrix: RingArray
+    packed_matrix: RingArray
+    spec: RingArray
+
+
+@dataclass
+class _Buffers:
+    """The buffers of all ops at one batch size, made once."""
+
+    of: dict[int, _OpBuffers]
+    pack_number: int | None = None
+
+    @classmethod
+    def for_batch(cls, program: Program, batch: int) -> _Buffers:
+        none = np.zeros((0, 0), np.int64)
+        of: dict[int, _OpBuffers] = {}
+        for index, op in enumerate(program.ops):
+            if op.kind not in ("linear", "relu", "truncate"):
+                continue
+            value = program.values[op.output]
+            count = program.values[op.inputs[0]].size
+            bits = value.bits if op.kind == "linear" else op.attributes["comparison_bits"]
+            matrix = packed_matrix = spec = none
+            if op.kind == "relu":
+                plan = plan_comparison(bits)
+                spec = plan.spec()
+                matrix = np.zeros((batch, count), np.int64)
+                words = packed_words(count, plan.opened_bits)
+                packed_matrix = np.zeros((batch, words), np.int64)
+            of[index] = _OpBuffers(
+                bits=bits,
+                opened=np.zeros((batch, count), np.int64),
+                packed=np.zeros((batch, packed_words(count, bits)), np.int64),
+                out=np.zeros((batch, value.size), np.int64),
+                matrix=matrix,
+                packed_matrix=packed_matrix,
+                spec=spec,
+            )
+        return cls(of)

@@ -1,0 +1,183 @@
+"""The compiled model: a list of ops on shared values, with static shapes and no weights.
+
+`compile_onnx.compile_model` makes one; engines run it. Every value is an array of ring
+elements whose real value is element * step. Only the low `bits` bits of a value's elements
+ever matter to what consumes it, so that is what an engine has to compute and to send.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+OP_KINDS = {
+    # One opening each, and a multiplication by a secret parameter.
+    "linear": "weight * x + bias: `geometry`, `weight`, `bias` (a parameter's name or null)",
+    # Comparisons: x >> `shift`, which fits in `comparison_bits` bits with its sign.
+    "relu": "max(x >> shift, 0)",
+    "truncate": "x >> shift; the value fits in comparison_bits - 1 bits with its sign",
+    # Local: no communication.
+    "reshape": "to the output's shape",
+    "transpose": "`axes`, without the batch axis",
+    "pad": "`pads`: [[before, after] per axis] with the public ring element `value`",
+    "slice": "`slices`: [[start, stop, step] per axis]",
+    "concat": "along `axis`",
+    "add": "x + y",
+    "sub": "x - y",
+    "scale": "x * `factor`, a public integer or one per element",
+    "offset": "x + `value`, a public integer",
+    "add_parameter": "x + the secret `parameter`",
+    "sum_pool": "sums over windows: `kernel`, `strides`, `pads` [top, left, bottom, right]",
+}
+
+
+@dataclass(frozen=True)
+class Value:
+    """One intermediate value: its shape without the batch axis, and its format."""
+
+    shape: tuple[int, ...]
+    bits: int = 64
+    """Elements matter modulo 2^bits."""
+    step: float = 1.0
+    """The real value of one unit."""
+    bound: float = 0.0
+    """No |real value| exceeds it; public, it follows from ranges and from K anyway."""
+
+    @property
+    def size(self) -> int:
+        """Elements per query."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Op:
+    """One op: its kind (OP_KINDS), the layer it came from, value numbers and attributes."""
+
+    kind: str
+    layer: str
+    inputs: tuple[int, ...]
+    output: int
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Port:
+    """A model input or output."""
+
+    name: str
+    value: int
+    activation: Mapping[str, Any] | None = None
+    """What the client applies to the joined output: {"op": "Softmax", "axis": -1}."""
+
+
+@dataclass(frozen=True)
+class Program:
+    """A compiled model; see the module's docstring."""
+
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+    values: tuple[Value, ...]
+    ops: tuple[Op, ...]
+    fraction_bits: int
+    output_fraction_bits: int
+    input_range: tuple[float, float]
+    notes: tuple[str, ...] = ()
+    """What a user should know, such as bounds that come from calibration."""
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-able description; everything in it is public."""
+        return {
+            "inputs": [
+                {"name": p.name, "shape": list(self.values[p.value].shape), "value": p.value}
+                for p in self.inputs
+            ],
+            "outputs": [
+                {
+                    "name": p.name,
+                    "shape": list(self.values[p.value].shape),
+                    "value": p.value,
+                    "activation": None if p.activation is None else dict(p.activation),
+                }
+                for p in self.outputs
+            ],
+            "fraction_bits": self.fraction_bits,
+            "output_fraction_bits": self.output_fraction_bits,
+            "input_range": list(self.input_range),
+            "notes": list(self.notes),
+            "values": [
+                {"shape": list(v.shape), "bits": v.bits, "step": v.step, "bound": v.bound}
+                for v in self.values
+            ],
+            "ops": [
+                {
+                    "kind": op.kind,
+                    "layer": op.layer,
+                    "inputs": list(op.inputs),
+                    "output": op.output,
+                    "attributes": dict(op.attributes),
+                }
+                for op in self.ops
+            ],
+        }
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> Program:
+        """The inverse of `to_json`; ignores further keys."""
+        low, high = fields["input_range"]
+        return cls(
+            inputs=tuple(Port(p["name"], p["value"]) for p in fields["inputs"]),
+            outputs=tuple(Port(p["name"], p["value"], p["activation"]) for p in fields["outputs"]),
+            values=tuple(
+                Value(tuple(v["shape"]), v["bits"], v["step"], v["bound"]) for v in fields["values"]
+            ),
+            ops=tuple(
+                Op(o["kind"], o["layer"], tuple(o["inputs"]), o["output"], o["attributes"])
+                for o in fields["ops"]
+            ),
+            fraction_bits=fields["fraction_bits"],
+            output_fraction_bits=fields["output_fraction_bits"],
+            input_range=(low, high),
+            notes=tuple(fields["notes"]),
+        )
+
+    def __str__(self) -> str:
+        """A readable table of the ops: what each computes on, and what it costs per query."""
+        from privserve.engines.ottt.costs import cost_of_op
+
+        head = ("op", "layer", "shape", "range", "K", "exchanges", "B online", "B dealt")
+        rows: list[Sequence[str]] = [head]
+        totals = [0, 0, 0]
+        for op in self.ops:
+            cost = cost_of_op(self, op)
+            value = self.values[op.output]
+            numbers = (cost.exchanges, cost.bytes_online, cost.bytes_dealt)
+            totals = [t + x for t, x in zip(totals, numbers, strict=True)]
+            rows.append(
+                (
+                    op.kind,
+                    op.layer,
+                    "x".join(map(str, value.shape)),
+                    f"+-{value.bound:.4g}",
+                    str(op.attributes.get("comparison_bits", "")),
+                    *(f"{x:,}" if x else "" for x in numbers),
+                )
+            )
+        rows.append(("total", "", "", "", "", *(f"{x:,}" for x in totals)))
+        widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
+        lines = [
+            "  ".join(
+                cell.ljust(width) if i < 4 else cell.rjust(width)
+                for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+            ).rstrip()
+            for row in rows
+        ]
+        lines.insert(1, "-" * max(map(len, lines)))
+        low, high = self.input_range
+        lines.append(
+            f"inputs in [{low:g}, {high:g}], {self.fraction_bits} fraction bits; online bytes are "
+            "per query and party, dealt bytes per query for all parties"
+        )
+        lines += [f"note: {note}" for note in self.notes]
+        return "\n".join(lines)
