@@ -1,8 +1,37 @@
 """The fast engine: one-time truth tables from a dealer; see docs/protocol.md."""
 
+from __future__ import annotations
+
+from typing import Any
+
+import onnx
+
+from privserve.compile_onnx import compile_model
+from privserve.engines import Prepared
 from privserve.engines.ottt.dealer import LANE, deal
 from privserve.engines.ottt.party import ONLINE, Compute
 
+NAME = "ottt"
 LANES: tuple[str, ...] = (ONLINE, LANE)
 
-__all__ = ["LANES", "Compute", "deal"]
+
+def prepare(
+    model: onnx.ModelProto,
+    *,
+    input_range: tuple[float, float] | None = None,
+    fraction_bits: int | None = None,
+    calibration: Any = None,
+    **_: Any,
+) -> Prepared:
+    """Compile `model`; raises ModelError naming the op, node or layer that does not fit.
+
+    input_range: what every input element lies in, (-8, 8) by default; calibration: sample
+    inputs, used only where sound bounds do not fit.
+    """
+    program, parameters = compile_model(
+        model, input_range=input_range, fraction_bits=fraction_bits, calibration=calibration
+    )
+    return Prepared(NAME, {"engine": NAME, **program.to_json()}, parameters)
+
+
+__all__ = ["LANES", "Compute", "deal", "prepare"]

@@ -9,7 +9,15 @@ from __future__ import annotations
 
 import numpy as np
 
-from privserve.engines.ottt.jit import kernel
+from privserve.engines.ottt.jit import (
+    INT64,
+    NOTHING,
+    RECEIVED_ROWS,
+    RECEIVED_WORDS,
+    ROWS,
+    WORDS,
+    kernel,
+)
 from privserve.fixedpoint import RingArray
 
 
@@ -45,7 +53,7 @@ def pack(values: RingArray, count: int, bits: int, out: RingArray) -> None:
                 out[word + lanes + lane] = (values[start + lane] & keep) >> back
 
 
-@kernel("void(int64[::1], int64, int64, int64[::1])")
+@kernel(NOTHING(RECEIVED_WORDS, INT64, INT64, WORDS))
 def unpack_add(packed: RingArray, count: int, bits: int, total: RingArray) -> None:
     """total[:count] += the values in `packed`; the sums keep carries above `bits` bits."""
     lanes = (count + 63) // 64
@@ -67,7 +75,7 @@ def unpack_add(packed: RingArray, count: int, bits: int, total: RingArray) -> No
                 total[start + lane] += (value | (packed[word + lanes + lane] << back)) & keep
 
 
-@kernel("void(int64[::1], int64, int64, int64[::1])")
+@kernel(NOTHING(RECEIVED_WORDS, INT64, INT64, WORDS))
 def unpack_xor(packed: RingArray, count: int, bits: int, total: RingArray) -> None:
     """total[:count] ^= the values in `packed`."""
     lanes = (count + 63) // 64
@@ -89,14 +97,14 @@ def unpack_xor(packed: RingArray, count: int, bits: int, total: RingArray) -> No
                 total[start + lane] ^= (value | (packed[word + lanes + lane] << back)) & keep
 
 
-@kernel("void(int64[:,::1], int64, int64, int64[:,::1])")
+@kernel(NOTHING(RECEIVED_ROWS, INT64, INT64, ROWS))
 def unpack_add_batch(packed: RingArray, count: int, bits: int, total: RingArray) -> None:
     """`unpack_add` row by row: packed int64[B, words], total int64[B, count]."""
     for sample in range(packed.shape[0]):
         unpack_add(packed[sample], count, bits, total[sample])
 
 
-@kernel("void(int64[:,::1], int64, int64, int64[:,::1])")
+@kernel(NOTHING(RECEIVED_ROWS, INT64, INT64, ROWS))
 def unpack_xor_batch(packed: RingArray, count: int, bits: int, total: RingArray) -> None:
     """`unpack_xor` row by row: packed int64[B, words], total int64[B, count]."""
     for sample in range(packed.shape[0]):

@@ -14,7 +14,15 @@ import numba
 Kernel = TypeVar("Kernel", bound=Callable[..., Any])
 
 
-def kernel(signature: str | None = None) -> Callable[[Kernel], Kernel]:
+INT64 = numba.types.int64
+WORDS = numba.types.Array(INT64, 1, "C")
+ROWS = numba.types.Array(INT64, 2, "C")
+RECEIVED_WORDS = numba.types.Array(INT64, 1, "C", readonly=True)
+RECEIVED_ROWS = numba.types.Array(INT64, 2, "C", readonly=True)
+NOTHING = numba.types.void
+
+
+def kernel(signature: Any = None) -> Callable[[Kernel], Kernel]:
     """Compile a function for `signature` at import, or inline it where it is None."""
     options: dict[str, Any] = {"nogil": True, "cache": True, "error_model": "numpy"}
     if signature is None:

@@ -103,7 +103,7 @@ class Compute:
         opened = own.copy()
         for payload in self._mesh.exchange(own.data.cast("B")):
             if payload is not None:
-                opened += np.frombuffer(payload, dtype=np.int64)
+                opened += _words(payload)
         linears: dict[int, _Linear] = {}
         start = 0
         for index, mask in masks.items():
@@ -154,7 +154,7 @@ class Compute:
         corrected = None
         if self._rank == 0:
             frame = self._dealer.recv(self._parties)
-            corrected = np.frombuffer(frame, dtype=np.int64).reshape(count, layout.corrected_words)
+            corrected = _words(frame).reshape(count, layout.corrected_words)
         for k in range(count):
             row = packs[(first + k) % slots]
             if corrected is None:
@@ -346,8 +346,7 @@ class Compute:
         unpack = unpack_xor_batch if xor else unpack_add_batch
         for frame in received:
             if frame is not None:
-                words = np.frombuffer(frame, dtype=np.int64).reshape(packed.shape)
-                unpack(words, total.shape[1], bits, total)
+                unpack(_words(frame).reshape(packed.shape), total.shape[1], bits, total)
 
     def _buffers(self, batch: int) -> _Buffers:
         if batch not in self._sizes:
@@ -361,6 +360,12 @@ class Compute:
         self._broken = True
         self.pool.close()
         self._thread.join(timeout=10)
+
+
+def _words(frame: memoryview) -> RingArray:
+    """A received frame as int64 words; copied only where it is not aligned."""
+    words = np.frombuffer(frame, dtype=np.int64)
+    return words if words.flags.aligned else words.copy()
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,8 @@ def comparison_matrix(
             matrix[k + 1, k] = 1
         matrix[k, c - 1] ^= int(xk < rk)
     matrix[0, c - 1] ^= mask_bit
-    return r1 @ matrix @ r2 % 2
+    product: Matrix = r1 @ matrix @ r2 % 2
+    return product
 
 
 def unpack_free_bits(plan: ComparisonPlan, free: int) -> tuple[Matrix, Matrix, int]:
@@ -94,7 +95,7 @@ def determinant(word: int, chunks: int) -> int:
             position += 1
         if column + 1 < chunks:
             matrix[column + 1, column] = 1
-    return round(np.linalg.det(matrix.astype(float))) % 2
+    return int(round(np.linalg.det(matrix.astype(float)))) % 2
 
 
 def finish_relu(

@@ -1,0 +1,537 @@
+"""One function per ONNX op, each lowering a node to the ops of a program."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnx
+
+from privserve.builder import Traced
+from privserve.compile_onnx import (
+    Pending,
+    Tensor,
+    _Compiler,
+    _layer,
+    geometry_of,
+    lowers,
+)
+from privserve.engines.ottt.linear import Geometry
+
+Attributes = dict[str, Any]
+
+
+def _name(node: onnx.NodeProto) -> str:
+    return str(node.input[0])
+
+
+def _planes(x: Traced) -> tuple[int, int, int]:
+    """(C, H, W) of a (C, L) or (C, H, W) value."""
+    return (*x.shape, 1)[:3] if len(x.shape) == 2 else (x.shape[0], x.shape[1], x.shape[2])
+
+
+def _axis(c: _Compiler, node: onnx.NodeProto, axis: int, rank: int) -> int:
+    """An ONNX axis (batch axis counted) as an axis of a value (not counted)."""
+    axis = axis if axis >= 0 else axis + rank + 1
+    if axis == 0:
+        raise c.refuse(node, "it works across the batch")
+    return axis - 1
+
+
+# Linear ops.
+
+
+@lowers("Conv")
+def conv(c: _Compiler, node: onnx.NodeProto, attributes: Attributes) -> Tensor:
+    x, weight, bias = c.traced(_name(node)), c.constant(node, 1), c.constant(node, 2)
+    if weight is None:
+        raise c.refuse(node, "it has no weight")
+    attributes.setdefault("kernel_shape", weight.shape[2:])
+    window = geometry_of(c, node, attributes, x.shape[1:])
+    one_dimensional = len(x.shape) == 2
+    x = c.builder.reshape(x, _planes(x), _layer(node))
+    geometry = Geometry(
+        x.shape,  # type: ignore[arg-type]
+        weight.shape[0],
+        groups=int(attributes.get("group", 1)),
+        **window,  # type: ignore[arg-type]
+    )
+    shape: tuple[int, ...] = geometry.output_shape
+    return Pending(
+        x,
+        geometry,
+        weight.astype(np.float64).reshape(geometry.weight_shape),
+        np.zeros(weight.shape[0]) if bias is None else bias.astype(np.float64),
+        shape[:2] if one_dimensional else shape,
+        _layer(node),
+    )
+
+
+@lowers("Gemm")
+def gemm(c: _Compiler, node: onnx.NodeProto, attributes: Attributes) -> Tensor:
+    weight, bias = c.constant(node, 1), c.constant(node, 2)
+    if attributes.get("transA") or weight is None:
+        raise c.refuse(node, "its first input must be (B, features), its second a constant")
+    matrix = weight.astype(np.float64) * attributes.get("alpha", 1.0)
+    matrix = matrix if attributes.get("transB") else matrix.T
+    offset = np.zeros(len(matrix))
+    if bias is not None:
+        offset = offset + bias.astype(np.float64).reshape(-1) * attributes.get("beta", 1.0)
+    return _dense(c, node, matrix, offset)
+
+
+@lowers("MatMul")
+def matmul(c: _Compiler, node: onnx.NodeProto, attributes: Attributes) -> Tensor:
+    if isinstance(c.tensors[node.input[0]], np.ndarray):
+        raise c.refuse(node, "its first input is a constant; transpose the product")
+    weight = c.constant(node, 1)
+    if weight is None or weight.ndim != 2:
+        raise c.refuse(node, "its second input must be a constant matrix")
+    return _dense(c, node, weight.astype(np.float64).T, np.zeros(weight.shape[1]))
+
+
+def _dense(c: _Compiler, node: onnx.NodeProto, matrix: Any, bias: Any) -> Tensor:
+    """x (..., K) times the transposed matrix [O, K]."""
+    x, layer = c.traced(_name(node)), _layer(node)
+    outputs, features = matrix.shape
+    if x.shape[-1] != features:
+        raise c.refuse(node, f"it multiplies {x.shape[-1]} features by a weight for {features}")
+    weight = matrix.reshape(outputs, features, 1, 1)
+    positions = math.prod(x.shape[:-1])
+    if positions == 1:
+        flat = c.builder.reshape(x, (features, 1, 1), layer)
+        shape = (*x.shape[:-1], outputs)
+        geometry = Geometry((features, 1, 1), outputs)
+        return Pending(flat, geometry, weight, bias, shape, layer, channels_last=len(shape) > 1)
+    rows = c.builder.reshape(x, (positions, features), layer)
+    columns = c.builder.transpose(rows, (1, 0), layer)
+    columns = c.builder.reshape(columns, (features, positions, 1), layer)
+    geometry = Geometry((features, positions, 1), outputs)
+    shape = (*x.shape[:-1], outputs)
+    return Pending(columns, geometry, weight, bias, shape, layer, channels_last=True)
+
+
+@lowers("BatchNormalization")
+def batch_normalization(c: _Compiler, node: onnx.NodeProto, attributes: Attributes) -> Tensor:
+    gamma, beta, mean, variance = (c.constant(node, i) for i in range(1, 5))
+    if gamma is None or beta is None or mean is None or variance is None:
+        raise c.refuse(node, "its statistics must be constants")
+    scale = gamma / np.sqrt(variance.astype(np.float64) + attributes.get("epsilon", 1e-5))
+    shift = beta - mean * scale
+    tensor = c.tensors[_name(node)]
+    assert not isinstance(tensor, np.ndarray)  # constants were folded before
+    channels = (-1, *(1,) * (len(tensor.shape) - 1))
+    return c.affine(node, _name(node), scale.reshape(channels), shift.reshape(channels))
+
+
+# Pooling.
+
+
+@lowers("AveragePool")
+def average_pool(c: _Compiler, node: onnx.NodeProto, attributes: Attributes) -> Tensor:
+    tensor, layer = c.tensors[_name(node)], _layer(node)
+    assert not isinstance(tensor, np.ndarray)
+    if attributes.get("ceil_mode"):
+        raise c.refuse(node, "ceil_mode is not supported")
+    window = geometry_of(c, node, attributes, tensor.shape[1:])
+    kernel, strides, pads = window["kernel"], window["strides"], window["pads"]
+    if any(d != 1 for d in window["dilations"]):
+        raise c.refuse(node, "dilated pooling is not supported")
+    pending = c.foldable(_name(node))
+    if pending and not pending.channels_last and not any(pads):
+        fused = _fuse_mean(pending, kernel, strides, len(tensor.shape) == 2)
+        if fused.geometry.products <= pending.geometry.products:
+            return fused
+    x = c.traced(_name(node))
+    flat = len(x.shape) == 2
+    x = c.builder.reshape(x, _planes(x), layer)
+    area = math.prod(kernel)
+    sums = c.builder.sum_pool(x, kernel, strides, pads, layer)  # type: ignore[arg-type]
+    if any(pads) and not attributes.get("count_include_pad", 0):
+        ones = np.pad(np.ones(x.shape[1:]), ((pads[0], pads[2]), (pads[1], pads[3])))
+        rows = np.lib.stride_tricks.sliding_window_view(ones, kernel)
+        counts = rows[:: strides[0], :: strides[1]].sum((-2, -1))
+        factor = np.rint(area / counts * 2**10).astype(np.int64)
+        sums = c.builder.scale(sums, factor, sums.step / 2**10, layer)
+    out = c.builder.with_step(sums, 1 / area)
+    return c.builder.reshape(out, out.shape[:2] if flat else out.shape, layer)
+
+
+def _fuse_mean(
+    p: Pending, kernel: tuple[int, ...], strides: tuple[int, ...], flat: bool
+) -> Pending:
+    """A convolution and the mean over its windows as one convolution."""
+    g = p.geometry
+    reach = [
+        (k - 1) * d + 1 + (m - 1) * s
+        for k, d, m, s in zip(g.kernel, g.dilations, kernel, g.strides, strict=True)
+    ]
+    weight = np.zeros((*p.weight.shape[:2], *reach))
+    for i in range(kernel[0]):
+        for j in range(kernel[1]):
+            top, left = i * g.strides[0], j * g.strides[1]
+            height = (g.kernel[0] - 1) * g.dilations[0] + 1
+            width = (g.kernel[1] - 1) * g.dilations[1] + 1
+            weight[
+                :,
+                :,
+                top : top + height : g.dilations[0],
+                left : left + width : g.dilations[1],
+            ] += p.weight / math.prod(kernel)
+    # The window that the pooling never reaches at the far edge is cut off by the stride.
+    _, rows, columns = g.output_shape
+    out = [(rows - kernel[0]) // strides[0] + 1, (columns - kernel[1]) // strides[1] + 1]
+    step = (g.strides[0] * strides[0], g.strides[1] * strides[1])
+    top, left, _, _ = g.pads
+    bottom = max(0, (out[0] - 1) * step[0] + reach[0] - g.shape[1] - top)
+    right = max(0, (out[1] - 1) * step[1] + reach[1] - g.shape[2] - left)
+    geometry = Geometry(
+        g.shape, g.outputs, (reach[0], reach[1]), step, (top, left, bottom, right), (1, 1), g.groups
+    )
+    shape: tuple[int, ...] = geometry.output_shape
+    return Pending(
+        p.x, geometry, weight, p.bias, shape[:2] if flat else shape, p.layer, p.channels_last
+    )
+
+
+@lowers("GlobalAveragePool")
+def global_average_pool(c: _Compiler, node: onnx.NodeProto, attributes: Attributes) -> Tensor:
+    return _mean(c, node, c.traced(_name(node)), keep=True)
+
+
+@lowers("ReduceMean")
+def reduce_mean(c: _Compiler, node: onnx.NodeProto, attributes: Attributes) -> Tensor:
+    x = c.traced(_name(node))
+    axes = attributes.get("axes")
+    if axes is None:
+        given = c.constant(node, 1)
+        axes = [] if given is None else given.tolist()
+    wanted = sorted(_axis(c, node, int(a), len(x.shape)) for a in axes)
+    if wanted != list(range(1, len(x.shape))):
+        raise c.refuse(node, "only means over all spatial axes are supported")
+    return _mean(c, node, x, keep=bool(attributes.get("keepdims", 1)))
+
+
+def _mean(c: _Compiler, node: onnx.NodeProto, x: Traced, keep: bool) -> Traced:
+    layer = _layer(node)
+    rank = len(x.shape)
+    planes = c.builder.reshape(x, _planes(x), layer)
+    window = planes.shape[1:]
+    sums = c.builder.sum_pool(planes, window, (1, 1), (0, 0, 0, 0), layer)  # type: ignore[arg-type]
+    out = c.builder.with_step(sums, 1 / math.prod(window))
+    return c.builder.reshape(out, (out.shape[0], *(1,) * (rank - 1 if keep else 0)), layer)
+
+
+@lowers("MaxPool")
+def max_pool(c: _Compiler, node: onnx.NodeProto, attributes: Attributes) -> Tensor:
+    x, layer = c.traced(_name(node)), _layer(node)
+    if attributes.get("ceil_mode"):
+        raise c.refuse(node, "ceil_mode is not supported")
+    window = geometry_of(c, node, attributes, x.shape[1:])
+    flat = len(x.shape) == 2
+    x = c.builder.truncate(c.builder.reshape(x, _planes(x), layer), layer)
+    top, left, bottom, right = window["pads"]
+    lowest = float(x.range.low.min())
+    # An element that is padding only must not win: it takes the lowest value possible.
+    x = c.builder.pad(x, ((0, 0), (top, bottom), (left, right)), lowest, layer)
+    for axis in (2, 1):
+        size, stride, dilation = (window[n][axis - 1] for n in ("kernel", "strides", "dilations"))
+        x = _max_along(c, x, axis, size, stride, dilation, layer)
+    return c.builder.reshape(x, x.shape[:2] if flat else x.shape, layer)
+
+
+@lowers("GlobalMaxPool")
+def global_max_pool(c: _Compiler, node: onnx.NodeProto, attributes: Attributes) -> Tensor:
+    x, layer = c.traced(_name(node)), _layer(node)
+    rank = len(x.shape)
+    x = c.builder.truncate(c.builder.reshape(x, _planes(x), layer), layer)
+    for axis in (2, 1):
+        x = _max_along(c, x, axis, x.shape[axis], 1, 1, layer)
+    return c.builder.reshape(x, (x.shape[0], *(1,) * (rank - 1)), layer)
+
+
+def _max_along(
+    c: _Compiler, x: Traced, axis: int, size: int, stride: int, dilation: int, layer: str
+) -> Traced:
+    """The maximum over windows along one axis: a tree, one comparison per level."""
+    count = (x.shape[axis] - dilation * (size - 1) - 1) // stride + 1
+
+    def tap(index: int) -> Traced:
+        cut = [slice(0, d, 1) for d in x.shape]
+        start = index * dilation
+        cut[axis] = slice(start, start + stride * (count - 1) + 1, stride)
+        return c.builder.slice(x, cut, layer)
+
+    taps = [tap(i) for i in range(size)]
+    while len(taps) > 1:
+        pairs = len(taps) // 2
+        one = c.builder.concat(taps[0 : 2 * pairs : 2], 0, layer)
+        other = c.builder.concat(taps[1 : 2 * pairs : 2], 0, layer)
+        best = c.builder.maximum(one, other, layer)
+        each = best.shape[0] // pairs
+        rest = taps[2 * pairs :]
+        taps = []
+        for i in range(pairs):
+            cut = [slice(i * each, (i + 1) * each, 1), *(slice(0, d, 1) for d in best.shape[1:])]
+            taps.append(c.builder.slice(best, cut, layer))
+        taps += rest
+    return taps[0]
+
+
+# Activations: affine combinations of ReLUs.
+
+
+@lowers("Relu")
+def relu(c: _Compiler, node: onnx.NodeProto, attributes: Attributes) -> Tensor:
+    return c.builder.relu(c.traced(_name(node)), _layer(node))
+
+
+@lowers("LeakyRelu")
+def leaky_relu(c: _Compiler, node: onnx.NodeProto, attributes: Attributes) -> Tensor:
+    """alpha x + (1 - alpha) relu(x); alpha is public."""
+    x, layer, b = c.traced(_name(node)), _layer(node), c.builder
+    alpha = float(attributes.get("alpha", 0.01))
+    positive = b.multiply_public(b.relu(x, layer), 1 - alpha, layer)
+    return b.add(positive, b.multiply_public(b.truncate(x, layer), alpha, layer), layer)
+
+
+@lowers("PRelu")
+def prelu(c: _Compiler, node: onnx.NodeProto, attributes: Attributes) -> Tensor:
+    """relu(x) - slope relu(-x), the slopes secret."""
+    x, layer, slope = c.traced(_name(node)), _layer(node), c.constant(node, 1)
+    if slope is None:
+        raise c.refuse(node, "its slopes must be constants")
+    both = _relu_pair(c, x, _negated(c, x, layer), layer)
+    c.tensors[f"{node.output[0]}/negative"] = both[1]
+    c.readers[f"{node.output[0]}/negative"] = 1
+    scaled = c.affine(node, f"{node.output[0]}/negative", -slope.astype(np.float64), 0.0)
+    c.tensors[f"{node.output[0]}/scaled"] = scaled
+    return c.builder.add(both[0], c.traced(f"{node.output[0]}/scaled"), layer)
+
+
+@lowers("Abs")
+def absolute(c: _Compiler, node: onnx.NodeProto, attributes: Attributes) -> Tensor:
+    x, layer = c.traced(_name(node)), _layer(node)
+    positive, negative = _relu_pair(c, x, _negated(c, x, layer), layer)
+    return c.builder.add(positive, negative, layer)
+
+
+@lowers("Clip")
+def clip(c: _Compiler, node: onnx.NodeProto, attributes: Attributes) -> Tensor:
+    low, high = attributes.get("min"), attributes.get("max")
+    for position, old in ((1, low), (2, high)):
+        bound = c.constant(node, position)
+        value = old if bound is None else bound.item()
+        if position == 1:
+            low = value
+        else:
+            high = value
+    finite_low = None if low is None or low <= -1e30 else float(low)
+    finite_high = None if high is None or high >= 1e30 else float(high)
+    return _clip(c, c.traced(_name(node)), finite_low, finite_high, _layer(node))
+
+
+@lowers("HardSigmoid")
+def hard_sigmoid(c: _Compiler, node: onnx.NodeProto, attributes: Attributes) -> Tensor:
+    x, layer = c.traced(_name(node)), _layer(node)
+    alpha, beta = float(attributes.get("alpha", 0.2)), float(attributes.get("beta", 0.5))
+    if alpha <= 0:
+        raise c.refuse(node, "alpha must be positive")
+    x = c.builder.offset(c.builder.with_step(x, alpha), beta, layer)
+    return _clip(c, x, 0.0, 1.0, layer)
+
+
+def _clip(c: _Compiler, x: Traced, low: float | None, high: float | None, layer: str) -> Traced:
+    """low + relu(x - low) - relu(x - high)."""
+    b = c.builder
+    if low is None and high is None:
+        return x
+    if low is None:  # min(x, high) = high - relu(high - x)
+        assert high is not None
+        flipped = b.relu(b.offset(_negated(c, x, layer), high, layer), layer)
+        return b.offset(_negated(c, flipped, layer), high, layer)
+    if high is None:
+        return b.offset(b.relu(b.offset(x, -low, layer), layer), low, layer)
+    above, over = _relu_pair(c, b.offset(x, -low, layer), b.offset(x, -high, layer), layer)
+    out = b.offset(b.subtract(above, over, layer), low, layer)
+    return b.bounded(out, low, high)
+
+
+def _negated(c: _Compiler, x: Traced, layer: str) -> Traced:
+    return c.builder.scale(x, -1, x.step, layer)
+
+
+def _relu_pair(c: _Compiler, x: Traced, y: Traced, layer: str) -> tuple[Traced, Traced]:
+    """relu of two values of one shape in one comparison."""
+    both = c.builder.relu(c.builder.concat((x, y), 0, layer), layer)
+    half = x.shape[0]
+    rest = [slice(0, d, 1) for d in both.shape[1:]]
+    return (
+        c.builder.slice(both, [slice(0, half, 1), *rest], layer),
+        c.builder.slice(both, [slice(half, 2 * half, 1), *rest], layer),
+    )
+
+
+# Arithmetic.
+
+
+@lowers("Add", "Sub", "Mul", "Div")
+def arithmetic(c: _Compiler, node: onnx.NodeProto, attributes: Attributes) -> Tensor:
+    one, other = (c.tensors[name] for name in node.input)
+    layer, kind = _layer(node), node.op_type
+    if isinstance(one, np.ndarray):
+        if kind == "Div":
+            raise c.refuse(node, "division by a secret value is not supported")
+        constant = one.astype(np.float64)
+        if kind == "Mul":
+            return c.affine(node, node.input[1], constant, 0.0)
+        return c.affine(node, node.input[1], 1.0 if kind == "Add" else -1.0, constant)
+    if isinstance(other, np.ndarray):
+        constant = other.astype(np.float64)
+        if kind in ("Mul", "Div"):
+            return c.affine(node, node.input[0], constant if kind == "Mul" else 1 / constant, 0.0)
+        return c.affine(node, node.input[0], 1.0, constant if kind == "Add" else -constant)
+    if kind in ("Mul", "Div"):
+        raise c.refuse(node, "products of two computed values are not supported by 'ottt'")
+    x, y = c.traced(node.input[0]), c.traced(node.input[1])
+    return c.builder.add(x, y, layer) if kind == "Add" else c.builder.subtract(x, y, layer)
+
+
+@lowers("Sum")
+def total(c: _Compiler, node: onnx.NodeProto, attributes: Attributes) -> Tensor:
+    x = c.traced(node.input[0])
+    for name in node.input[1:]:
+        x = c.builder.add(x, c.traced(name), _layer(node))
+    return x
+
+
+@lowers("Neg")
+def negate(c: _Compiler, node: onnx.NodeProto, attributes: Attributes) -> Tensor:
+    return c.affine(node, _name(node), -1.0, 0.0)
+
+
+@lowers("Max")
+def maximum(c: _Compiler, node: onnx.NodeProto, attributes: Attributes) -> Tensor:
+    x = c.traced(node.input[0])
+    for name in node.input[1:]:
+        y = c.traced(name)
+        if y.shape != x.shape:
+            raise c.refuse(node, "its inputs must have one shape")
+        x = c.builder.maximum(x, y, _layer(node))
+    return x
+
+
+# Movement.
+
+
+@lowers("Identity", "Dropout", "Cast")
+def identity(c: _Compiler, node: onnx.NodeProto, attributes: Attributes) -> Tensor:
+    return c.traced(_name(node))
+
+
+@lowers("Transpose")
+def transpose(c: _Compiler, node: onnx.NodeProto, attributes: Attributes) -> Tensor:
+    x = c.traced(_name(node))
+    order = list(attributes.get("perm", range(len(x.shape), -1, -1)))
+    if order[0] != 0:
+        raise c.refuse(node, "it moves the batch axis")
+    return c.builder.transpose(x, [a - 1 for a in order[1:]], _layer(node))
+
+
+def _reshaped(shape_of: Callable[[_Compiler, onnx.NodeProto, Attributes, Traced], Any]) -> Any:
+    def lowering(c: _Compiler, node: onnx.NodeProto, attributes: Attributes) -> Tensor:
+        x = c.traced(_name(node))
+        shape = [int(d) for d in shape_of(c, node, attributes, x)]
+        if -1 in shape:
+            known = math.prod(d for d in shape if d != -1)
+            shape[shape.index(-1)] = math.prod(x.shape) // max(known, 1)
+        if math.prod(shape) != math.prod(x.shape):
+            raise c.refuse(node, f"it reshapes (B, {x.shape}) across the batch")
+        return c.builder.reshape(x, tuple(shape), _layer(node))
+
+    return lowering
+
+
+@lowers("Reshape")
+@_reshaped
+def reshape(c: _Compiler, node: onnx.NodeProto, attributes: Attributes, x: Traced) -> Any:
+    target = c.constant(node, 1)
+    if target is None:
+        raise c.refuse(node, "its shape must be a constant")
+    full = (1, *x.shape)
+    dims = [full[i] if d == 0 and i < len(full) else int(d) for i, d in enumerate(target.tolist())]
+    return dims[1:]
+
+
+@lowers("Flatten")
+@_reshaped
+def flatten(c: _Compiler, node: onnx.NodeProto, attributes: Attributes, x: Traced) -> Any:
+    if int(attributes.get("axis", 1)) != 1:
+        raise c.refuse(node, "only axis 1 keeps the batch apart")
+    return [math.prod(x.shape)]
+
+
+def _axes(c: _Compiler, node: onnx.NodeProto, attributes: Attributes) -> list[int]:
+    given = c.constant(node, 1)
+    return [int(a) for a in (attributes.get("axes", []) if given is None else given.tolist())]
+
+
+@lowers("Squeeze")
+@_reshaped
+def squeeze(c: _Compiler, node: onnx.NodeProto, attributes: Attributes, x: Traced) -> Any:
+    axes = [_axis(c, node, a, len(x.shape)) for a in _axes(c, node, attributes)]
+    return [d for i, d in enumerate(x.shape) if i not in axes]
+
+
+@lowers("Unsqueeze")
+@_reshaped
+def unsqueeze(c: _Compiler, node: onnx.NodeProto, attributes: Attributes, x: Traced) -> Any:
+    shape = list(x.shape)
+    axes = _axes(c, node, attributes)
+    for axis in sorted(_axis(c, node, a, len(shape) + len(axes)) for a in axes):
+        shape.insert(axis, 1)
+    return shape
+
+
+@lowers("Concat")
+def concat(c: _Compiler, node: onnx.NodeProto, attributes: Attributes) -> Tensor:
+    parts = [c.traced(name) for name in node.input]
+    axis = _axis(c, node, int(attributes["axis"]), len(parts[0].shape))
+    return c.builder.concat(parts, axis, _layer(node))
+
+
+@lowers("Pad")
+def pad(c: _Compiler, node: onnx.NodeProto, attributes: Attributes) -> Tensor:
+    x, amounts, value = c.traced(_name(node)), c.constant(node, 1), c.constant(node, 2)
+    if attributes.get("mode", b"constant") != b"constant" or amounts is None:
+        raise c.refuse(node, "only constant padding by constant amounts is supported")
+    flat = [int(p) for p in amounts.tolist()]
+    rank = len(x.shape) + 1
+    if (axes := c.constant(node, 3)) is not None:
+        full = [0] * (2 * rank)
+        for i, axis in enumerate(int(a) % rank for a in axes.tolist()):
+            full[axis], full[axis + rank] = flat[i], flat[i + len(axes)]
+        flat = full
+    if flat[0] or flat[rank] or min(flat) < 0:
+        raise c.refuse(node, "it pads the batch axis, or cuts")
+    pads = [(flat[i], flat[i + rank]) for i in range(1, rank)]
+    real = 0.0 if value is None else float(value.item())
+    return c.builder.pad(x, pads, real, _layer(node))
+
+
+@lowers("Slice")
+def slice_(c: _Compiler, node: onnx.NodeProto, attributes: Attributes) -> Tensor:
+    x = c.traced(_name(node))
+    starts, ends, axes, steps = (c.constant(node, i) for i in range(1, 5))
+    if starts is None or ends is None:
+        raise c.refuse(node, "its ends must be constants")
+    chosen = range(len(starts)) if axes is None else axes.tolist()
+    cut = [slice(0, d, 1) for d in x.shape]
+    for i, axis in enumerate(chosen):
+        at = _axis(c, node, int(axis), len(x.shape))
+        step = 1 if steps is None else int(steps[i])
+        whole = slice(int(starts[i]), int(ends[i]), step)
+        cut[at] = slice(*whole.indices(x.shape[at]))
+    return c.builder.slice(x, cut, _layer(node))

@@ -1,0 +1,129 @@
+"""What values an intermediate result can take: intervals, and samples for calibration.
+
+An interval is sound: for every input in the declared range no element leaves it, rounding
+included. Samples are the same values for a few inputs; they decide where intervals have
+grown past all use, as they do in deep nets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from privserve.engines.ottt.linear import Geometry
+from privserve.prg import Prg
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Range:
+    """Bounds of one value's elements, and the value for each calibration sample."""
+
+    low: Floats
+    high: Floats
+    samples: Floats
+    """float64[S, *shape]"""
+
+    @property
+    def magnitude(self) -> float:
+        """The largest absolute value that the interval allows."""
+        if not self.low.size:
+            return 0.0
+        return float(max(np.abs(self.low).max(), np.abs(self.high).max()))
+
+    @property
+    def sampled_magnitude(self) -> float:
+        """The largest absolute value among the samples."""
+        return float(np.abs(self.samples).max()) if self.samples.size else 0.0
+
+    def map(self, function: Callable[[Floats], Floats]) -> Range:
+        """The range of f(x), for a monotonic f of arrays with a batch axis."""
+        return Range(
+            function(self.low[None])[0], function(self.high[None])[0], function(self.samples)
+        )
+
+    def widened(self, units: float) -> Range:
+        """The range with both ends moved out by `units`."""
+        return Range(self.low - units, self.high + units, self.samples)
+
+    def within(self, magnitude: float) -> Range:
+        """The range cut to [-magnitude, magnitude]."""
+        return Range(
+            np.clip(self.low, -magnitude, magnitude),
+            np.clip(self.high, -magnitude, magnitude),
+            self.samples,
+        )
+
+    def scaled(self, factor: Floats | float) -> Range:
+        """The range of factor * x."""
+        one, other = self.low * factor, self.high * factor
+        return Range(np.minimum(one, other), np.maximum(one, other), self.samples * factor)
+
+    def plus(self, other: Range) -> Range:
+        """The range of x + y."""
+        return Range(self.low + other.low, self.high + other.high, self.samples + other.samples)
+
+    def shifted(self, constant: Floats | float) -> Range:
+        """The range of x + constant."""
+        return Range(self.low + constant, self.high + constant, self.samples + constant)
+
+    def convolved(self, geometry: Geometry, weight: Floats) -> Range:
+        """The range of weight * x; x: [C, H, W], weight: [O, C / groups, kh, kw]."""
+        positive, negative = np.maximum(weight, 0), np.minimum(weight, 0)
+        low, high = (np.asarray(end).reshape(1, *geometry.shape) for end in (self.low, self.high))
+        samples = self.samples.reshape(-1, *geometry.shape)
+        return Range(
+            (convolve(low, positive, geometry) + convolve(high, negative, geometry))[0],
+            (convolve(high, positive, geometry) + convolve(low, negative, geometry))[0],
+            convolve(samples, weight, geometry),
+        )
+
+
+def joined(ranges: Sequence[Range], axis: int) -> Range:
+    """The range of a concatenation along `axis` (the batch axis not counted)."""
+    return Range(
+        np.concatenate([r.low for r in ranges], axis),
+        np.concatenate([r.high for r in ranges], axis),
+        np.concatenate([r.samples for r in ranges], axis + 1),
+    )
+
+
+def convolve(x: Floats, weight: Floats, geometry: Geometry) -> Floats:
+    """weight * x in float64, for x: [B, C, H, W]."""
+    top, left, bottom, right = geometry.pads
+    padded = torch.nn.functional.pad(
+        torch.from_numpy(np.ascontiguousarray(x)), (left, right, top, bottom)
+    )
+    out = torch.nn.functional.conv2d(
+        padded,
+        torch.from_numpy(np.ascontiguousarray(weight)),
+        stride=geometry.strides,
+        dilation=geometry.dilations,
+        groups=geometry.groups,
+    )
+    return np.asarray(out.numpy(), dtype=np.float64)
+
+
+def synthetic_samples(shape: tuple[int, ...], low: float, high: float, count: int) -> Floats:
+    """`count` inputs for calibration without data: noise and smooth blobs in [low, high].
+
+    Half are uniform per element; the other half are constant over patches, since blurred
+    inputs drive convolutions much further than noise does.
+    """
+    prg = Prg()
+
+    def uniform(dims: tuple[int, ...]) -> Floats:
+        return (prg.int64(dims).view(np.uint64) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+    samples = low + (high - low) * uniform((count, *shape))
+    for index in range(count // 2):
+        coarse = uniform(tuple(-(-d // 7) for d in shape))
+        for axis in range(len(shape)):
+            coarse = np.repeat(coarse, 7, axis)
+        samples[index] = low + (high - low) * coarse[tuple(slice(d) for d in shape)]
+    return samples
