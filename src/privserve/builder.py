@@ -1,7 +1,8 @@
 """Builds a `Program` op by op: chooses steps, shifts and the K of each comparison.
 
-Activations carry f fraction bits (step 2^-f), products 2f; a ReLU or a truncation shifts
-back. Each value's range is tracked as it is built, and a comparison gets the smallest K
+Activations carry f fraction bits (step 2^-f), weights f + 4, products their sum; a ReLU or
+a truncation shifts back. The weights' rounding is what limits accuracy (it adds up over a
+sum, an activation's averages out), and finer weights widen nothing that is compared. Each value's range is tracked as it is built, and a comparison gets the smallest K
 that holds it: u = x >> shift must satisfy |u| < 2^(K-1).
 """
 
@@ -25,6 +26,9 @@ from privserve.ranges import Floats, Range, joined
 
 ROUNDING_UNITS = 16
 """Truncation is off by at most n/2 units, so up to 32 compute parties stay in range."""
+
+WEIGHT_EXTRA_BITS = 4
+"""A weight carries so many fraction bits more than an activation."""
 
 CALIBRATION_MARGIN = 8.0
 """A range that comes from samples is taken so many times wider than what they reached."""
@@ -67,7 +71,7 @@ class ProgramBuilder:
     ) -> Traced:
         """weight * x + bias; weight: [O, C / groups, kh, kw], bias: [O]; returns [O, H', W']."""
         x = self.narrow(x, layer)
-        step = 2.0 ** -(2 * self.fraction_bits + self.excess(x))
+        step = 2.0 ** -(2 * self.fraction_bits + WEIGHT_EXTRA_BITS + self.excess(x))
         factor = x.step / step
         encoded = self._encode(weight, 1 / factor, layer, "weight")
         bounds = x.range.convolved(geometry, encoded / factor)
