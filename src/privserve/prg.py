@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from numpy.typing import NDArray
 
 KEY_BYTES = 32
+_ZEROS = memoryview(bytes(1 << 15))
 
 
 def fresh_key() -> bytes:
@@ -40,8 +41,10 @@ class Prg:
     def fill(self, out: memoryview) -> None:
         """Overwrite `out` (writable, contiguous) with the next bytes of the stream."""
         flat = out.cast("B")
-        flat[:] = bytes(len(flat))
-        self._encryptor.update_into(flat, flat)
+        # The keystream is the encryption of zeros; a block of them stays in the cache.
+        for start in range(0, len(flat), len(_ZEROS)):
+            piece = flat[start : start + len(_ZEROS)]
+            self._encryptor.update_into(_ZEROS[: len(piece)], piece)
 
     def bytes(self, count: int) -> bytes:
         """The next `count` bytes of the stream."""

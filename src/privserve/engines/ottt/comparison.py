@@ -47,7 +47,7 @@ MIN_BITS = 6
 MAX_BITS = 44
 
 # One byte sent online weighs as much as this many dealt ones: it is on the critical path.
-_ONLINE_WEIGHT = 14.0
+_ONLINE_WEIGHT = 12.0
 
 
 @dataclass(frozen=True)

@@ -55,6 +55,7 @@ class PackMaker:
             if op.kind == "relu"
         }
         self._buffers: dict[int, tuple[RingArray, RingArray, RingArray]] = {}
+        self._randomness: dict[tuple[int, int], RingArray] = {}
 
     def make(self, count: int) -> RingArray:
         """The next `count` packs: int64[count, corrected words], party 0's fields.
@@ -96,18 +97,26 @@ class PackMaker:
                 base = layout.fields[index]
                 target = base - layout.mask_words
                 if op.kind == "relu":
-                    own = self._own.int64((2, count, value.size))
+                    own = self._fresh(index, (2, count, value.size))
                     spec = self._specs[index]
                     chunks = plan_comparison(k).chunks
                     nonlinear.deal_relu(
                         own, others, base, target, value.size, value.bits, k, spec, chunks, out
                     )
                 else:
-                    own = self._own.int64((count, value.size))
+                    own = self._fresh(index, (1, count, value.size))
                     nonlinear.deal_truncate(
-                        own, others, base, target, value.size, value.bits, k, out
+                        own[0], others, base, target, value.size, value.bits, k, out
                     )
         return out
+
+    def _fresh(self, index: int, shape: tuple[int, int, int]) -> RingArray:
+        """The dealer's own next randomness for op `index`, in a buffer that is reused."""
+        key = (index, shape[1])
+        if key not in self._randomness:
+            self._randomness[key] = np.empty(shape, np.int64)
+        self._own.fill(self._randomness[key].data)
+        return self._randomness[key]
 
 
 def mask_of_weights(program: Program, prg: Prg) -> dict[int, RingArray]:
