@@ -1,0 +1,72 @@
+"""Serve a trained Keras network so that no server learns input, prediction or weights.
+
+    import privserve as ps
+    cluster = ps.Cluster(ps.Worker("localhost:4000"), ps.Worker("localhost:4001"),
+                         ps.Worker("localhost:4002"))
+    with cluster:
+        model = ps.load_model("model.h5")
+        model.share(cluster)
+        model.serve(num_requests=3)
+
+and, in another process, `ps.Client("cluster.toml").query_model(x)`.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from privserve.errors import (
+    ClusterError,
+    ConfigError,
+    InputError,
+    LimitReached,
+    ModelError,
+    NotServing,
+    PrivserveError,
+    QueryError,
+    RangeError,
+)
+
+if TYPE_CHECKING:
+    from privserve.api import Cluster, SecureModel, Worker, load_model
+    from privserve.client import Client
+    from privserve.keras_hook import KerasHook
+
+__version__ = version("privserve")
+
+__all__ = [
+    "Client",
+    "Cluster",
+    "ClusterError",
+    "ConfigError",
+    "InputError",
+    "KerasHook",
+    "LimitReached",
+    "ModelError",
+    "NotServing",
+    "PrivserveError",
+    "QueryError",
+    "RangeError",
+    "SecureModel",
+    "Worker",
+    "load_model",
+]
+
+# Loaded on first use: a client need not import torch, a party need not import the client.
+_HOMES = {
+    "Client": "privserve.client",
+    "Cluster": "privserve.api",
+    "KerasHook": "privserve.keras_hook",
+    "SecureModel": "privserve.api",
+    "Worker": "privserve.api",
+    "load_model": "privserve.api",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'privserve' has no attribute '{name}'")
+    from importlib import import_module
+
+    return getattr(import_module(_HOMES[name]), name)

@@ -297,6 +297,11 @@ class LaneMesh:
         for channel in self.channels.values():
             channel.close()
 
+    def release(self) -> None:
+        """Free the descriptors; only once no thread uses the lane."""
+        for channel in self.channels.values():
+            channel.release()
+
 
 def _certified_names(sock: ssl.SSLSocket) -> set[str]:
     """The DNS names in the peer's verified certificate."""
@@ -309,6 +314,21 @@ class _Hello:
     session: str
     lane: str
     sender: str
+
+
+@dataclass(frozen=True)
+class _Wait:
+    """How long a party waits for another, and whether it still should."""
+
+    deadline: float
+    cancelled: threading.Event
+
+    @property
+    def over(self) -> bool:
+        return self.cancelled.is_set() or time.monotonic() >= self.deadline
+
+    def at_most(self, seconds: float) -> float:
+        return max(0.01, min(seconds, self.deadline - time.monotonic()))
 
 
 class Listener:
@@ -363,30 +383,30 @@ class Listener:
             self._arrived[hello] = channel
             self._changed.notify_all()
 
-    def _claim(self, hello: _Hello, deadline: float) -> Channel:
+    def _claim(self, hello: _Hello, wait: _Wait) -> Channel:
         with self._changed:
             while hello not in self._arrived:
-                left = deadline - time.monotonic()
-                if left <= 0 or self._closed:
+                if wait.over or self._closed:
                     raise ClusterError(
                         f"{hello.sender} did not connect to {self._me.name} in time; check that it "
                         f"runs and reaches {self._me.peer}"
                     )
-                self._changed.wait(left)
+                self._changed.wait(0.1)
             return self._arrived.pop(hello)
 
-    def _dial(self, peer: PartyConfig, session: str, lane: str, deadline: float) -> Channel:
+    def _dial(self, peer: PartyConfig, session: str, lane: str, wait: _Wait) -> Channel:
         host, port = peer.peer_address
         reason = "no answer"
         while True:
-            left = deadline - time.monotonic()
-            if left <= 0 or self._closed:
+            if wait.over or self._closed:
                 raise ClusterError(
                     f"{self._me.name} cannot reach {peer.name} at {peer.peer}: {reason}; check "
                     "that it runs and that the address in cluster.toml is right"
                 )
             try:
-                raw = socket.create_connection((host, port), timeout=min(left, HANDSHAKE_SECONDS))
+                raw = socket.create_connection(
+                    (host, port), timeout=wait.at_most(HANDSHAKE_SECONDS)
+                )
                 tls = self._client.wrap_socket(raw, server_hostname=peer.name)
                 channel = Channel(tls, peer.name, lane, self._tap)
                 hello = {"session": session, "lane": lane, "from": self._me.name}
@@ -401,27 +421,33 @@ class Listener:
             except OSError as error:
                 reason = _reason(error)
                 with self._changed:
-                    self._changed.wait(min(0.05, max(left, 0.0)))
+                    self._changed.wait(0.05)
 
-    def open_lanes(self, session: str, lanes: Sequence[str], timeout: float) -> dict[str, LaneMesh]:
+    def open_lanes(
+        self,
+        session: str,
+        lanes: Sequence[str],
+        timeout: float,
+        cancelled: threading.Event | None = None,
+    ) -> dict[str, LaneMesh]:
         """Connect this party with all others on every lane of one session.
 
         Collective: every party calls it with the same arguments. Of two parties the later
         one in cluster.toml dials. Raises ClusterError naming who is missing after
-        `timeout` seconds.
+        `timeout` seconds, or when `cancelled` is set meanwhile.
         """
-        deadline = time.monotonic() + timeout
+        wait = _Wait(time.monotonic() + timeout, cancelled or threading.Event())
         parties = self._config.parties
         rank = self._config.rank(self._me.name)
         opened: dict[str, dict[int, Channel]] = {lane: {} for lane in lanes}
         try:
             for index in range(rank):
                 for lane in lanes:
-                    opened[lane][index] = self._dial(parties[index], session, lane, deadline)
+                    opened[lane][index] = self._dial(parties[index], session, lane, wait)
             for index in range(rank + 1, len(parties)):
                 for lane in lanes:
                     hello = _Hello(session, lane, parties[index].name)
-                    opened[lane][index] = self._claim(hello, deadline)
+                    opened[lane][index] = self._claim(hello, wait)
         except Exception:
             for channels in opened.values():
                 for channel in channels.values():

@@ -1,0 +1,364 @@
+"""The client: splits a query into shares, sends one to each compute party, joins the answer.
+
+The plaintext never leaves this process: what goes out is a uniformly random share per
+party, and what comes back is joined here, where the final softmax or sigmoid is applied.
+"""
+
+from __future__ import annotations
+
+import ssl
+import threading
+from collections.abc import Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+import httpx
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from privserve import fixedpoint, oip, sharing
+from privserve.config import ClusterConfig, read_config, split_address
+from privserve.errors import (
+    ClusterError,
+    ConfigError,
+    InputError,
+    LimitReached,
+    NotServing,
+    QueryError,
+    RangeError,
+)
+from privserve.fixedpoint import RingArray
+
+if TYPE_CHECKING:
+    from privserve.api import Cluster
+
+Inputs = ArrayLike | Mapping[str, ArrayLike] | Sequence[ArrayLike]
+FloatArray = NDArray[np.float32]
+
+MAX_CONCURRENT = 32
+
+
+def tls_context(ca: Path) -> ssl.SSLContext:
+    """TLS 1.3 that trusts the cluster's own authority and nobody else."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    try:
+        context.load_verify_locations(ca)
+    except (OSError, ssl.SSLError):
+        raise ConfigError(
+            f"{ca} is missing or holds no certificate; copy it from where the cluster was made"
+        ) from None
+    return context
+
+
+def raise_for_answer(response: httpx.Response, who: str) -> None:
+    """Raise the typed error that a party's HTTP answer stands for, if it is one."""
+    if response.is_success:
+        return
+    try:
+        body = response.json()
+        message, code = str(body["error"]), str(body["code"])
+    except (ValueError, KeyError, TypeError):
+        message, code = f"{who} answers HTTP {response.status_code}; is it privserve?", "refused"
+    if code == "limit_reached":
+        raise LimitReached(message, response.status_code)
+    if code == "not_serving":
+        raise NotServing(message, response.status_code)
+    if code == "bad_input":
+        raise InputError(f"{who} refuses: {message}")
+    raise QueryError(message, response.status_code)
+
+
+def unreachable(who: str, address: str, error: Exception) -> ClusterError:
+    """The error for a party that HTTP cannot reach."""
+    if isinstance(error, httpx.TimeoutException):
+        return ClusterError(f"{who} at {address} did not answer in time; is the cluster alive?")
+    if "CERTIFICATE_VERIFY_FAILED" in str(error):
+        return ClusterError(
+            f"{who} at {address} belongs to another cluster than the ca.pem in use (its "
+            "certificate does not verify); take cluster.toml and ca.pem from the running cluster"
+        )
+    return ClusterError(
+        f"cannot reach {who} at {address}; is the cluster running? Start one with "
+        "`python -m privserve.launch --parties 3`"
+    )
+
+
+@dataclass(frozen=True)
+class _Peer:
+    name: str
+    address: str
+    http: httpx.Client
+
+
+@dataclass(frozen=True)
+class _Model:
+    """What a client must know of the served model; read from the parties."""
+
+    name: str
+    inputs: list[dict[str, Any]]
+    outputs: list[dict[str, Any]]
+    fraction_bits: int
+    output_fraction_bits: int
+    input_range: tuple[float, float]
+    max_rows: int
+
+
+class Client:
+    """Queries a served model. Thread-safe; also a context manager."""
+
+    def __init__(
+        self,
+        cluster: str | Path | ClusterConfig | Cluster | Sequence[str] = ".privserve/cluster.toml",
+        *,
+        ca: str | Path | None = None,
+        timeout: float = 60.0,
+    ) -> None:
+        """cluster: a cluster.toml, a running `Cluster`, or the compute parties' addresses
+        together with `ca`, the cluster's ca.pem. timeout: seconds that a query may take.
+        """
+        parties, authority = _resolve(cluster, ca)
+        context = tls_context(authority)
+        self._timeout = timeout
+        self._peers = [
+            _Peer(name, address, _connection(address, context, timeout))
+            for name, address in parties
+        ]
+        # Two stages, so that queries that wait for their requests cannot starve them.
+        self._queries = ThreadPoolExecutor(MAX_CONCURRENT, "privserve-query")
+        self._requests = ThreadPoolExecutor(MAX_CONCURRENT * len(parties), "privserve-request")
+        self._model: _Model | None = None
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._queries.shutdown(wait=False, cancel_futures=True)
+        self._requests.shutdown(wait=False, cancel_futures=True)
+        for peer in self._peers:
+            peer.http.close()
+
+    def query_model(self, x: Inputs, *, logits: bool = False) -> Any:
+        """The model's prediction for `x`, as Keras would give it, learnt by nobody else.
+
+        x: real numbers in the Keras layout with a batch axis, such as (B, 28, 28, 1); a
+        list or a dict by name for several inputs. Returns float32 of Keras' output shape,
+        a list for several outputs; with logits=True what goes into the final activation.
+        Raises InputError or RangeError for an x that does not fit, LimitReached or
+        NotServing when nobody answers queries now, ClusterError when a party is gone.
+        """
+        model = self._model or self._read_model()
+        elements = _encode(model, x)
+        try:
+            shares = self._ask(model, elements)
+        except QueryError as error:
+            if error.status == 404:
+                self._model = None  # another model is shared by now
+            raise
+        outputs = []
+        for tensor, parts in zip(model.outputs, zip(*shares, strict=True), strict=True):
+            values = fixedpoint.decode(sharing.join(parts), model.output_fraction_bits)
+            activation = None if logits else tensor["parameters"]["activation"]
+            outputs.append(apply_activation(values, activation).astype(np.float32))
+        return outputs[0] if len(outputs) == 1 else outputs
+
+    def query_model_async(self, x: Inputs, *, logits: bool = False) -> Future[Any]:
+        """As `query_model`, in the background: a future of its result."""
+        return self._queries.submit(self.query_model, x, logits=logits)
+
+    # -- with the parties -----------------------------------------------------------------
+
+    def _ask(self, model: _Model, elements: dict[str, RingArray]) -> list[list[RingArray]]:
+        """Send one share to each party; their answers, by party and output."""
+        split = {name: sharing.split(e, len(self._peers)) for name, e in elements.items()}
+        query_id = uuid4().hex
+        futures = [
+            self._requests.submit(
+                self._infer, peer, model, query_id, {name: s[i] for name, s in split.items()}
+            )
+            for i, peer in enumerate(self._peers)
+        ]
+        done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+        for future in futures:
+            if future in done and future.exception() is not None:
+                raise future.exception()  # type: ignore[misc]
+        return [future.result() for future in futures]
+
+    def _infer(
+        self, peer: _Peer, model: _Model, query_id: str, share: dict[str, RingArray]
+    ) -> list[RingArray]:
+        parts, headers = oip.format_message({"id": query_id}, share, "inputs")
+        path = f"/v2/models/{model.name}/infer"
+        response = self._call(peer, "POST", path, content=b"".join(parts), headers=headers)
+        length = response.headers.get(oip.HEADER_LENGTH)
+        try:
+            message, tensors = oip.parse_message(response.content, length, "outputs")
+            if message.get("id") != query_id:
+                raise InputError("it answers another query")
+            return [tensors[tensor["name"]] for tensor in model.outputs]
+        except (InputError, KeyError) as error:
+            raise ClusterError(f"{peer.name} gave a malformed answer: {error}") from None
+
+    def _call(self, peer: _Peer, method: str, path: str, **options: Any) -> httpx.Response:
+        try:
+            response = peer.http.request(method, path, **options)
+        except httpx.TransportError as error:
+            raise unreachable(peer.name, peer.address, error) from None
+        except RuntimeError:
+            raise ClusterError("this client is closed") from None
+        raise_for_answer(response, peer.name)
+        return response
+
+    def _read_model(self) -> _Model:
+        """Check that these are all compute parties of one cluster, and read their model."""
+        with self._lock:
+            if self._model is not None:
+                return self._model
+            about = [self._call(peer, "GET", "/v2").json() for peer in self._peers]
+            _check_roles(self._peers, about)
+            served = about[0]["models"]
+            name = served[0] if served else "none"
+            described = [
+                self._call(peer, "GET", f"/v2/models/{name}").json() for peer in self._peers
+            ]
+            for peer, other in zip(self._peers, described, strict=True):
+                if other != described[0]:
+                    raise ClusterError(f"{peer.name} describes another model than the others do")
+            self._model = _parse_model(described[0])
+            return self._model
+
+
+def _resolve(cluster: Any, ca: str | Path | None) -> tuple[list[tuple[str, str]], Path]:
+    """((name, http address) of each compute party, the authority's certificate)."""
+    if isinstance(cluster, str | Path):
+        cluster = read_config(cluster)
+    config = getattr(cluster, "config", cluster)
+    if isinstance(config, ClusterConfig):
+        return [(p.name, p.http) for p in config.compute], Path(ca or config.ca)
+    if isinstance(config, Sequence) and config and ca is not None:
+        return [(f"the party at {address}", str(address)) for address in config], Path(ca)
+    raise ConfigError(
+        "name the cluster: a cluster.toml, a started Cluster, or the compute parties' addresses "
+        "with ca="
+    )
+
+
+def _connection(address: str, context: ssl.SSLContext, timeout: float) -> httpx.Client:
+    host, port = split_address(address)
+    authority = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=MAX_CONCURRENT)
+    return httpx.Client(
+        base_url=f"https://{authority}",
+        verify=context,
+        timeout=timeout,
+        limits=limits,
+        trust_env=False,
+    )
+
+
+def _check_roles(peers: Sequence[_Peer], about: Sequence[Mapping[str, Any]]) -> None:
+    expected = about[0].get("compute_parties", [])
+    for peer, facts in zip(peers, about, strict=True):
+        if facts.get("role") != "compute":
+            raise ConfigError(
+                f"{facts.get('party')} at {peer.address} is the dealer and takes no queries; "
+                f"name the compute parties ({', '.join(expected)}) instead"
+            )
+    found = [facts["party"] for facts in about]
+    if sorted(found) != sorted(expected):
+        raise ConfigError(
+            f"a query needs every compute party ({', '.join(expected)}), "
+            f"but the addresses given are those of {', '.join(found)}"
+        )
+
+
+def _parse_model(described: Mapping[str, Any]) -> _Model:
+    facts = described["parameters"]
+    low, high = facts["input_range"]
+    return _Model(
+        name=described["name"],
+        inputs=described["inputs"],
+        outputs=described["outputs"],
+        fraction_bits=int(facts["fraction_bits"]),
+        output_fraction_bits=int(facts["output_fraction_bits"]),
+        input_range=(float(low), float(high)),
+        max_rows=int(facts["max_rows"]),
+    )
+
+
+def _encode(model: _Model, x: Inputs) -> dict[str, RingArray]:
+    """Check every input and encode it; int64 by input name."""
+    names = [tensor["name"] for tensor in model.inputs]
+    given: Any = x
+    if len(names) == 1 and not isinstance(x, Mapping):
+        given = {names[0]: x}
+    elif not isinstance(x, Mapping):
+        if not isinstance(x, list | tuple) or len(x) != len(names):
+            raise InputError(f"the model takes {len(names)} inputs {names}; give a list or a dict")
+        given = dict(zip(names, x, strict=True))
+    if set(given) != set(names):
+        raise InputError(f"the model takes the inputs {names}, not {sorted(map(str, given))}")
+    elements: dict[str, RingArray] = {}
+    rows: set[int] = set()
+    for tensor in model.inputs:
+        values = _check(tensor, given[tensor["name"]], model)
+        rows.add(len(values))
+        elements[tensor["name"]] = fixedpoint.encode(values, model.fraction_bits)
+    if len(rows) != 1:
+        raise InputError(f"all inputs need the same number of rows, not {sorted(rows)}")
+    return elements
+
+
+def _check(tensor: Mapping[str, Any], values: ArrayLike, model: _Model) -> NDArray[np.float64]:
+    name, shape = tensor["name"], tuple(tensor["shape"][1:])
+    try:
+        array = np.asarray(values)
+    except ValueError:
+        raise InputError(f"input '{name}' is not a rectangular array") from None
+    if array.dtype.kind not in "fiub":
+        raise InputError(f"input '{name}' must hold real numbers, not {array.dtype}")
+    if array.shape[1:] != shape or array.ndim != len(shape) + 1:
+        wanted = ", ".join(["B", *map(str, shape)])
+        hint = "; add a batch axis: x[None]" if array.shape == shape else ""
+        raise InputError(f"input '{name}' must have the shape ({wanted}), not {array.shape}{hint}")
+    if not 1 <= len(array) <= model.max_rows:
+        raise InputError(
+            f"a query holds 1 to {model.max_rows} rows, not {len(array)}; split it into several"
+        )
+    array = array.astype(np.float64)
+    if not np.isfinite(array).all():
+        raise RangeError(f"input '{name}' contains NaN or infinity")
+    low, high = model.input_range
+    if array.min() < low or array.max() > high:
+        raise RangeError(
+            f"input '{name}' holds values from {array.min():g} to {array.max():g}, outside "
+            f"[{low:g}, {high:g}], for which the model was shared; scale the input as for training "
+            "(pixels / 255?) or have the model shared with a wider input range"
+        )
+    return array
+
+
+def apply_activation(
+    values: NDArray[np.float64], activation: Mapping[str, Any] | None
+) -> NDArray[np.float64]:
+    """The model's last layer on joined logits: softmax, sigmoid or nothing (None)."""
+    if activation is None:
+        return values
+    if activation["op"] == "Softmax":
+        axis = int(activation["axis"])
+        powers = np.exp(values - values.max(axis=axis, keepdims=True))
+        softmax: NDArray[np.float64] = powers / powers.sum(axis=axis, keepdims=True)
+        return softmax
+    if activation["op"] == "Sigmoid":
+        # exp of a negative number only: no overflow on either side.
+        power = np.exp(-np.abs(values))
+        return np.where(values >= 0, 1 / (1 + power), power / (1 + power))
+    raise ClusterError(f"the parties ask for the unknown activation {activation['op']}")

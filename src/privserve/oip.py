@@ -1,0 +1,129 @@
+"""The Open Inference Protocol v2 on the wire: JSON messages, raw tensors behind them.
+
+A message is a JSON object whose tensors either carry "data" or, with the binary tensor
+extension, the length of their raw little-endian bytes, which follow the JSON in order; the
+header `Inference-Header-Content-Length` then says where the JSON ends. Every tensor here
+is INT64: a share.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from privserve.errors import InputError
+from privserve.fixedpoint import RingArray
+
+HEADER_LENGTH = "Inference-Header-Content-Length"
+DATATYPE = "INT64"
+MAX_AXES = 16
+
+
+def format_message(
+    message: Mapping[str, Any], tensors: Mapping[str, RingArray], key: str
+) -> tuple[list[bytes | memoryview], dict[str, str]]:
+    """A binary message: (parts of its body, HTTP headers).
+
+    message: the JSON fields but for `key` ("inputs" or "outputs"), which is built from
+    `tensors`, int64 arrays by name.
+    """
+    arrays = {name: np.ascontiguousarray(a, dtype="<i8") for name, a in tensors.items()}
+    described = [
+        {
+            "name": name,
+            "shape": list(a.shape),
+            "datatype": DATATYPE,
+            "parameters": {"binary_data_size": a.nbytes},
+        }
+        for name, a in arrays.items()
+    ]
+    head = json.dumps({**message, key: described}).encode()
+    headers = {HEADER_LENGTH: str(len(head)), "Content-Type": "application/octet-stream"}
+    return [head, *(a.reshape(-1).view(np.uint8).data for a in arrays.values())], headers
+
+
+def format_json(
+    message: Mapping[str, Any], tensors: Mapping[str, RingArray], key: str
+) -> dict[str, Any]:
+    """The same message as plain JSON, its tensors as flat lists."""
+    described = [
+        {"name": n, "shape": list(a.shape), "datatype": DATATYPE, "data": a.reshape(-1).tolist()}
+        for n, a in tensors.items()
+    ]
+    return {**message, key: described}
+
+
+def parse_message(
+    body: bytes | bytearray, header_length: str | None, key: str
+) -> tuple[dict[str, Any], dict[str, RingArray]]:
+    """Read a message: (its JSON fields but for `key`, its int64 tensors by name).
+
+    header_length: the header's text, or None for a message that is JSON throughout.
+    Raises InputError naming what is malformed. Tensors are views of `body` where they can.
+    """
+    view = memoryview(body)
+    if header_length is not None:
+        if not header_length.isdecimal() or int(header_length) > len(view):
+            raise InputError(f"{HEADER_LENGTH} is not a length within the body")
+        head, rest = view[: int(header_length)], view[int(header_length) :]
+    else:
+        head, rest = view, view[:0]
+    try:
+        message = json.loads(bytes(head))
+    except (ValueError, RecursionError):
+        raise InputError("the body does not begin with a JSON object") from None
+    if not isinstance(message, dict) or not isinstance(message.get(key), list):
+        raise InputError(f"the body is not a JSON object with a list of '{key}'")
+    tensors: dict[str, RingArray] = {}
+    for entry in message.pop(key):
+        name, array, rest = _parse_tensor(entry, rest)
+        if name in tensors:
+            raise InputError(f"tensor '{name}' is given twice")
+        tensors[name] = array
+    if len(rest):
+        raise InputError(f"{len(rest)} bytes follow the last tensor")
+    return message, tensors
+
+
+def _parse_tensor(entry: Any, rest: memoryview) -> tuple[str, RingArray, memoryview]:
+    if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
+        raise InputError("a tensor has no name")
+    name = entry["name"]
+    if entry.get("datatype") != DATATYPE:
+        raise InputError(f"tensor '{name}' is not {DATATYPE}: it must be a share, not a plaintext")
+    shape = entry.get("shape")
+    if (
+        not isinstance(shape, list)
+        or len(shape) > MAX_AXES
+        or not all(type(d) is int and 0 <= d < 1 << 31 for d in shape)
+    ):
+        raise InputError(f"tensor '{name}' has no valid shape")
+    count = math.prod(shape)
+    parameters = entry.get("parameters", {})
+    size = parameters.get("binary_data_size") if isinstance(parameters, dict) else None
+    if size is not None:
+        if type(size) is not int or size != 8 * count or size > len(rest):
+            raise InputError(f"tensor '{name}' of shape {shape} needs {8 * count} bytes of data")
+        array = np.frombuffer(rest[:size], dtype="<i8")
+        rest = rest[size:]
+    else:
+        array = _from_json(name, entry.get("data"), count)
+    return name, array.reshape(shape), rest
+
+
+def _from_json(name: str, data: Any, count: int) -> RingArray:
+    flat: list[Any] = []
+    stack = [data]
+    while stack:  # nested lists are allowed; a loop, because recursion has a limit
+        item = stack.pop()
+        if isinstance(item, list):
+            stack.extend(reversed(item))
+        else:
+            flat.append(item)
+    if len(flat) != count or not all(type(v) is int and -(2**63) <= v < 2**63 for v in flat):
+        raise InputError(f"tensor '{name}' needs {count} integers of 64 bits as its data")
+    return np.array(flat, dtype=np.int64)

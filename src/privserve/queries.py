@@ -1,0 +1,257 @@
+"""Which queries run next, and who refuses which: the bookkeeping of a party, no sockets.
+
+A query reaches every compute party by itself, so each party first holds it as *pending*.
+The leader (party 0) learns from the others' arrival notes which queries are complete, runs
+those in order, and alone decides refusals and time-outs; followers never drop a query that
+they announced, so the parties cannot disagree.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict, deque
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+from privserve.errors import LimitReached, NotServing, QueryError
+from privserve.fixedpoint import RingArray
+
+MAX_PENDING = 1024
+MAX_REMEMBERED = 4096
+
+
+@dataclass
+class Pending:
+    """One query at one party: its shares, and the future of its answer's shares."""
+
+    id: str
+    inputs: list[RingArray] = field(repr=False)
+    rows: int
+    future: Future[list[RingArray]] = field(default_factory=Future, repr=False)
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """What the leader tells the followers of a query that will not run."""
+
+    id: str
+    status: int
+    reason: str
+
+    def error(self) -> QueryError:
+        """The exception for the waiting client."""
+        kind = {429: LimitReached, 503: NotServing}.get(self.status, QueryError)
+        return kind(self.reason, self.status)
+
+
+class PendingQueries:
+    """Queries that wait at this party, by id."""
+
+    def __init__(self) -> None:
+        self._pending: dict[str, Pending] = {}
+
+    def add(self, query: Pending) -> None:
+        """Hold `query`; raises QueryError for an id in use and for a full queue."""
+        if query.id in self._pending:
+            raise QueryError(f"a query with id '{query.id}' is already waiting", 409)
+        if len(self._pending) >= MAX_PENDING:
+            raise NotServing(f"{MAX_PENDING} queries are waiting already; try again later")
+        self._pending[query.id] = query
+
+    def __contains__(self, query_id: str) -> bool:
+        return query_id in self._pending
+
+    def __len__(self) -> int:
+        return len(self._pending)
+
+    def ids(self) -> list[str]:
+        """All ids, oldest first."""
+        return list(self._pending)
+
+    def get(self, query_id: str) -> Pending:
+        """The query with this id, kept."""
+        return self._pending[query_id]
+
+    def take(self, query_id: str) -> Pending | None:
+        """The query with this id, no longer held; None if there is none."""
+        return self._pending.pop(query_id, None)
+
+    def fail_all(self, error: QueryError) -> None:
+        """Answer every waiting query with `error`."""
+        for query in self._pending.values():
+            if not query.future.done():
+                query.future.set_exception(error)
+        self._pending.clear()
+
+
+@dataclass
+class _Arrival:
+    """Who announced a query, and when the first of them did."""
+
+    since: float
+    rows: dict[int, int] = field(default_factory=dict)
+
+
+class LeaderQueue:
+    """The leader's view of all queries. Thread-safe; `changed` is notified on every change."""
+
+    def __init__(self, compute_parties: int, max_rows: int, share_timeout: float) -> None:
+        """max_rows: of one batch. share_timeout: seconds until a query that has not reached
+        every party is refused."""
+        self.changed = threading.Condition()
+        self.pending = PendingQueries()
+        self.answered = 0
+        self.refused = 0
+        self._n = compute_parties
+        self._max_rows = max_rows
+        self._share_timeout = share_timeout
+        self._arrivals: OrderedDict[str, _Arrival] = OrderedDict()
+        self._ready: deque[str] = deque()
+        self._remaining: int | None = 0
+        self._serving = False
+        self._limit: int | None = None
+        self._why_not = Refusal(
+            "",
+            503,
+            "the model is shared, but nobody serves it yet; the model owner has to call serve()",
+        )
+        self._remembered: OrderedDict[str, Refusal] = OrderedDict()
+        self._outbox: list[Refusal] = []
+
+    @property
+    def serving(self) -> bool:
+        """Whether queries are being answered."""
+        return self._serving
+
+    @property
+    def limit(self) -> int | None:
+        """The num_requests of the current or last `serve`."""
+        return self._limit
+
+    def serve(self, num_requests: int | None) -> None:
+        """Answer the next `num_requests` queries; without end when None."""
+        with self.changed:
+            if self._serving:
+                raise QueryError("the model is being served already; stop that first", 409)
+            self._serving = True
+            self._limit = self._remaining = num_requests
+            self.answered = 0
+            self.changed.notify_all()
+
+    def stop(self) -> None:
+        """Refuse what waits and what comes; a batch that runs is finished."""
+        with self.changed:
+            if self._serving:
+                self._close(503, "the model owner stopped serving; the model stays shared")
+
+    def submit(self, query: Pending) -> None:
+        """The leader's own share of a query came in."""
+        with self.changed:
+            known = self._remembered.get(query.id)
+            if known is not None:
+                raise known.error()
+            if not self._serving:
+                refusal = Refusal(query.id, self._why_not.status, self._why_not.reason)
+                self._refuse(refusal)
+                raise refusal.error()
+            self.pending.add(query)
+            self._arrive(query.id, 0, query.rows)
+
+    def announced(self, rank: int, query_id: str, rows: int) -> None:
+        """Follower `rank` has its share of a query with this many rows."""
+        with self.changed:
+            known = self._remembered.get(query_id)
+            if known is not None:
+                self._outbox.append(known)
+                self.changed.notify_all()
+            else:
+                self._arrive(query_id, rank, rows)
+
+    def _arrive(self, query_id: str, rank: int, rows: int) -> None:
+        arrival = self._arrivals.setdefault(query_id, _Arrival(time.monotonic()))
+        arrival.rows[rank] = rows
+        if len(arrival.rows) == self._n:
+            if len(set(arrival.rows.values())) == 1:
+                self._ready.append(query_id)
+            else:
+                self._refuse(Refusal(query_id, 400, "the parties' shares differ in shape"))
+        self.changed.notify_all()
+
+    def _refuse(self, refusal: Refusal) -> None:
+        self.refused += 1
+        self._arrivals.pop(refusal.id, None)
+        self._remembered[refusal.id] = refusal
+        while len(self._remembered) > MAX_REMEMBERED:
+            self._remembered.popitem(last=False)
+        self._outbox.append(refusal)
+        query = self.pending.take(refusal.id)
+        if query is not None:
+            query.future.set_exception(refusal.error())
+        self.changed.notify_all()
+
+    def _close(self, status: int, reason: str) -> None:
+        self._serving = False
+        self._why_not = Refusal("", status, reason)
+        self._ready.clear()
+        for query_id in list(self._arrivals):
+            self._refuse(Refusal(query_id, status, reason))
+        self.changed.notify_all()
+
+    def expire(self) -> float | None:
+        """Refuse what waits for a share too long; seconds until the next one would be."""
+        with self.changed:
+            now = time.monotonic()
+            for query_id, arrival in list(self._arrivals.items()):
+                if len(arrival.rows) == self._n:
+                    continue
+                left = arrival.since + self._share_timeout - now
+                if left > 0:
+                    return left
+                self._refuse(
+                    Refusal(
+                        query_id,
+                        504,
+                        f"only {len(arrival.rows)} of {self._n} compute parties received a share "
+                        f"of this query within {self._share_timeout:g} s; send one to each",
+                    )
+                )
+            return None
+
+    def next_batch(self) -> list[Pending]:
+        """Queries to run now, in order, of at most max_rows rows together; maybe none."""
+        with self.changed:
+            batch: list[Pending] = []
+            rows = 0
+            while self._ready and self._serving:
+                if self._remaining is not None and len(batch) >= self._remaining:
+                    break
+                query = self.pending.get(self._ready[0])
+                if batch and rows + query.rows > self._max_rows:
+                    break
+                rows += query.rows
+                self.pending.take(query.id)
+                self._arrivals.pop(query.id, None)
+                self._ready.popleft()
+                batch.append(query)
+            return batch
+
+    def finished(self, batch: list[Pending]) -> None:
+        """`batch` was answered; closes the queue when that was the last query of the limit."""
+        with self.changed:
+            self.answered += len(batch)
+            if self._remaining is not None:
+                self._remaining -= len(batch)
+                if self._remaining <= 0 and self._serving:
+                    self._close(
+                        429,
+                        f"the limit of {self._limit} queries is reached; ask the model owner "
+                        "to serve again",
+                    )
+            self.changed.notify_all()
+
+    def take_refusals(self) -> list[Refusal]:
+        """Refusals that the followers have not been told yet."""
+        with self.changed:
+            refusals, self._outbox = self._outbox, []
+            return refusals
