@@ -151,8 +151,9 @@ class Cluster:
         for name, worker in self._workers.items():
             if not worker.auto_managed:
                 own = path.parent / name / "cluster.toml"
+                host = split_address(worker.address)[0]
                 print(
-                    f"{name}: copy {own.parent} to {split_address(worker.address)[0]} and run there\n"
+                    f"{name}: copy the directory {own.parent} to {host} and run there\n"
                     f"    python -m privserve.launch --party {name} "
                     f"--config {shlex.quote(f'{name}/cluster.toml')}",
                     flush=True,
@@ -320,8 +321,9 @@ class SecureModel:
         config = cluster.config
         compute = len(config.compute)
         split = {name: sharing.split(p, compute) for name, p in prepared.parameters.items()}
+        session = secrets.token_hex(16)
         message = {
-            "session": secrets.token_hex(16),
+            "session": session,
             "engine": prepared.engine,
             "description": prepared.description,
             "options": dict(options or {}),
@@ -339,7 +341,7 @@ class SecureModel:
         with ThreadPoolExecutor(len(config.parties)) as pool:
             list(pool.map(send, range(len(config.parties))))
         for party in config.parties:
-            self._wait_loaded(cluster, party, message["session"])
+            self._wait_loaded(cluster, party, session)
 
     def _wait_loaded(self, cluster: Cluster, party: PartyConfig, session: str) -> None:
         while True:

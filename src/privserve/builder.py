@@ -227,9 +227,7 @@ class ProgramBuilder:
         slack = 2 * ROUNDING_UNITS * x.step
         r = x.range
         lowest, highest = low - slack, high + slack
-        bounds = Range(
-            np.clip(r.low, lowest, highest), np.clip(r.high, lowest, highest), r.samples
-        )
+        bounds = Range(np.clip(r.low, lowest, highest), np.clip(r.high, lowest, highest), r.samples)
         return self._replace(x, bounds)
 
     def add_parameter(self, x: Traced, constant: Floats, layer: str) -> Traced:

@@ -206,6 +206,16 @@ async def _serve(
         # Queries in flight get their error now, so that their connections can be closed.
         threading.Thread(target=party.close, daemon=True).start()
         server.should_exit = True
+        abort_idle()
+
+    def abort_idle() -> None:
+        # An idle client does not answer TLS' goodbye, and uvicorn would wait for it.
+        for connection in list(server.server_state.connections):
+            cycle = getattr(connection, "cycle", None)
+            transport = getattr(connection, "transport", None)
+            if transport is not None and (cycle is None or cycle.response_complete):
+                transport.abort()
+        loop.call_later(0.1, abort_idle)
 
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop)

@@ -1,0 +1,224 @@
+"""Launch a cluster and serve a model from the command line.
+
+python -m privserve.launch --parties 3                    all parties on this machine
+python -m privserve.launch --party bob --config cluster.toml    one party, on its own host
+python -m privserve.launch --config cluster.toml          share a model on running parties
+python -m privserve.launch --init DIR --hosts a:4000,b:4000,c:4000    files for several hosts
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+
+from privserve.config import party_names, split_address
+from privserve.errors import ConfigError, PrivserveError
+
+DEFAULT_DIRECTORY = Path(".privserve")
+DEFAULT_MODEL = Path("model.onnx")
+DEFAULT_PORT = 4000
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The command line's options."""
+    parser = argparse.ArgumentParser(
+        prog="python -m privserve.launch",
+        description="Launch the parties of a cluster, share a model among them and serve it.",
+    )
+    parser.add_argument(
+        "--parties", type=int, metavar="N", help="launch N parties here: N-1 compute, one deals"
+    )
+    parser.add_argument("--party", metavar="NAME", help="run this one party of --config")
+    parser.add_argument(
+        "--config", type=Path, metavar="FILE", help="the cluster.toml of an existing cluster"
+    )
+    parser.add_argument("--model", type=Path, default=DEFAULT_MODEL, help=".onnx, .h5 or .keras")
+    parser.add_argument(
+        "--num-requests", type=int, metavar="N", help="serve N queries, then end (default: no end)"
+    )
+    parser.add_argument("--engine", default=None, help="crypten or ottt")
+    parser.add_argument(
+        "--input-range",
+        metavar="LOW,HIGH",
+        help="what every input value stays within, such as 0,1 (default: -8,8)",
+    )
+    parser.add_argument("--fraction-bits", type=int, help="of the fixed point")
+    parser.add_argument("--host", default="localhost", help="where the parties listen")
+    parser.add_argument(
+        "--port",
+        type=int,
+        default=DEFAULT_PORT,
+        help="of the first party, the others follow; 0: any free",
+    )
+    parser.add_argument("--init", type=Path, metavar="DIR", help="write the files of a new cluster")
+    parser.add_argument("--hosts", metavar="H:P,...", help="with --init: each party's address")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print what the model would cost, start nothing"
+    )
+    options = parser.parse_args(arguments)
+    if options.num_requests is not None and options.num_requests < 1:
+        parser.error("--num-requests must be at least 1")
+    if options.parties is not None and options.parties < 3:
+        parser.error("--parties must be at least 3: two that compute, and the dealer")
+    if options.parties is not None and (options.config or options.party):
+        parser.error("--parties launches a new cluster; leave --config and --party away")
+    if options.party and not options.config:
+        parser.error("--party needs --config, the cluster.toml that was made for that party")
+    if bool(options.init) != bool(options.hosts):
+        parser.error("--init and --hosts go together")
+    return options
+
+
+def parse_range(text: str | None) -> tuple[float, float] | None:
+    """(0.0, 1.0) from "0,1"."""
+    if text is None:
+        return None
+    try:
+        low, high = (float(part) for part in text.split(","))
+    except ValueError:
+        raise ConfigError(f"--input-range takes two numbers, such as 0,1; not '{text}'") from None
+    return low, high
+
+
+def run_one_party(name: str, config: Path) -> int:
+    """Run one party of an existing cluster until it is interrupted."""
+    from privserve.party import main as party_main
+
+    return party_main(["--name", name, "--config", str(config)])
+
+
+def write_files(directory: Path, hosts: str) -> int:
+    """Write what the parties of a cluster on several hosts need, and say what to do with it."""
+    from privserve.api import PEER_PORT_OFFSET
+    from privserve.certificates import write_cluster
+
+    addresses = hosts.split(",")
+    names = party_names(len(addresses))
+    parties = []
+    for name, address in zip(names, addresses, strict=True):
+        host, port = split_address(address.strip())
+        parties.append((name, address.strip(), f"{host}:{port + PEER_PORT_OFFSET}"))
+    if (directory / "cluster.toml").exists():
+        raise ConfigError(f"{directory} holds a cluster already; remove it or name another --init")
+    path = write_cluster(directory, parties)
+    print(f"Wrote {path}. Copy each party's directory to its host and run it there:")
+    for name, address, _ in parties:
+        command = f"python -m privserve.launch --party {name} --config {name}/cluster.toml"
+        print(f"  {address:<24} {command}")
+    print(f"Then share a model from here:  python -m privserve.launch --config {path} --model FILE")
+    print(f"Clients need {path} and {directory / 'ca.pem'}.")
+    return 0
+
+
+def launch(options: argparse.Namespace) -> int:
+    """Start (or join) a cluster, share the model, serve it."""
+    from privserve.api import DEFAULT_ENGINE, Cluster, Worker, load_model
+
+    engine = options.engine or DEFAULT_ENGINE
+    ranges = {
+        "input_range": parse_range(options.input_range),
+        "fraction_bits": options.fraction_bits,
+    }
+    if options.model == DEFAULT_MODEL and not DEFAULT_MODEL.exists():
+        raise ConfigError(
+            "there is no ./model.onnx; make one with `python scripts/convert.py model.h5` or name "
+            "a model with --model"
+        )
+    say(f"reading {options.model}")
+    model = load_model(options.model)
+    if options.dry_run:
+        print(summary(model.prepare(engine, **ranges).description))
+        return 0
+    cluster: Cluster
+    if options.config:
+        cluster = Cluster.connect(options.config)
+        where = options.config
+    else:
+        names = party_names(options.parties or 3)
+        host = f"[{options.host}]" if ":" in options.host else options.host
+        ports = [options.port and options.port + i for i in range(len(names))]
+        workers = [Worker(f"{host}:{port}") for port in ports]
+        cluster = Cluster(*workers, directory=fresh_directory(DEFAULT_DIRECTORY))
+        where = DEFAULT_DIRECTORY / "cluster.toml"
+    try:
+        if not options.config:
+            say(f"starting {len(cluster.names)} parties")
+            cluster.start(report=lambda line: say(f"  {line}"))
+        say(f"sharing '{model.name}' with the {engine} engine")
+        model.share(cluster, engine=engine, **ranges)
+        limit = options.num_requests
+        many = f"{limit} queries" if limit else "queries until Ctrl-C"
+        say(f"serving {many}; ask with: python scripts/query.py --config {where}")
+        answered = model.serve(
+            limit, report=lambda n: say(f"  answered {n}" + (f"/{limit}" if limit else ""))
+        )
+        if limit:
+            say(f"the limit of {limit} queries is reached")
+        else:
+            say(f"stopped after {answered} queries")
+        model.stop()
+    finally:
+        cluster.stop()
+    return 0
+
+
+def fresh_directory(directory: Path) -> Path:
+    """Remove what an earlier cluster left in our own directory."""
+    if (directory / "cluster.toml").is_file():
+        shutil.rmtree(directory)
+    return directory
+
+
+def summary(description: dict[str, object]) -> str:
+    """What the engine says of the model, or the public facts that every engine gives."""
+    text = description.get("summary")
+    if isinstance(text, str):
+        return text
+    keys = ("inputs", "outputs", "fraction_bits", "input_range")
+    return "\n".join(f"{key}: {description[key]}" for key in keys)
+
+
+def say(line: str) -> None:
+    """Progress goes to stdout at once, also through a pipe."""
+    print(line, flush=True)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    options = parse(arguments)
+    if options.party:
+        return run_one_party(options.party, options.config)
+    # `kill` and a closed terminal end the cluster as Ctrl-C does.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
+    try:
+        if options.init:
+            return write_files(options.init, options.hosts)
+        return launch(options)
+    except PrivserveError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        named = f"{error.filename}: " if error.filename else ""
+        print(f"error: {named}{error.strerror}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; everything is stopped", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    code = main()
+    sys.stdout.flush()
+    # All processes are gone by now; skip the teardown of torch's threads.
+    os._exit(code)
