@@ -23,6 +23,7 @@ from converters.keras_file import parse_architecture, read_file, read_live
 from converters.keras_to_onnx import LayerRow, Tensor, Translated, translate
 from converters.network import Network
 from converters.onnx_model import OnnxModule, check
+from converters.onnx_source import export_module, read_onnx
 
 __all__ = ["ConversionError", "Converted", "LayerRow", "Tensor", "convert"]
 
@@ -83,7 +84,8 @@ def convert(
 ) -> Converted:
     """Converts a trained network.
 
-    source: the path of a .h5 or .keras file, or a live Keras model.
+    source: the path of a .h5, .keras or .onnx file, a live Keras model, or a torch module
+        (which needs input_shape).
     architecture: for files that hold weights alone, the model's configuration: what
         model.to_json() gives, as a dictionary, a JSON string or the path of a JSON file.
     input_shape: without the batch; for models that leave it open. A list of shapes for
@@ -94,6 +96,9 @@ def convert(
     if isinstance(source, str | Path):
         path = Path(source)
         try:
+            if path.suffix.lower() == ".onnx":
+                translated = read_onnx(path, input_shape)
+                return _converted(translated, f"{path.name} (ONNX)")
             config = None if architecture is None else parse_architecture(architecture)
             network, metadata = read_file(path, config)
             return _from_keras(network, metadata, path.name, input_shape)
@@ -101,6 +106,9 @@ def convert(
             raise error.at(str(source)) from None
         except MemoryError:
             raise ConversionError(f"{source}: the model does not fit into memory") from None
+    if isinstance(source, torch.nn.Module) and not hasattr(source, "to_json"):
+        name = type(source).__name__
+        return _converted(export_module(source, input_shape), f"the torch module {name}")
     if hasattr(source, "to_json") and hasattr(source, "get_layer"):
         network, metadata = read_live(source)
         return _from_keras(network, metadata, f"the model {network.name!r}", input_shape)

@@ -1,0 +1,153 @@
+"""ONNX files and torch modules as sources: already ONNX, or exported to it by torch."""
+
+from __future__ import annotations
+
+import io
+import logging
+import math
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import onnx
+import torch
+from google.protobuf.message import DecodeError
+from onnx import version_converter
+
+from converters.errors import ConversionError
+from converters.keras_to_onnx import LayerRow, Tensor, Translated
+from converters.onnx_model import check
+
+OPSET = 17
+MAX_BYTES = 2 << 30  # protobuf's own limit
+
+
+def read_onnx(path: Path, input_shape: Sequence[Any] | None = None) -> Translated:
+    """The ONNX model in a file, as opset 17 with a free batch axis.
+
+    input_shape: without the batch; fixes sizes that the file leaves open.
+
+    Raises: ConversionError for a file that is not ONNX, or an invalid model.
+    """
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise ConversionError(f"larger than {MAX_BYTES >> 30} GiB, which ONNX cannot hold")
+        model = onnx.load_model_from_string(path.read_bytes())
+    except FileNotFoundError:
+        raise ConversionError("there is no such file") from None
+    except OSError as error:
+        raise ConversionError(f"cannot be read: {error.strerror}") from None
+    except (DecodeError, ValueError):
+        raise ConversionError("not an ONNX model; give the file that convert.py wrote") from None
+    if not model.graph.node or not model.graph.output:
+        raise ConversionError("not an ONNX model; give the file that convert.py wrote")
+    return _describe(model, input_shape)
+
+
+def export_module(module: torch.nn.Module, input_shape: Sequence[Any] | None) -> Translated:
+    """The ONNX model that torch exports for `module`, on inputs of shape (batch, *input_shape).
+
+    Raises: ConversionError if the shape is missing or torch cannot export the module.
+    """
+    if input_shape is None:
+        raise ConversionError(
+            "a torch.nn.Module does not say what it takes; give input_shape=, without the batch"
+        )
+    single = all(isinstance(n, int) for n in input_shape)
+    shapes = [tuple(input_shape)] if single else [tuple(shape) for shape in input_shape]
+    names = ["input"] if single else [f"input_{i}" for i in range(len(shapes))]
+    buffer = io.BytesIO()
+    training = module.training
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    try:
+        logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings(), torch.no_grad():
+            # The exporter that needs no further package announces its successor every time.
+            warnings.simplefilter("ignore")
+            torch.onnx.export(
+                module.eval(),
+                tuple(torch.zeros((2, *shape)) for shape in shapes),
+                cast(Any, buffer),  # the stubs forget that this exporter takes streams
+                dynamo=False,
+                opset_version=OPSET,
+                input_names=names,
+                output_names=["output"],
+                dynamic_axes={name: {0: "N"} for name in [*names, "output"]},
+            )
+    except Exception as error:
+        raise ConversionError(f"torch cannot export the module to ONNX: {error}") from None
+    finally:
+        module.train(training)
+        logger.setLevel(level)
+    return _describe(onnx.load_model_from_string(buffer.getvalue()), None)
+
+
+def _describe(model: onnx.ModelProto, input_shape: Sequence[Any] | None) -> Translated:
+    check(model)
+    version = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
+    if version != OPSET:
+        try:
+            model = version_converter.convert_version(model, OPSET)
+        except (RuntimeError, onnx.version_converter.ConvertError) as error:
+            raise ConversionError(
+                f"opset {version} cannot be brought to opset {OPSET} ({error}); export it again"
+            ) from None
+    stored = {tensor.name for tensor in model.graph.initializer}
+    inputs = [value for value in model.graph.input if value.name not in stored]
+    if not inputs:
+        raise ConversionError("the model has no input")
+    if input_shape is not None:
+        single = all(isinstance(n, int) for n in input_shape)
+        _fix_shapes(inputs, [input_shape] if single else input_shape)
+    for value in [*inputs, *model.graph.output]:
+        _free_batch(value)
+    del model.graph.value_info[:]
+    try:
+        inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
+    except onnx.shape_inference.InferenceError as error:
+        raise ConversionError(f"the shapes in the model contradict each other: {error}") from None
+    known = {v.name: v for v in [*inferred.graph.value_info, *inferred.graph.output]}
+    sizes = {t.name: math.prod(t.dims) for t in model.graph.initializer}
+    rows = []
+    for node in inferred.graph.node:
+        if node.op_type == "Constant" or not node.output:
+            continue
+        shape = _shape(known[node.output[0]]) if node.output[0] in known else (None,)
+        count = sum(sizes.pop(name, 0) for name in node.input)
+        rows.append(LayerRow(node.name or node.output[0], node.op_type, shape, count, (node.name,)))
+    return Translated(
+        inferred,
+        tuple(Tensor(v.name, _shape(v)) for v in inputs),
+        tuple(Tensor(v.name, _shape(known[v.name])) for v in model.graph.output),
+        tuple(rows),
+    )
+
+
+def _fix_shapes(inputs: Sequence[onnx.ValueInfoProto], shapes: Sequence[Sequence[int]]) -> None:
+    if len(shapes) != len(inputs):
+        raise ConversionError(f"{len(shapes)} input shapes are given for {len(inputs)} inputs")
+    for value, shape in zip(inputs, shapes, strict=True):
+        dims = value.type.tensor_type.shape.dim
+        if len(dims) != len(shape) + 1:
+            raise ConversionError(
+                f"input {value.name!r} has {len(dims) - 1} axes, not {len(shape)}"
+            )
+        for dim, size in zip(dims[1:], shape, strict=True):
+            if dim.dim_value and dim.dim_value != size:
+                raise ConversionError(f"input {value.name!r} is fixed to other sizes than {shape}")
+            dim.dim_value = size
+
+
+def _free_batch(value: onnx.ValueInfoProto) -> None:
+    """A model that was exported for one sample serves batches as well."""
+    dims = value.type.tensor_type.shape.dim
+    if not dims:
+        raise ConversionError(f"{value.name!r} has no batch axis")
+    dims[0].dim_param = "N"
+
+
+def _shape(value: onnx.ValueInfoProto) -> tuple[int | None, ...]:
+    dims = value.type.tensor_type.shape.dim
+    return (None, *(d.dim_value or None for d in list(dims)[1:]))
