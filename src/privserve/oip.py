@@ -31,7 +31,7 @@ def format_message(
     message: the JSON fields but for `key` ("inputs" or "outputs"), which is built from
     `tensors`, int64 arrays by name.
     """
-    arrays = {name: np.ascontiguousarray(a, dtype="<i8") for name, a in tensors.items()}
+    arrays = {name: np.asarray(a, dtype="<i8", order="C") for name, a in tensors.items()}
     described = [
         {
             "name": name,

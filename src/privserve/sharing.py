@@ -21,7 +21,7 @@ def split(secret: RingArray, parties: int) -> list[RingArray]:
     """
     if parties < 2:
         raise ValueError(f"a secret is shared among at least 2 parties, not {parties}")
-    secret = np.ascontiguousarray(secret, dtype=np.int64)
+    secret = np.asarray(secret, dtype=np.int64, order="C")
     prg = Prg()
     shares = [prg.int64(secret.shape) for _ in range(parties - 1)]
     last = secret.copy()
@@ -42,7 +42,7 @@ def split_bits(secret: RingArray, parties: int) -> list[RingArray]:
     """XOR shares of `secret` (int64 words, any shape) for `parties` >= 2 parties."""
     if parties < 2:
         raise ValueError(f"a secret is shared among at least 2 parties, not {parties}")
-    secret = np.ascontiguousarray(secret, dtype=np.int64)
+    secret = np.asarray(secret, dtype=np.int64, order="C")
     prg = Prg()
     shares = [prg.int64(secret.shape) for _ in range(parties - 1)]
     last = secret.copy()

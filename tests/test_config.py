@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from privserve.config import format_config, party_names, read_config, split_address
+from privserve.errors import ConfigError
+
+PARTIES = [
+    ("alice", "localhost:4000", "localhost:4100"),
+    ("bob", "10.0.0.2:4001", "10.0.0.2:4101"),
+    ("carol", "[::1]:4002", "[::1]:4102"),
+]
+
+
+@pytest.fixture
+def toml(tmp_path: Path) -> Path:
+    path = tmp_path / "cluster.toml"
+    path.write_text(format_config(PARTIES, "0" * 64))
+    return path
+
+
+def test_what_is_written_is_read_back(toml: Path) -> None:
+    config = read_config(toml)
+    assert [(p.name, p.http, p.peer) for p in config.parties] == PARTIES
+    assert config.owner_token_sha256 == "0" * 64
+    assert config.path == toml
+
+
+def test_file_names_are_relative_to_the_cluster_file(toml: Path) -> None:
+    config = read_config(str(toml))
+    assert config.ca == toml.parent / "ca.pem"
+    assert config.parties[1].cert == toml.parent / "bob.pem"
+    assert config.parties[1].key == toml.parent / "bob.key"
+
+
+def test_the_last_party_is_the_dealer_and_the_first_one_leads(toml: Path) -> None:
+    config = read_config(toml)
+    assert config.dealer.name == "carol"
+    assert [p.name for p in config.compute] == ["alice", "bob"]
+    assert [config.role(p.name) for p in config.parties] == ["compute", "compute", "dealer"]
+    assert config.rank("carol") == 2
+
+
+def test_an_unknown_party_is_named_together_with_the_known_ones(toml: Path) -> None:
+    with pytest.raises(ConfigError, match="no party 'mallory'; it has: alice, bob, carol"):
+        read_config(toml).rank("mallory")
+
+
+def test_a_missing_file_says_how_to_get_one(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"there is no .*nowhere\.toml; start a cluster"):
+        read_config(tmp_path / "nowhere.toml")
+
+
+BAD_FILES = {
+    "not TOML": ("[[party", "cannot be read as TOML"),
+    "not text": (b"\xff\xfe\x00", "cannot be read as TOML"),
+    "no parties": ('ca = "ca.pem"', r"no \[\[party\]\] tables"),
+    "parties that are no tables": ("party = [1, 2, 3]", r"no \[\[party\]\] tables"),
+    "two parties": (format_config(PARTIES[:2], "0"), "names 2 parties"),
+    "a name twice": (format_config([PARTIES[0], *PARTIES[:2]], "0"), "name twice: alice"),
+    "no authority": (format_config(PARTIES, "0").replace("ca =", "x ="), "'ca' is missing"),
+    "a number for a name": (
+        format_config(PARTIES, "0").replace('name = "bob"', "name = 5"),
+        "'name' is missing or not a text",
+    ),
+    "an address without a port": (
+        format_config(PARTIES, "0").replace("localhost:4000", "localhost"),
+        "'localhost' is not an address",
+    ),
+}
+
+
+@pytest.mark.parametrize(("content", "complaint"), BAD_FILES.values(), ids=BAD_FILES)
+def test_a_bad_file_is_refused_with_its_cause(
+    tmp_path: Path, content: str | bytes, complaint: str
+) -> None:
+    path = tmp_path / "cluster.toml"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ConfigError, match=complaint):
+        read_config(path)
+
+
+def test_a_directory_is_not_a_cluster_file(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be read"):
+        read_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [("localhost:4000", ("localhost", 4000)), ("[::1]:0", ("::1", 0)), ("h:65535", ("h", 65535))],
+)
+def test_addresses_are_split_into_host_and_port(text: str, parts: tuple[str, int]) -> None:
+    assert split_address(text) == parts
+
+
+@pytest.mark.parametrize("text", ["", "localhost", ":4000", "host:", "host:x", "h:65536", "h:-1"])
+def test_what_is_not_an_address_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="write host:port"):
+        split_address(text)
+
+
+def test_parties_have_the_names_of_the_trade_and_carol_deals() -> None:
+    assert party_names(3) == ["alice", "bob", "carol"]
+    assert party_names(5) == ["alice", "bob", "dave", "erin", "carol"]
+    many = party_names(40)
+    assert len(set(many)) == 40
+    assert many[-1] == "carol"
+
+
+@pytest.mark.parametrize("count", [-1, 0, 2])
+def test_fewer_than_three_parties_are_no_cluster(count: int) -> None:
+    with pytest.raises(ConfigError, match="at least 3 parties"):
+        party_names(count)
