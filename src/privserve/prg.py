@@ -40,6 +40,8 @@ class Prg:
 
     def fill(self, out: memoryview) -> None:
         """Overwrite `out` (writable, contiguous) with the next bytes of the stream."""
+        if not out.nbytes:
+            return
         flat = out.cast("B")
         # The keystream is the encryption of zeros; a block of them stays in the cache.
         for start in range(0, len(flat), len(_ZEROS)):

@@ -29,9 +29,7 @@ def graph(
             [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", *shape])],
             [helper.make_tensor_value_info(o, TensorProto.FLOAT, None) for o in outputs],
             [
-                numpy_helper.from_array(
-                    v.astype(np.float32) if v.dtype == np.float64 else v, name
-                )
+                numpy_helper.from_array(v.astype(np.float32) if v.dtype == np.float64 else v, name)
                 for name, v in constants.items()
             ],
         ),

@@ -73,9 +73,16 @@ class Session:
         shares = {name: split(w, parties) for name, w in self.prepared.parameters.items()}
         self.computes: list[ottt.Compute] = [None] * parties  # type: ignore[list-item]
         self.failures: list[BaseException] = []
-        self.dealer = threading.Thread(
-            target=ottt.deal, args=(self.prepared.description, self._meshes(parties)), daemon=True
-        )
+
+        def deal() -> None:
+            try:
+                ottt.deal(self.prepared.description, self._meshes(parties))
+            except BaseException as failure:
+                self.failures.append(failure)
+                for wire in self.wires.values():
+                    wire.cut(parties)
+
+        self.dealer = threading.Thread(target=deal, daemon=True)
         self.dealer.start()
 
         def start(rank: int) -> None:

@@ -54,10 +54,11 @@ def lay_out(program: Program) -> PackLayout:
         if op.kind == "linear":
             masks[index] = word
             word += program.values[op.inputs[0]].size
-    mask_words = word
+    # Even a pack of nothing has a word of each part, so that no buffer is ever empty.
+    mask_words = word = max(word, 1)
     fields: dict[int, int] = {}
     for index, op in enumerate(program.ops):
         if words := tuple_words(program, op):
             fields[index] = word
             word += words
-    return PackLayout(masks, fields, mask_words, word)
+    return PackLayout(masks, fields, mask_words, max(word, mask_words + 1))
