@@ -170,6 +170,8 @@ class LeaderQueue:
 
     def _arrive(self, query_id: str, rank: int, rows: int) -> None:
         arrival = self._arrivals.setdefault(query_id, _Arrival(time.monotonic()))
+        if rank in arrival.rows:
+            return
         arrival.rows[rank] = rows
         if len(arrival.rows) == self._n:
             if len(set(arrival.rows.values())) == 1:

@@ -18,7 +18,7 @@ import ssl
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +32,9 @@ HANDSHAKE_SECONDS = 10.0
 # A frame of this size always fits the socket buffers, so that a plain send never waits for
 # a peer who is itself sending; larger ones go through the full-duplex loop.
 DIRECT_BYTES = 64 * 1024
+# In an exchange the peer's frame is usually a few microseconds away: asking for it for a
+# while costs less than being put to sleep and woken up.
+SPIN_SECONDS = 100e-6
 
 Tap = Callable[[str, str, bytes], None]
 
@@ -62,13 +65,14 @@ class Channel:
     def __init__(self, sock: ssl.SSLSocket, peer: str, lane: str, tap: Tap | None = None) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        sock.settimeout(None)
+        sock.setblocking(False)
         self.peer = peer
         self.lane = lane
         self.bytes_sent = 0
         self.bytes_received = 0
         self.frames_sent = 0
         self._sock = sock
+        self._timeout: float | None = None
         self._tap = tap
         self._buffer = bytearray(1 << 16)
         self._closed = False
@@ -79,7 +83,7 @@ class Channel:
 
     def set_timeout(self, seconds: float | None) -> None:
         """Bound every later wait for the peer; None waits for ever."""
-        self._sock.settimeout(seconds)
+        self._timeout = seconds
 
     def _lost(self, why: str) -> PeerLost:
         return PeerLost(f"the connection to {self.peer} ({self.lane}) broke: {why}")
@@ -87,21 +91,28 @@ class Channel:
     def send(self, *buffers: Payload) -> None:
         """Send one frame made of `buffers`."""
         frame = _frame(buffers)
-        try:
-            self._sock.sendall(frame)
-        except TimeoutError:
-            raise self._lost("it does not take what is sent to it") from None
-        except (OSError, ValueError) as error:
-            raise self._lost(_reason(error)) from None
+        left = memoryview(frame)
+        while left:
+            try:
+                left = left[self._sock.send(left) :]
+            except ssl.SSLWantWriteError:
+                self._await(select.POLLOUT, "it does not take what is sent to it")
+            except ssl.SSLWantReadError:
+                self._await(select.POLLIN, "it does not take what is sent to it")
+            except (OSError, ValueError) as error:
+                raise self._lost(_reason(error)) from None
         self._count_sent(frame)
 
-    def recv(self) -> memoryview:
-        """The next frame; the view is valid until the next `recv` on this channel."""
-        size = self._parse_header(self._fill(memoryview(self._buffer)[: HEADER.size]))
+    def recv(self, spin: float = 0.0) -> memoryview:
+        """The next frame; the view is valid until the next `recv` on this channel.
+
+        spin: seconds to keep asking before the thread sleeps until something comes.
+        """
+        size = self._parse_header(self._fill(memoryview(self._buffer)[: HEADER.size], spin))
         if size > len(self._buffer):
             self._buffer = bytearray(size)
         view = memoryview(self._buffer)[:size]
-        self._fill(view)
+        self._fill(view, spin)
         self._count_received(view)
         return view
 
@@ -126,19 +137,33 @@ class Channel:
             raise self._lost(f"a frame of {size} bytes is announced, more than {MAX_FRAME}")
         return size
 
-    def _fill(self, view: memoryview) -> memoryview:
+    def _fill(self, view: memoryview, spin: float) -> memoryview:
         done, size = 0, len(view)
+        spin_until = 0.0
         while done < size:
             try:
                 got = self._sock.recv_into(view[done:])
-            except TimeoutError:
-                raise self._lost("no answer in time; is it overloaded or stopped?") from None
+            except ssl.SSLWantReadError:
+                if spin:
+                    now = time.perf_counter()
+                    spin_until = spin_until or now + spin
+                    if now < spin_until:
+                        continue
+                self._await(select.POLLIN, "no answer in time; is it overloaded or stopped?")
+                continue
+            except ssl.SSLWantWriteError:
+                self._await(select.POLLOUT, "it does not take what is sent to it")
+                continue
             except (OSError, ValueError) as error:
                 raise self._lost(_reason(error)) from None
             if got == 0:
                 raise self._lost("it closed the connection")
             done += got
         return view
+
+    def _await(self, event: int, complaint: str) -> None:
+        """Sleep until the socket can be read or written; PeerLost after the timeout."""
+        _wait({self: event}, self._timeout, complaint)
 
     def _count_sent(self, frame: Payload) -> None:
         self.bytes_sent += len(frame)
@@ -173,20 +198,15 @@ def exchange_duplex(channels: Iterable[Channel], payload: Payload) -> list[memor
     """
     frame = memoryview(_frame([payload]))
     jobs = [_Duplex(channel, frame) for channel in channels]
-    timeouts = [job.channel._sock.gettimeout() for job in jobs]
-    try:
-        for job in jobs:
-            job.channel._sock.setblocking(False)
-        waiting = list(jobs)
-        while waiting:
-            for job in waiting:
-                job.advance()
-            waiting = [job for job in waiting if not job.done]
-            if waiting and not any(job.progressed for job in waiting):
-                _wait(waiting, timeouts[0] if timeouts else None)
-    finally:
-        for job, timeout in zip(jobs, timeouts, strict=True):
-            job.channel._sock.settimeout(timeout)
+    waiting = list(jobs)
+    while waiting:
+        for job in waiting:
+            job.advance()
+        waiting = [job for job in waiting if not job.done]
+        if waiting and not any(job.progressed for job in waiting):
+            wanted = {job.channel: job.wants for job in waiting}
+            timeout = waiting[0].channel._timeout
+            _wait(wanted, timeout, "no answer in time; is it overloaded or stopped?")
     return [job.result() for job in jobs]
 
 
@@ -248,12 +268,17 @@ class _Duplex:
         return self._body
 
 
-def _wait(jobs: list[_Duplex], timeout: float | None) -> None:
+def _wait(wanted: Mapping[Channel, int], timeout: float | None, complaint: str) -> None:
+    """Sleep until one of the channels is ready for what is wanted of it."""
     poll = select.poll()
-    for job in jobs:
-        poll.register(job.channel.fileno(), job.wants)
-    if not poll.poll(None if timeout is None else timeout * 1000):
-        raise jobs[0].channel._lost("no answer in time; is it overloaded or stopped?")
+    try:
+        for channel, events in wanted.items():
+            poll.register(channel.fileno(), events)
+        ready = poll.poll(None if timeout is None else timeout * 1000)
+    except (OSError, ValueError) as error:  # released meanwhile
+        raise next(iter(wanted))._lost(_reason(error)) from None
+    if not ready:
+        raise next(iter(wanted))._lost(complaint)
 
 
 class LaneMesh:
@@ -280,7 +305,7 @@ class LaneMesh:
             for peer in self._peers:
                 self.channels[peer].send(payload)
             for peer in self._peers:
-                received[peer] = self.channels[peer].recv()
+                received[peer] = self.channels[peer].recv(SPIN_SECONDS)
             return received
         frames = exchange_duplex((self.channels[p] for p in self._peers), payload)
         for peer, frame in zip(self._peers, frames, strict=True):
@@ -377,9 +402,12 @@ class Listener:
             return
         channel = Channel(tls, hello.sender, hello.lane, self._tap)
         with self._changed:
-            if self._closed or len(self._arrived) >= self.MAX_UNCLAIMED:
+            if self._closed:
                 channel.release()
                 return
+            # Sessions that failed on this side leave theirs behind; the oldest go.
+            while len(self._arrived) >= self.MAX_UNCLAIMED:
+                self._arrived.pop(next(iter(self._arrived))).release()
             self._arrived[hello] = channel
             self._changed.notify_all()
 
@@ -410,7 +438,7 @@ class Listener:
                 tls = self._client.wrap_socket(raw, server_hostname=peer.name)
                 channel = Channel(tls, peer.name, lane, self._tap)
                 hello = {"session": session, "lane": lane, "from": self._me.name}
-                tls.sendall(_frame([json.dumps(hello).encode()]))
+                channel.send(json.dumps(hello).encode())
                 return channel
             except ssl.SSLCertVerificationError as error:
                 raise ClusterError(
