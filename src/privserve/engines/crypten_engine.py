@@ -13,6 +13,7 @@ import base64
 import io
 import math
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -171,7 +172,10 @@ class Compute:
     def _build(self, graph: bytes, shares: Mapping[str, RingArray]) -> Any:
         from crypten.nn import from_onnx
 
-        model = from_onnx(io.BytesIO(graph))
+        with warnings.catch_warnings():
+            # It wraps the file's read-only arrays; `set_parameter` below replaces them all.
+            warnings.simplefilter("ignore", UserWarning)
+            model = from_onnx(io.BytesIO(graph))
         model.eval()
         children = dict(model.named_children())
         for name, share in shares.items():

@@ -1,0 +1,677 @@
+"""Measure engines on this machine: python -m privserve.bench
+
+Every engine and party count gets its own real processes on real TLS channels, all of them
+alive during the whole run; measurements go round robin, so that a noisy minute hits all
+alike, and every figure is a median. "online" is the time that a compute party spends on a
+batch that finds its randomness ready (queries come one at a time, with a pause for the
+dealer); "queries/s" runs batches back to back for longer than the pools last, so dealing
+and all per-query preparation are in it. HTTP is not; `--http` measures it as well.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import logging
+import multiprocessing
+import os
+import platform
+import socket
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from privserve import sharing
+from privserve.certificates import write_cluster
+from privserve.config import party_names, read_config
+from privserve.engines import Prepared, load_engine
+from privserve.errors import ClusterError, ConfigError, PeerLost, PrivserveError
+from privserve.fixedpoint import RingArray, decode, encode
+from privserve.transport import LaneMesh, Listener
+
+SPAWN = multiprocessing.get_context("spawn")
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+PAUSE_SECONDS = 0.3  # in which the dealer fills the pools
+QUIET_ROWS = 100  # so many rows leave the pools full enough for the dealer to rest
+LATENCY_RUNS = 20
+THROUGHPUT_ROWS = {"ottt": 2048, "crypten": 64}
+WARM_ROWS = {"ottt": 640, "crypten": 1}
+START_SECONDS = 300
+
+
+@dataclass
+class Result:
+    """One line of the table; see --json."""
+
+    model: str
+    engine: str
+    parties: int
+    """Compute parties and the dealer; 0 for plaintext."""
+    batch: int
+    online_ms: float
+    p90_ms: float
+    queries_per_s: float
+    bytes_online_per_query: float = 0
+    """Sent by one compute party to the others."""
+    bytes_dealt_per_query: float = 0
+    """Received from the dealer, by all parties together."""
+    exchanges: float = 0
+    """Per batch."""
+    max_abs_error: float = 0
+    """Of the logits, against the float model."""
+    share_of_time: dict[str, float] = field(default_factory=dict)
+    """Of the online time: compute, exchange, waiting for packs (where the engine counts)."""
+    party_memory_mb: float = 0
+    """The largest compute party's resident memory."""
+
+
+@dataclass
+class _Report:
+    """What one compute party measured while running one batch several times."""
+
+    seconds: list[float]
+    elapsed: float
+    bytes_online: int
+    bytes_dealt: int
+    exchanges: float
+    parts: dict[str, float]
+    memory_mb: float
+    output: RingArray
+
+
+def _traffic(lanes: dict[str, LaneMesh], dealer: int) -> tuple[int, int, int]:
+    """(bytes sent to compute parties, bytes got from the dealer, frames sent to one peer)."""
+    sent = dealt = frames = 0
+    for lane in lanes.values():
+        for peer, channel in lane.channels.items():
+            if peer == dealer:
+                dealt += channel.bytes_received
+            else:
+                sent += channel.bytes_sent
+                frames = max(frames, channel.frames_sent)
+    return sent, dealt, frames
+
+
+def _engine_times(compute: Any) -> tuple[float, float]:
+    stats = getattr(compute, "stats", None)
+    return (
+        float(getattr(stats, "exchange_seconds", 0.0)),
+        float(getattr(stats, "waiting_seconds", 0.0)),
+    )
+
+
+def _meet(lanes: dict[str, LaneMesh], dealer: int, times: int) -> None:
+    """Let all compute parties arrive at one point (and their cores wake up)."""
+    online = next(lane for lane in lanes.values() if len(lane.channels) and lane.rank < dealer)
+    for _ in range(times):
+        online.exchange(b"")
+
+
+def _memory_mb() -> float:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) / 1024
+    return 0.0
+
+
+def _party(
+    home: str,
+    name: str,
+    sock: socket.socket,
+    engine: str,
+    description: dict[str, Any],
+    shares: dict[str, RingArray],
+    pipe: Any,
+) -> None:
+    """The process of one party: does what the pipe says until it closes."""
+    logging.disable(logging.CRITICAL)
+    config = read_config(Path(home) / name / "cluster.toml")
+    listener = Listener(config, config.parties[config.rank(name)], sock)
+    module = load_engine(engine)
+    lanes = listener.open_lanes("bench", module.LANES, START_SECONDS)
+    if config.role(name) == "dealer":
+        with contextlib.suppress(PeerLost):  # the parties left: the benchmark is over
+            module.deal(description, lanes)
+        return
+    compute: Any = module.Compute(description, shares, lanes)
+    pipe.send("ready")
+    dealer = len(config.compute)
+    try:
+        while True:
+            inputs, runs, pause = pipe.recv()
+            before, times_before = _traffic(lanes, dealer), _engine_times(compute)
+            exchanges_before = getattr(getattr(compute, "stats", None), "exchanges", None)
+            seconds: list[float] = []
+            output: list[RingArray] = []
+            began = time.perf_counter()
+            for number in range(runs):
+                if pause and number % max(1, QUIET_ROWS // len(inputs[0])) == 0:
+                    time.sleep(pause)
+                    _meet(lanes, dealer, 20)
+                _meet(lanes, dealer, 1)
+                started = time.perf_counter()
+                output = compute.run(inputs)
+                seconds.append(time.perf_counter() - started)
+            elapsed = time.perf_counter() - began
+            after, times_after = _traffic(lanes, dealer), _engine_times(compute)
+            exchanges = (
+                compute.stats.exchanges - exchanges_before
+                if exchanges_before is not None
+                else after[2] - before[2]
+            )
+            total = sum(seconds)
+            waits = [b - a for a, b in zip(times_before, times_after, strict=True)]
+            parts = {"exchange": waits[0] / total, "waiting": waits[1] / total}
+            pipe.send(
+                _Report(
+                    seconds,
+                    elapsed,
+                    after[0] - before[0],
+                    after[1] - before[1],
+                    exchanges / runs,
+                    parts,
+                    _memory_mb(),
+                    output[0],
+                )
+            )
+    except EOFError:
+        compute.close()
+        for lane in lanes.values():
+            lane.close()
+
+
+class Bench:
+    """The processes of one engine, party count and model."""
+
+    def __init__(self, name: str, prepared: Prepared, parties: int) -> None:
+        self.name = name
+        self.engine = prepared.engine
+        self.parties = parties
+        self.bits = prepared.description["fraction_bits"]
+        self.output_bits = prepared.description["output_fraction_bits"]
+        self._home = tempfile.TemporaryDirectory(prefix="privserve-bench-")
+        self._processes = []
+        self._pipes = []
+        names = party_names(parties)
+        socks = [socket.create_server(("127.0.0.1", 0)) for _ in names]
+        addresses = [f"127.0.0.1:{sock.getsockname()[1]}" for sock in socks]
+        write_cluster(
+            Path(self._home.name), [(n, a, a) for n, a in zip(names, addresses, strict=True)]
+        )
+        split = {k: sharing.split(v, parties - 1) for k, v in prepared.parameters.items()}
+        for rank, (party, sock) in enumerate(zip(names, socks, strict=True)):
+            ours, theirs = SPAWN.Pipe()
+            shares = {k: s[rank] for k, s in split.items()} if rank < parties - 1 else {}
+            process = SPAWN.Process(
+                target=_party,
+                args=(
+                    self._home.name,
+                    party,
+                    sock,
+                    prepared.engine,
+                    prepared.description,
+                    shares,
+                    theirs,
+                ),
+                daemon=True,
+            )
+            process.start()
+            theirs.close()
+            sock.close()
+            self._processes.append(process)
+            self._pipes.append(ours)
+
+    def wait_ready(self) -> None:
+        """Return once all compute parties are set up."""
+        for rank in range(self.parties - 1):
+            self._receive(rank)
+
+    def _receive(self, rank: int) -> Any:
+        if not self._pipes[rank].poll(START_SECONDS):
+            raise ClusterError(f"{self.engine}: a party does not answer")
+        try:
+            return self._pipes[rank].recv()
+        except EOFError:
+            raise ClusterError(f"{self.engine}: a party ended; see the messages above") from None
+
+    def run(self, x: NDArray[np.float64], runs: int, pause: float) -> tuple[_Report, Any]:
+        """Run one batch `runs` times: (the leader's report, the joined logits)."""
+        shares = sharing.split(encode(x, self.bits), self.parties - 1)
+        for pipe, share in zip(self._pipes, shares, strict=False):
+            pipe.send(([share], runs, pause))
+        reports = [self._receive(rank) for rank in range(self.parties - 1)]
+        leader = reports[0]
+        leader.bytes_dealt = sum(r.bytes_dealt for r in reports)
+        leader.memory_mb = max(r.memory_mb for r in reports)
+        logits = decode(sharing.join([r.output for r in reports]), self.output_bits)
+        return leader, logits
+
+    def close(self) -> None:
+        """End all processes."""
+        for pipe in self._pipes:
+            pipe.close()
+        for process in self._processes:
+            process.join(10)
+            if process.is_alive():
+                process.kill()
+                process.join()
+        self._home.cleanup()
+
+
+@dataclass
+class Subject:
+    """A model to measure: how to prepare it, its float logits, sample inputs."""
+
+    name: str
+    converted: Any
+    inputs: NDArray[np.float64]
+    input_range: tuple[float, float] | None = None
+
+    def batch(self, size: int) -> NDArray[np.float64]:
+        """`size` inputs, repeating the samples as needed."""
+        return np.resize(self.inputs, (size, *self.inputs.shape[1:]))
+
+    def logits(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
+        """What the float model computes before its final activation."""
+        import torch
+
+        from converters.onnx_model import OnnxModule
+
+        if not hasattr(self, "_module"):
+            self._module = OnnxModule(without_activation(self.converted.onnx))
+        with torch.no_grad():
+            output = self._module(torch.from_numpy(x.astype(np.float32)))
+        result: NDArray[np.float64] = np.asarray(output.numpy(), dtype=np.float64)
+        return result
+
+
+def without_activation(model: Any) -> Any:
+    """The ONNX model up to its logits."""
+    import onnx
+
+    from privserve.engines.crypten_graph import strip_activation
+
+    nodes, activation = strip_activation(list(model.graph.node), model.graph.output[0].name)
+    if activation is None:
+        return model
+    cut = onnx.ModelProto()
+    cut.CopyFrom(model)
+    del cut.graph.node[:]
+    cut.graph.node.extend(nodes)
+    cut.graph.output[0].name = activation["input"]
+    return cut
+
+
+def sample_digits() -> NDArray[np.float64]:
+    """The sample digits, (N, 28, 28, 1) in [0, 1]."""
+    with np.load(EXAMPLES / "digits.npz", allow_pickle=False) as samples:
+        images = samples["images"]
+    scale = 255.0 if images.dtype.kind in "iu" else 1.0
+    return np.asarray(images, dtype=np.float64).reshape(-1, 28, 28, 1) / scale
+
+
+def digits_subject(path: Path) -> Subject:
+    """The sample model, or another model of the same input."""
+    import converters
+
+    return Subject(path.stem, converters.convert(path), sample_digits())
+
+
+def wide_subject(factor: int) -> Subject:
+    """The tutorial's network with `factor` times the channels, random weights."""
+    import torch
+    from torch import nn
+
+    import converters
+
+    torch.manual_seed(0)
+    a, b, c = 10 * factor, 32 * factor, 64 * factor
+    layers: list[nn.Module] = []
+    for before, after in ((1, a), (a, b), (b, c)):
+        layers += [nn.Conv2d(before, after, 3), nn.AvgPool2d(2), nn.ReLU()]
+    net = nn.Sequential(*layers, nn.Flatten(), nn.Linear(c, 10))
+    images = sample_digits().transpose(0, 3, 1, 2)
+    converted = converters.convert(net, input_shape=(1, 28, 28))
+    return Subject(f"tutorial x{factor}", converted, np.ascontiguousarray(images))
+
+
+def resnet_subject() -> Subject:
+    """CIFAR ResNet-20 with random weights, on random pictures."""
+    import torch
+    from torch import nn
+
+    import converters
+
+    torch.manual_seed(0)
+
+    class Block(nn.Module):
+        def __init__(self, before: int, after: int, stride: int) -> None:
+            super().__init__()
+            self.body = nn.Sequential(
+                nn.Conv2d(before, after, 3, stride, 1, bias=False),
+                nn.BatchNorm2d(after),
+                nn.ReLU(),
+                nn.Conv2d(after, after, 3, 1, 1, bias=False),
+                nn.BatchNorm2d(after),
+            )
+            self.skip: nn.Module = nn.Identity()
+            if stride != 1 or before != after:
+                conv = nn.Conv2d(before, after, 1, stride, bias=False)
+                self.skip = nn.Sequential(conv, nn.BatchNorm2d(after))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.relu(self.body(x) + self.skip(x))
+
+    layers: list[nn.Module] = [nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU()]
+    width = 16
+    for after, stride in ((16, 1), (32, 2), (64, 2)):
+        for block in range(3):
+            layers.append(Block(width, after, stride if block == 0 else 1))
+            width = after
+    net = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10)).eval()
+    pictures = torch.rand((8, 3, 32, 32)).numpy().astype(np.float64)
+    converted = converters.convert(net, input_shape=(3, 32, 32))
+    return Subject("ResNet-20", converted, pictures, input_range=(0.0, 1.0))
+
+
+def measure_plaintext(subject: Subject, batch: int, rounds: int) -> Result:
+    """torch on the float model, one thread as every party has."""
+    import torch
+
+    torch.set_num_threads(1)
+    x = subject.batch(batch)
+    seconds = []
+    for _ in range(max(rounds * LATENCY_RUNS, 3)):
+        started = time.perf_counter()
+        subject.logits(x)
+        seconds.append(time.perf_counter() - started)
+    median = statistics.median(seconds)
+    return Result(
+        subject.name,
+        "plaintext torch",
+        0,
+        batch,
+        1e3 * median,
+        1e3 * float(np.quantile(seconds, 0.9)),
+        batch / median,
+    )
+
+
+def measure(
+    subject: Subject, benches: Sequence[Bench], batches: Sequence[int], rounds: int
+) -> list[Result]:
+    """All engines on all batch sizes, round robin."""
+    reports: dict[tuple[int, int], list[tuple[_Report, float]]] = {}
+    rates: dict[tuple[int, int], list[float]] = {}
+    for number in range(rounds):
+        for i, bench in enumerate(benches):
+            for batch in batches:
+                x = subject.batch(batch)
+                report, logits = bench.run(x, latency_runs(bench.engine, batch), PAUSE_SECONDS)
+                error = float(np.abs(logits - subject.logits(x)).max())
+                reports.setdefault((i, batch), []).append((report, error))
+                rows = THROUGHPUT_ROWS[bench.engine]
+                if number == 0:
+                    bench.run(x, max(1, WARM_ROWS[bench.engine] // batch), 0)
+                steady, _ = bench.run(x, max(2, rows // batch), 0)
+                done = len(steady.seconds) * batch
+                rates.setdefault((i, batch), []).append(done / steady.elapsed)
+                print(".", end="", file=sys.stderr, flush=True)
+    print(file=sys.stderr)
+    return [
+        _result(subject, benches[i], batch, measured, statistics.median(rates[i, batch]))
+        for (i, batch), measured in reports.items()
+    ]
+
+
+def latency_runs(engine: str, batch: int) -> int:
+    """How often a batch is timed in one round."""
+    return LATENCY_RUNS if engine != "crypten" else max(2, LATENCY_RUNS // 4 // max(batch // 8, 1))
+
+
+def _result(
+    subject: Subject, bench: Bench, batch: int, measured: list[tuple[_Report, float]], rate: float
+) -> Result:
+    first = measured[0][0]
+    seconds = [s for report, _ in measured for s in report.seconds]
+    runs = len(first.seconds)
+    parts = {
+        name: round(statistics.median(report.parts[name] for report, _ in measured), 3)
+        for name in first.parts
+    }
+    if any(parts.values()):
+        parts["compute"] = round(1 - sum(parts.values()), 3)
+    else:
+        parts = {}
+    return Result(
+        model=subject.name,
+        engine=bench.engine,
+        parties=bench.parties,
+        batch=batch,
+        online_ms=1e3 * statistics.median(seconds),
+        p90_ms=1e3 * float(np.quantile(seconds, 0.9)),
+        queries_per_s=rate,
+        bytes_online_per_query=first.bytes_online / runs / batch,
+        # Dealt ahead in pool-sized bursts, so only the whole run's average means something.
+        bytes_dealt_per_query=bench_dealt(bench, measured, batch),
+        exchanges=first.exchanges,
+        max_abs_error=max(error for _, error in measured),
+        share_of_time=parts,
+        party_memory_mb=max(report.memory_mb for report, _ in measured),
+    )
+
+
+def bench_dealt(bench: Bench, measured: list[tuple[_Report, float]], batch: int) -> float:
+    """Bytes dealt per query, over all rows of the run."""
+    dealt = sum(report.bytes_dealt for report, _ in measured)
+    rows = sum(len(report.seconds) for report, _ in measured) * batch
+    return dealt / rows
+
+
+def table(results: Sequence[Result]) -> str:
+    """The results as a table for people."""
+    head = (
+        "model",
+        "engine",
+        "parties",
+        "batch",
+        "online ms",
+        "p90 ms",
+        "queries/s",
+        "kB online",
+        "kB dealt",
+        "exchanges",
+        "max error",
+        "compute/exchange/wait",
+        "MB",
+    )
+    rows: list[Sequence[str]] = [head]
+    for r in results:
+        parts = r.share_of_time
+        shares = "/".join(
+            f"{parts[k]:.0%}" for k in ("compute", "exchange", "waiting") if k in parts
+        )
+        rows.append(
+            (
+                r.model,
+                r.engine,
+                str(r.parties or "-"),
+                str(r.batch),
+                f"{r.online_ms:.3f}",
+                f"{r.p90_ms:.3f}",
+                f"{r.queries_per_s:,.0f}",
+                f"{r.bytes_online_per_query / 1e3:.1f}",
+                f"{r.bytes_dealt_per_query / 1e3:.1f}",
+                f"{r.exchanges:.0f}",
+                f"{r.max_abs_error:.1e}",
+                shares,
+                f"{r.party_memory_mb:.0f}",
+            )
+        )
+    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
+    lines = [
+        "  ".join(
+            c.ljust(w) if i < 2 else c.rjust(w)
+            for i, (c, w) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+    lines.insert(1, "-" * max(map(len, lines)))
+    return "\n".join(lines)
+
+
+def ratios(results: Sequence[Result]) -> str:
+    """How much faster ottt is than crypten, where both were measured."""
+    lines = []
+    by_key = {(r.model, r.engine, r.parties, r.batch): r for r in results}
+    for (model, engine, parties, batch), fast in by_key.items():
+        slow = by_key.get((model, "crypten", parties, batch))
+        if engine == "ottt" and slow is not None:
+            lines.append(
+                f"{model}, {parties} parties, batch {batch}: ottt is "
+                f"{slow.online_ms / fast.online_ms:.0f}x faster online than crypten, "
+                f"{fast.queries_per_s / slow.queries_per_s:.0f}x in queries/s"
+            )
+    return "\n".join(lines)
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were taken on."""
+    model = platform.processor() or platform.machine()
+    for line in (
+        Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    ):
+        if line.startswith("model name"):
+            model = line.split(":", 1)[1].strip()
+            break
+    return {
+        "processor": model,
+        "cores": os.cpu_count(),
+        "load_before": round(os.getloadavg()[0], 2),
+        "system": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+    }
+
+
+def plot(results: Sequence[Result], target: Path) -> None:
+    """Latency and throughput by batch and engine, as a picture."""
+    try:
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError:
+        raise ConfigError("--plot needs matplotlib: pip install 'privserve[plot]'") from None
+    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    series: dict[str, list[Result]] = {}
+    for r in results:
+        suffix = f", {r.parties} parties" if r.parties else ""
+        series.setdefault(f"{r.model}: {r.engine}{suffix}", []).append(r)
+    for label, line in series.items():
+        line.sort(key=lambda r: r.batch)
+        sizes = [r.batch for r in line]
+        left.plot(sizes, [r.online_ms for r in line], marker="o", label=label)
+        right.plot(sizes, [r.queries_per_s for r in line], marker="o", label=label)
+    for axes, title in ((left, "online latency of a batch, ms"), (right, "queries per second")):
+        axes.set_xscale("log", base=2)
+        axes.set_yscale("log")
+        axes.set_xlabel("batch")
+        axes.set_title(title)
+        axes.grid(alpha=0.3)
+    left.legend(fontsize=8)
+    figure.savefig(target, dpi=120)
+
+
+def subjects(options: argparse.Namespace) -> list[Subject]:
+    """The models that were asked for."""
+    chosen = [digits_subject(options.model)]
+    if options.sizes:
+        chosen += [wide_subject(factor) for factor in (1, 2, 4)]
+        chosen.append(resnet_subject())
+    return chosen
+
+
+def run(options: argparse.Namespace) -> list[Result]:
+    """Everything that was asked for."""
+    results: list[Result] = []
+    for number, subject in enumerate(subjects(options)):
+        batches = options.batch if number == 0 else [1]
+        party_counts = options.parties if number == 0 else [3]
+        engines = options.engine if number == 0 else [e for e in options.engine if e == "ottt"]
+        benches: list[Bench] = []
+        print(f"{subject.name}: setting up", file=sys.stderr, flush=True)
+        try:
+            for engine in engines:
+                prepared = load_engine(engine).prepare(
+                    subject.converted.onnx, input_range=subject.input_range
+                )
+                for parties in party_counts:
+                    benches.append(Bench(subject.name, prepared, parties))
+                    benches[-1].wait_ready()
+            plain = [measure_plaintext(subject, batch, options.rounds) for batch in batches]
+            results += plain + measure(subject, benches, batches, options.rounds)
+        finally:
+            for bench in benches:
+                bench.close()
+    return results
+
+
+def numbers(text: str) -> list[int]:
+    """[1, 8] from "1,8"."""
+    try:
+        values = [int(part) for part in text.split(",")]
+    except ValueError:
+        values = []
+    if not values or min(values) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a list of numbers such as 1,8,32")
+    return values
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m privserve.bench", description=__doc__)
+    parser.add_argument("--engine", type=lambda t: t.split(","), default=["crypten", "ottt"])
+    parser.add_argument("--batch", type=numbers, default=[1, 8, 32, 128], metavar="1,8,...")
+    parser.add_argument(
+        "--parties", type=numbers, default=[3, 4], metavar="3,4", help="with dealer"
+    )
+    parser.add_argument("--model", type=Path, default=EXAMPLES / "digits-model.h5")
+    parser.add_argument("--rounds", type=int, default=3, help="of the round robin")
+    parser.add_argument("--sizes", action="store_true", help="also wider models and a ResNet-20")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument("--plot", type=Path, metavar="PNG", help="draw latency and throughput")
+    options = parser.parse_args(arguments)
+    if min(options.parties) < 3:
+        parser.error("--parties counts the dealer: at least 3")
+    if options.rounds < 1:
+        parser.error("--rounds must be at least 1")
+    try:
+        facts = machine()
+        results = run(options)
+        if options.json:
+            print(json.dumps({"machine": facts, "results": [asdict(r) for r in results]}, indent=1))
+        else:
+            print(
+                f"{facts['processor']}, {facts['cores']} cores; load before: {facts['load_before']}"
+            )
+            print(table(results))
+            print(ratios(results))
+        if options.plot:
+            plot(results, options.plot)
+    except PrivserveError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
