@@ -2,8 +2,9 @@
 
 Activations carry f fraction bits (step 2^-f), weights f + 4, products their sum; a ReLU or
 a truncation shifts back. The weights' rounding is what limits accuracy (it adds up over a
-sum, an activation's averages out), and finer weights widen nothing that is compared. Each value's range is tracked as it is built, and a comparison gets the smallest K
-that holds it: u = x >> shift must satisfy |u| < 2^(K-1).
+sum, an activation's averages out), and finer weights widen nothing that is compared. Each
+value's range is tracked as it is built, and a comparison gets the smallest K that holds
+it: u = x >> shift must satisfy |u| < 2^(K-1).
 """
 
 from __future__ import annotations
@@ -29,6 +30,12 @@ ROUNDING_UNITS = 16
 
 WEIGHT_EXTRA_BITS = 4
 """A weight carries so many fraction bits more than an activation."""
+
+SOUND_BITS = 30
+"""A sound bound that asks for a longer comparison is taken for hopeless.
+
+From there on samples bound everything: what follows a guess is no sounder than the guess.
+"""
 
 CALIBRATION_MARGIN = 8.0
 """A range that comes from samples is taken so many times wider than what they reached."""
@@ -249,7 +256,7 @@ class ProgramBuilder:
     ) -> Traced:
         """Sums over windows of x: [C, H, W]."""
         attributes = {"kernel": list(kernel), "strides": list(strides), "pads": list(pads)}
-        bounds = x.range.map(lambda v: np.asarray(local.sum_pool(v, attributes)))  # type: ignore[arg-type]
+        bounds = x.range.map(lambda v: np.asarray(local.sum_pool(v, attributes)))
         shape = bounds.low.shape
         return self._emit("sum_pool", layer, (x,), shape, x.step, bounds, attributes)
 
@@ -321,7 +328,8 @@ class ProgramBuilder:
             return max(MIN_BITS, math.floor(math.log2(units)) + 1 + spare)
 
         most = min(MAX_BITS, 64 - shift)
-        if (k := bits_for(x.range.magnitude)) <= most:
+        k = bits_for(x.range.magnitude)
+        if k <= min(most, SOUND_BITS) and not self._calibrated:
             return k, x.range
         bounds = self._calibrate(x.range, layer)
         if (k := bits_for(bounds.magnitude)) > most:
@@ -374,7 +382,7 @@ class ProgramBuilder:
     ) -> Traced:
         """Emit an op that only moves elements around, and move the range's alike."""
         bounds = x.range.map(
-            lambda v: np.asarray(local.apply(kind, attributes, [v], shape, False, {}))  # type: ignore[list-item]
+            lambda v: np.asarray(local.apply(kind, attributes, [v], shape, False, {}))
         )
         return self._emit(kind, layer, (x,), shape, x.step, bounds, attributes)
 

@@ -271,7 +271,7 @@ def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
 def _without_batch(constant: Floats, shape: tuple[int, ...]) -> Floats:
     """The constant without the leading axis of 1 that stands for the batch."""
     if constant.ndim == len(shape) + 1 and constant.shape[0] == 1:
-        return constant[0]
+        return constant.reshape(constant.shape[1:])
     return constant
 
 
@@ -283,7 +283,8 @@ def _per_channel(constant: Floats, shape: tuple[int, ...], axis: int) -> Floats 
     full = constant.reshape((1,) * (len(shape) - constant.ndim) + constant.shape)
     if any(d != 1 for i, d in enumerate(full.shape) if i != axis):
         return None
-    return np.array(np.broadcast_to(full.ravel(), (shape[axis],)), dtype=np.float64)
+    vector: Floats = np.broadcast_to(full.ravel(), (shape[axis],)).astype(np.float64)
+    return vector
 
 
 def geometry_of(

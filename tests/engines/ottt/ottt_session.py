@@ -104,6 +104,8 @@ class Session:
                 step(rank)
             except BaseException as failure:
                 self.failures.append(failure)
+                for wire in self.wires.values():  # a party that fails leaves the session
+                    wire.cut(rank)
 
         threads = [
             threading.Thread(target=guarded, args=(r,), daemon=True) for r in range(self.parties)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import numpy as np
+import ottt_steps as steps
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -10,7 +11,6 @@ from privserve.engines.ottt import reference
 from privserve.engines.ottt.comparison import MAX_BITS, MIN_BITS, plan_comparison
 from privserve.prg import Prg
 from privserve.sharing import split
-import ottt_steps as steps
 
 
 def bounded(count: int, limit: int) -> np.ndarray:

@@ -6,7 +6,6 @@ from typing import Any
 
 import onnx
 
-from privserve.compile_onnx import compile_model
 from privserve.engines import Prepared
 from privserve.engines.ottt.dealer import LANE, deal
 from privserve.engines.ottt.party import ONLINE, Compute
@@ -28,6 +27,10 @@ def prepare(
     input_range: what every input element lies in, (-8, 8) by default; calibration: sample
     inputs, used only where sound bounds do not fit.
     """
+    # Here, because the compiler itself needs this package, and because parties do not need
+    # the compiler.
+    from privserve.compile_onnx import compile_model
+
     program, parameters = compile_model(
         model, input_range=input_range, fraction_bits=fraction_bits, calibration=calibration
     )

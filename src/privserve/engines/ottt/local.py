@@ -10,19 +10,22 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from privserve.errors import ModelError
-from privserve.fixedpoint import RingArray
+
+Shares = NDArray[Any]
+"""int64; the compiler also moves float64 bounds around with these functions."""
 
 
 def apply(
     kind: str,
     attributes: Mapping[str, Any],
-    inputs: Sequence[RingArray],
+    inputs: Sequence[Shares],
     shape: tuple[int, ...],
     lead: bool,
-    parameters: Mapping[str, RingArray],
-) -> RingArray:
+    parameters: Mapping[str, Shares],
+) -> Shares:
     """Run the local op `kind` of `program.OP_KINDS`; shape: of its output, no batch axis."""
     x = inputs[0]
     if kind == "reshape":
@@ -51,7 +54,7 @@ def apply(
     raise ModelError(f"the engine 'ottt' does not know the op '{kind}'; update this party")
 
 
-def sum_pool(x: RingArray, attributes: Mapping[str, Any]) -> RingArray:
+def sum_pool(x: Shares, attributes: Mapping[str, Any]) -> Shares:
     """Sums over windows of the last two axes: x int64[B, C, H, W] -> int64[B, C, H', W']."""
     kh, kw = attributes["kernel"]
     sh, sw = attributes["strides"]

@@ -131,11 +131,9 @@ def _read_tables(
     """out ^= what one table word of chunk k adds to M; `width` is a constant at each call."""
     column = k * (k - 1) // 2
     last = chunks * (chunks - 1) // 2
-    rows = (np.int64(1) << k) - np.int64(1)
-    past = k
-    if k == chunks:
-        rows = np.int64(0)
-        past = np.int64(0)
+    has_column = 1 if k < chunks else 0
+    rows = has_column * ((1 << k) - 1)
+    past = has_column * k
     values = (np.int64(1) << width) - np.int64(1)
     for e in range(x.shape[0]):
         t = _gather(table[e] >> ((x[e] >> position) & values), width) << plane

@@ -29,17 +29,17 @@ class Pool:
         self._closed = False
 
     def room(self, at_least: int, low_water: int) -> int:
-        """How many packs the producer may make now; blocks until at least `at_least`.
+        """How many packs the producer may make now; 0 once the pool is closed.
 
-        Waits further until no more than `low_water` packs are left or a taker waits, so
-        that refilling comes in bursts instead of competing with every query. Returns 0 once
-        the pool is closed.
+        Blocks until there is room for `at_least` and no more than `low_water` packs are
+        left, so that refilling comes in bursts instead of competing with every query; a
+        taker that waits gets whatever there is room for.
         """
         with self._changed:
             while not self._closed:
                 free = self.slots - (self._made - self._freed)
                 low = self._made - self._taken <= low_water
-                if free >= at_least and (low or self._waiting):
+                if free and (self._waiting or (low and free >= at_least)):
                     return free
                 self._changed.wait()
         return 0
@@ -109,6 +109,9 @@ class Pool:
         """Block until `count` packs are ready (or the pool is closed)."""
         with self._changed:
             while not self._closed and self._made - self._taken < count:
+                self._waiting = True
+                self._changed.notify_all()
                 self._changed.wait()
+            self._waiting = False
             if self._failure is not None:
                 raise self._failure

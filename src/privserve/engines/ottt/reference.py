@@ -95,7 +95,7 @@ def determinant(word: int, chunks: int) -> int:
             position += 1
         if column + 1 < chunks:
             matrix[column + 1, column] = 1
-    return int(round(np.linalg.det(matrix.astype(float)))) % 2
+    return abs(round(float(np.linalg.det(matrix.astype(float))))) % 2
 
 
 def finish_relu(

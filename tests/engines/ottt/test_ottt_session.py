@@ -1,0 +1,284 @@
+"""Whole sessions over an in-memory mesh: answers, transcripts, costs, failures."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import numpy as np
+import pytest
+from onnx import helper
+from ottt_models import (
+    MNIST_MODEL,
+    float_logits,
+    graph,
+    mnist_images,
+    mnist_weights,
+    random_weights,
+    tutorial_net,
+)
+from ottt_session import Session, uniform
+
+from privserve.engines.ottt import dealer, party
+from privserve.engines.ottt.bits import unpack_add_batch
+from privserve.engines.ottt.comparison import plan_comparison
+from privserve.engines.ottt.costs import cost_of_op
+from privserve.engines.ottt.pool import Pool
+from privserve.errors import ClusterError, InputError, PeerLost
+
+WEIGHTS = random_weights()
+NET = tutorial_net(WEIGHTS)
+
+
+def small_net() -> object:
+    return graph(
+        [
+            helper.make_node("Gemm", ["x", "w"], ["g"]),
+            helper.make_node("Relu", ["g"], ["r"]),
+            helper.make_node("Gemm", ["r", "v"], ["y"]),
+        ],
+        {"w": np.eye(6) * 0.5, "v": np.ones((6, 3)) * 0.25},
+        (6,),
+    )
+
+
+@pytest.mark.parametrize("parties", [2, 3, 4])
+def test_the_tutorials_net_gives_the_float_logits(parties):
+    x = uniform((5, 28, 28, 1), 0, 1)
+    with Session(NET, parties) as session:
+        (out,) = session.query(x)
+    assert np.abs(out - float_logits(WEIGHTS, x)).max() < 1e-3
+
+
+def test_batches_of_any_size_wrap_around_the_pool():
+    x = uniform((40, 6), -8, 8)
+    with Session(small_net(), options={"pool_queries": 7}) as session:
+        for batch in (1, 3, 7, 5, 2, 40, 7):
+            (out,) = session.query(x[:batch])
+            expected = np.maximum(x[:batch] * 0.5, 0).sum(1, keepdims=True) * 0.25
+            assert np.abs(out - expected).max() < 2e-3
+
+
+def test_what_goes_over_the_wire_is_what_the_program_states():
+    with Session(NET, 3) as session:
+        online = session.wires["online"]
+        before = len(online.sent)
+        session.query(uniform((4, 28, 28, 1), 0, 1))
+        costs = [cost_of_op(session.program, op) for op in session.program.ops]
+        sent = [len(f) for a, b, f in online.sent[before:] if (a, b) == (0, 1)]
+        assert len(sent) == sum(c.exchanges for c in costs) == 10
+        assert sum(sent) == 4 * sum(c.bytes_online for c in costs) + 8  # the pack number
+        assert session.computes[0].stats.exchanges == 10
+    dealt = [f for a, b, f in session.wires["deal"].sent if a == 3 and b == 0][1:]
+    per_pack = sum(c.bytes_dealt for c in costs)
+    assert sum(map(len, dealt)) == per_pack * session.computes[0].pool.made
+
+
+def test_the_costs_of_the_tutorials_net_stay_within_their_limits():
+    with Session(NET) as session:
+        costs = [cost_of_op(session.program, op) for op in session.program.ops]
+        assert sum(c.bytes_online for c in costs) <= 43_000
+        assert sum(c.bytes_dealt for c in costs) <= 400_000
+        assert sum(c.exchanges for c in costs) <= 10
+        assert session.computes[0].pool.packs.nbytes / session.computes[0].pool.slots <= 600_000
+
+
+def test_the_dealer_receives_pack_credits_and_nothing_else():
+    with Session(NET, 3) as session:
+        session.query(uniform((60, 28, 28, 1), 0, 1))
+    received = [(a, f) for a, b, f in session.wires["deal"].sent if b == 3]
+    assert received
+    assert all(a == 0 and len(f) == dealer.CREDIT.size for a, f in received)
+    assert not any(3 in (a, b) for a, b, _ in session.wires["online"].sent)
+
+
+def exchanges_of(program):
+    """(count, bits, xor) of every exchange of a run, in order."""
+    for op in program.ops:
+        count = program.values[op.inputs[0]].size
+        if op.kind == "linear":
+            yield count, program.values[op.output].bits, False
+        elif op.kind == "relu":
+            plan = plan_comparison(op.attributes["comparison_bits"])
+            yield count, plan.bits, False
+            yield count, plan.opened_bits, True
+
+
+@pytest.mark.parametrize("x", [np.zeros((60, 6)), np.full((60, 6), 7.9)])
+def test_every_share_and_every_opened_value_is_made_of_fair_coins(x):
+    with Session(small_net()) as session:
+        online = session.wires["online"]
+        before = len(online.sent)
+        session.query(x)
+        frames = [[f for a, _, f in online.sent[before:] if a == rank] for rank in (0, 1)]
+        formats = list(exchanges_of(session.program))
+    assert [len(f) for f in frames] == [len(formats)] * 2
+    for step, (count, bits, xor) in enumerate(formats):
+        header = 8 if step == 0 else 0
+        shares = []
+        for party_frames in frames:
+            words = np.frombuffer(party_frames[step][header:], np.int64).reshape(60, -1)
+            values = np.zeros((60, count), np.int64)
+            unpack_add_batch(np.ascontiguousarray(words), count, bits, values)
+            shares.append(values)
+        opened = shares[0] ^ shares[1] if xor else shares[0] + shares[1]
+        for values in (*shares, opened):
+            ones = [((values >> bit) & 1).mean() for bit in range(bits)]
+            assert max(abs(share - 0.5) for share in ones) < 0.5 * 5.5 / np.sqrt(values.size)
+
+
+def test_two_sessions_of_one_model_share_no_key_and_no_pack():
+    x = uniform((3, 6), -8, 8)
+    model = small_net()
+    transcripts = []
+    for _ in range(2):
+        with Session(model) as session:
+            session.query(x)
+            deal = [f for a, _, f in session.wires["deal"].sent if a == 2]
+            online = [f for _, _, f in session.wires["online"].sent]
+            transcripts.append((deal, online, session.computes[1].pool.packs[:3].copy()))
+    (deal1, online1, packs1), (deal2, online2, packs2) = transcripts
+    keys = {f[i : i + 32] for f in deal1[:2] + deal2[:2] for i in (0, 32)}
+    assert len(keys) == 8
+    assert not set(deal1) & set(deal2)
+    assert not set(online1) & set(online2)
+    assert not np.intersect1d(packs1, packs2).size
+
+
+def test_all_packs_of_a_session_differ_and_no_number_is_handed_out_twice():
+    with Session(small_net(), options={"pool_queries": 8}) as session:
+        pool = session.computes[1].pool
+        taken, seen = [], []
+        original = pool.take
+
+        def take(count):
+            first, waited = original(count)
+            taken.extend(range(first, first + count))
+            seen.extend(pool.packs[(first + k) % pool.slots].tobytes() for k in range(count))
+            return first, waited
+
+        pool.take = take
+        for batch in (1, 5, 8, 3, 8, 8, 2):
+            session.query(uniform((batch, 6), -1, 1))
+    assert taken == list(range(35))
+    assert len(set(seen)) == 35
+
+
+@pytest.mark.parametrize("after", [1, 2, 3])
+def test_a_party_that_dies_between_exchanges_voids_the_session(after):
+    with Session(small_net(), 3) as session:
+        mesh = session.computes[1]._mesh
+        original, count = mesh.exchange, [0]
+
+        def exchange(payload):
+            if count[0] == after:
+                for wire in session.wires.values():
+                    wire.cut(1)
+            count[0] += 1
+            return original(payload)
+
+        mesh.exchange = exchange
+        with pytest.raises(PeerLost):
+            session.query(uniform((2, 6), -1, 1))
+        session.failures.clear()
+        used = [c.stats.packs_used for c in session.computes]
+        with pytest.raises(ClusterError, match="share the model again"):
+            session.computes[0].run([np.zeros((1, 6), np.int64)])
+        assert [c.stats.packs_used for c in session.computes] == used
+
+
+def test_parties_whose_packs_are_out_of_step_refuse_to_go_on():
+    with Session(small_net()) as session:
+        session.computes[1].pool.take(1)
+        with pytest.raises(ClusterError, match="out of step"):
+            session.query(uniform((1, 6), -1, 1))
+        session.failures.clear()
+
+
+def test_a_wrong_shape_is_refused_before_a_pack_is_spent():
+    with Session(small_net()) as session:
+        with pytest.raises(InputError):
+            session.computes[0].run([np.zeros((1, 7), np.int64)])
+        assert session.computes[0].stats.packs_used == 0
+
+
+def test_the_pool_never_holds_more_than_its_slots_and_refills_after_use():
+    with Session(small_net(), options={"pool_queries": 12}) as session:
+        for _ in range(4):
+            session.query(uniform((10, 6), -1, 1))
+        pool = session.computes[0].pool
+        deadline = time.monotonic() + 10
+        while pool.made < 48 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert 48 <= pool.made <= 40 + pool.slots
+        assert pool.free() >= 0
+
+
+def test_a_bounded_memory_bounds_the_slots():
+    with Session(NET, options={"pool_bytes": 2 << 20, "pool_queries": 512}) as session:
+        assert session.computes[0].pool.packs.nbytes <= 2 << 20
+
+
+def test_a_dealer_that_leaves_is_noticed_once_the_packs_are_gone():
+    session = Session(small_net(), options={"pool_queries": 8})
+    session.wires["deal"].cut(2)
+    with pytest.raises((PeerLost, ClusterError)):
+        session.query(uniform((40, 6), -1, 1))
+    session.failures.clear()
+    session.close()
+
+
+def test_a_taker_waits_until_packs_are_made():
+    pool = Pool(4, 2)
+    got = []
+    taker = threading.Thread(target=lambda: got.append(pool.take(3)))
+    taker.start()
+    assert pool.room(2, 0) == 4
+    pool.publish(2)
+    time.sleep(0.05)
+    assert not got
+    pool.publish(1)
+    taker.join(5)
+    assert got == [(0, True)]
+    assert pool.take(0) == (3, False)
+
+
+@pytest.mark.skipif(not MNIST_MODEL.exists(), reason="the tutorial's trained model is not here")
+def test_mnist_predictions_are_those_of_the_float_model():
+    weights = mnist_weights()
+    images, _ = mnist_images()
+    with Session(tutorial_net(weights)) as session:
+        (out,) = session.query(images[:60])
+    expected = float_logits(weights, images[:60])
+    assert np.abs(out - expected).max() < 1e-3
+    assert np.array_equal(out.argmax(1), expected.argmax(1))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not MNIST_MODEL.exists(), reason="the tutorial's trained model is not here")
+def test_all_mnist_test_images_keep_their_predictions():
+    weights = mnist_weights()
+    images, labels = mnist_images()
+    wrong = np.zeros(2)
+    worst = 0.0
+    with Session(tutorial_net(weights), options={"pool_queries": 128}) as session:
+        for at in range(0, len(images), 100):
+            x = images[at : at + 100]
+            (out,) = session.query(x)
+            expected = float_logits(weights, x)
+            worst = max(worst, float(np.abs(out - expected).max()))
+            for i, logits in enumerate((out, expected)):
+                wrong[i] += (logits.argmax(1) != labels[at : at + 100]).sum()
+    print(f"largest error {worst:.2e}, wrong {wrong}")
+    assert worst < 5e-3
+    assert wrong[0] == wrong[1]
+
+
+def test_the_stats_count_packs_bytes_and_time():
+    with Session(small_net()) as session:
+        session.query(uniform((3, 6), -1, 1))
+        stats = session.computes[0].stats
+    assert isinstance(stats, party.Stats)
+    assert stats.packs_used == 3
+    assert stats.bytes_sent == stats.bytes_received > 0
+    assert 0 < stats.exchange_seconds <= stats.run_seconds
