@@ -436,10 +436,9 @@ class Listener:
                     (host, port), timeout=wait.at_most(HANDSHAKE_SECONDS)
                 )
                 tls = self._client.wrap_socket(raw, server_hostname=peer.name)
-                channel = Channel(tls, peer.name, lane, self._tap)
                 hello = {"session": session, "lane": lane, "from": self._me.name}
-                channel.send(json.dumps(hello).encode())
-                return channel
+                Channel(tls, peer.name, lane).send(json.dumps(hello).encode())
+                return Channel(tls, peer.name, lane, self._tap)
             except ssl.SSLCertVerificationError as error:
                 raise ClusterError(
                     f"{peer.name} at {peer.peer} shows a certificate that this cluster's "
