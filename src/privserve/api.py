@@ -22,7 +22,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ from privserve.config import ClusterConfig, PartyConfig, party_names, read_confi
 from privserve.engines import Prepared, load_engine
 from privserve.errors import ClusterError, ConfigError, ModelError, QueryError
 from privserve.party import bind
+from privserve.session import Timeouts
 
 DEFAULT_ENGINE = "crypten"
 PEER_PORT_OFFSET = 100
@@ -72,11 +73,20 @@ class Cluster:
     A context manager: `with Cluster(...) as cluster` starts it and always stops it.
     """
 
-    def __init__(self, *workers: Worker, directory: str | Path | None = None) -> None:
-        """directory: where cluster.toml and the certificates go; a temporary one when None."""
+    def __init__(
+        self,
+        *workers: Worker,
+        directory: str | Path | None = None,
+        timeouts: Timeouts | None = None,
+    ) -> None:
+        """directory: where cluster.toml and the certificates go; a temporary one when None.
+
+        timeouts: how long the auto_managed parties wait for each other and for shares.
+        """
         self.names = party_names(len(workers))
         self._workers = dict(zip(self.names, workers, strict=True))
         self._directory = Path(directory) if directory is not None else None
+        self._timeouts = timeouts or Timeouts()
         self._temporary: Path | None = None
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._lifelines: list[int] = []
@@ -185,6 +195,8 @@ class Cluster:
         log = os.open(directory / name / "party.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         command = [sys.executable, "-m", "privserve.party", "--name", name, "--config", str(config)]
         command += ["--http-fd", str(http), "--peer-fd", str(peer), "--lifeline-fd", str(ends)]
+        for what, seconds in asdict(self._timeouts).items():
+            command += [f"--{what}-timeout", str(seconds)]
         try:
             self._processes[name] = subprocess.Popen(
                 command,

@@ -18,6 +18,7 @@ import socket
 import ssl
 import sys
 import threading
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -238,6 +239,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--http-fd", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--peer-fd", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--lifeline-fd", type=int, help=argparse.SUPPRESS)
+    for name, default in asdict(Timeouts()).items():
+        parser.add_argument(
+            f"--{name}-timeout", type=float, default=default, help=argparse.SUPPRESS
+        )
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
     for noisy in ("httpx", "uvicorn"):
@@ -249,6 +254,11 @@ def main(arguments: list[str] | None = None) -> int:
             _adopt(options.http_fd),
             _adopt(options.peer_fd),
             options.lifeline_fd,
+            Timeouts(
+                connect=options.connect_timeout,
+                peer=options.peer_timeout,
+                share=options.share_timeout,
+            ),
         )
     except PrivserveError as error:
         print(f"error: {error}", file=sys.stderr)
