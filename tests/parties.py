@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import socket
 import tempfile
@@ -58,10 +59,8 @@ def _party(
         engine = load_engine(prepared[0])
         lanes = listener.open_lanes("test", engine.LANES, 60)
         if config.role(name) == "dealer":
-            try:
+            with contextlib.suppress(PeerLost):  # the session ends when its parties leave
                 engine.deal(prepared[1], lanes, **options)
-            except PeerLost:
-                pass  # the session ends when its parties leave
             pipe.send(("done", None, transcript))
             return
         compute = engine.Compute(prepared[1], shares, lanes, **options)
@@ -121,7 +120,7 @@ def run_session(
             workers.append((name, process, mine))
         results, transcripts = [], {}
         try:
-            for name, process, pipe in workers:
+            for name, _, pipe in workers:
                 if not pipe.poll(120):
                     raise AssertionError(f"{name} did not finish")
                 state, value, transcript = pipe.recv()

@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -39,7 +40,8 @@ from privserve.errors import ClusterError, ConfigError, ModelError, QueryError
 from privserve.party import bind
 from privserve.session import Timeouts
 
-DEFAULT_ENGINE = "crypten"
+DEFAULT_ENGINE = "ottt"
+AUTO = "auto"
 PEER_PORT_OFFSET = 100
 START_SECONDS = 60.0
 STOP_SECONDS = 8.0
@@ -302,16 +304,26 @@ class SecureModel:
         input_range: tuple[float, float] | None = None,
         fraction_bits: int | None = None,
     ) -> Prepared:
-        """The public description and the secret parameters for `engine`; nothing is sent."""
+        """The public description and the secret parameters for `engine`; nothing is sent.
+
+        engine: "ottt", "crypten", or "auto": ottt, or crypten with a warning that says why
+        ottt cannot run the model.
+        """
         if input_range is not None:
             low, high = input_range
             if not (np.isfinite([low, high]).all() and low < high):
                 raise ConfigError(
                     f"an input range needs two finite numbers, low < high: {input_range}"
                 )
-        return load_engine(engine).prepare(
-            self.converted.onnx, input_range=input_range, fraction_bits=fraction_bits
-        )
+        options = {"input_range": input_range, "fraction_bits": fraction_bits}
+        try:
+            chosen = DEFAULT_ENGINE if engine == AUTO else engine
+            return load_engine(chosen).prepare(self.converted.onnx, **options)
+        except ModelError as error:
+            if engine != AUTO:
+                raise
+            warnings.warn(f"serving with the crypten engine, because {error}", stacklevel=3)
+            return load_engine("crypten").prepare(self.converted.onnx, **options)
 
     def share(
         self,

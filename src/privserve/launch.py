@@ -13,6 +13,7 @@ import os
 import shutil
 import signal
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
@@ -42,7 +43,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--num-requests", type=int, metavar="N", help="serve N queries, then end (default: no end)"
     )
-    parser.add_argument("--engine", default=None, help="crypten or ottt")
+    parser.add_argument("--engine", default=None, help="ottt (default), crypten, or auto: crypten if need be")
     parser.add_argument(
         "--input-range",
         metavar="LOW,HIGH",
@@ -176,10 +177,11 @@ def fresh_directory(directory: Path) -> Path:
 
 
 def summary(description: dict[str, object]) -> str:
-    """What the engine says of the model, or the public facts that every engine gives."""
-    text = description.get("summary")
-    if isinstance(text, str):
-        return text
+    """The program with its costs, or the public facts where the engine has no program."""
+    if "ops" in description:
+        from privserve.program import Program
+
+        return str(Program.from_json(description))
     keys = ("inputs", "outputs", "fraction_bits", "input_range")
     return "\n".join(f"{key}: {description[key]}" for key in keys)
 
@@ -187,6 +189,10 @@ def summary(description: dict[str, object]) -> str:
 def say(line: str) -> None:
     """Progress goes to stdout at once, also through a pipe."""
     print(line, flush=True)
+
+
+def _show_warning(message: Warning | str, *_: object) -> None:
+    say(f"warning: {message}")
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
@@ -198,6 +204,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     if options.party:
         return run_one_party(options.party, options.config)
+    warnings.showwarning = _show_warning  # type: ignore[assignment]
     # `kill` and a closed terminal end the cluster as Ctrl-C does.
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)

@@ -110,7 +110,7 @@ def _check_range(graph: CryptenGraph, shape: list[int], largest: float, bits: in
         onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in names
     )
     feed = {standard.graph.input[0].name: np.full((1, *shape), largest, np.float32)}
-    values = ReferenceEvaluator(standard).run(None, feed)
+    values: Any = ReferenceEvaluator(standard).run(None, feed)
     worst_name, worst = max(
         ((n, float(np.max(v))) for n, v in zip(names, values, strict=True)), key=lambda p: p[1]
     )
