@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from privserve.engines.ottt import bits as packing
-from privserve.engines.ottt import nonlinear
+from privserve.engines.ottt import nonlinear, tuples
 from privserve.engines.ottt.comparison import ComparisonPlan, plan_comparison
 from privserve.prg import Prg
 
@@ -19,7 +19,7 @@ def deal_relu_pools(
     others = prg.int64((parties - 1, batch, words))
     own = prg.int64((2, batch, count))
     first = np.zeros((batch, words), np.int64)
-    nonlinear.deal_relu(own, others, 0, 0, count, bits, plan.bits, plan.spec(), plan.chunks, first)
+    tuples.deal_relu(own, others, 0, 0, count, bits, plan.bits, plan.spec(), plan.chunks, first)
     return [first, *others], own
 
 
@@ -101,7 +101,7 @@ def truncate(
     others = prg.int64((parties - 1, batch, words))
     first = np.zeros((batch, words), np.int64)
     own = prg.int64((batch, count))
-    nonlinear.deal_truncate(own, others, 0, 0, count, bits, comparison_bits, first)
+    tuples.deal_truncate(own, others, 0, 0, count, bits, comparison_bits, first)
     pools = [first, *others]
     masked = [np.empty((batch, count), np.int64) for _ in values]
     size = packing.packed_words(count, comparison_bits)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from privserve.engines import Mesh
-from privserve.engines.ottt import linear, nonlinear
+from privserve.engines.ottt import linear, tuples
 from privserve.engines.ottt.comparison import plan_comparison
 from privserve.engines.ottt.layout import lay_out
 from privserve.engines.ottt.linear import Geometry
@@ -100,12 +100,12 @@ class PackMaker:
                     own = self._fresh(index, (2, count, value.size))
                     spec = self._specs[index]
                     chunks = plan_comparison(k).chunks
-                    nonlinear.deal_relu(
+                    tuples.deal_relu(
                         own, others, base, target, value.size, value.bits, k, spec, chunks, out
                     )
                 else:
                     own = self._fresh(index, (1, count, value.size))
-                    nonlinear.deal_truncate(
+                    tuples.deal_truncate(
                         own[0], others, base, target, value.size, value.bits, k, out
                     )
         return out

@@ -83,6 +83,13 @@ class Compute:
         setup_key, pack_key = split_keys(self._dealer.recv(self._parties))
         self._stream = Prg(pack_key)
         self._linear = self._open_weights(shares, Prg(setup_key))
+        self._compared = {
+            index: _Compared.of(
+                self.program, op, self.layout.fields[index], self._rank, self._parties
+            )
+            for index, op in enumerate(self.program.ops)
+            if op.kind in ("relu", "truncate")
+        }
         self._parameters = {
             op.attributes["parameter"]: shares[op.attributes["parameter"]]
             for op in self.program.ops
@@ -122,6 +129,9 @@ class Compute:
                 each=geometry.outputs // geometry.groups,
                 inputs=self.program.values[ops[index].inputs[0]].size,
                 group_size=self.program.values[ops[index].inputs[0]].size // geometry.groups,
+                bits=self.program.values[ops[index].output].bits,
+                a=self.layout.masks[index],
+                z=self.layout.fields[index],
             )
         return linears
 
@@ -132,7 +142,7 @@ class Compute:
             owed = 0
             while True:
                 if not owed:
-                    owed = self.pool.room(self._chunk, self.pool.slots * 3 // 4)
+                    owed = self.pool.room(self._chunk, self.pool.slots // 2)
                     if not owed:
                         break
                     if self._rank == 0:
@@ -162,14 +172,14 @@ class Compute:
             else:
                 self._stream.fill(row[: layout.mask_words].data)
                 row[layout.mask_words :] = corrected[k]
-        for index, op in self._linear.items():
+        for op in self._linear.values():
             linear.precompute(
                 packs,
                 first,
                 count,
-                layout.masks[index],
+                op.a,
                 op.inputs,
-                layout.fields[index],
+                op.z,
                 op.bias.size,
                 op.index,
                 op.opened,
@@ -230,33 +240,28 @@ class Compute:
     def _step(
         self, index: int, op: Op, values: Mapping[int, RingArray], first: int, buffers: _Buffers
     ) -> RingArray:
-        shape = self.program.values[op.output].shape
         x = values[op.inputs[0]]
         if op.kind == "linear":
-            return self._run_linear(index, x, first, buffers).reshape(len(x), *shape)
+            return self._run_linear(index, x, first, buffers)
         if op.kind == "relu":
-            return self._run_relu(index, op, x, first, buffers).reshape(x.shape)
+            return self._run_relu(index, x, first, buffers)
         if op.kind == "truncate":
-            return self._run_truncate(index, op, x, first, buffers).reshape(x.shape)
-        return local.apply(
-            op.kind,
-            op.attributes,
-            [values[i] for i in op.inputs],
-            shape,
-            self._rank == 0,
-            self._parameters,
-        )
+            return self._run_truncate(index, x, first, buffers)
+        shape = self.program.values[op.output].shape
+        if op.kind == "reshape":
+            return x.reshape(len(x), *shape)
+        inputs = [values[i] for i in op.inputs]
+        return local.apply(op.kind, op.attributes, inputs, shape, self._rank == 0, self._parameters)
 
     def _run_linear(self, index: int, x: RingArray, first: int, buffers: _Buffers) -> RingArray:
-        op, b = self._linear[index], buffers.of[index]
-        flat = np.ascontiguousarray(x).reshape(len(x), -1)
-        a, z = self.layout.masks[index], self.layout.fields[index]
-        linear.mask_input(self.pool.packs, first, a, flat, b.bits, b.opened, b.packed)
-        self._open(b.packed, b.opened, b.bits, buffers)
+        op, b, packs = self._linear[index], buffers.of[index], self.pool.packs
+        flat = np.ascontiguousarray(x).reshape(b.opened.shape)
+        linear.mask_input(packs, first, op.a, flat, op.bits, b.opened, b.packed)
+        self._open(b.packed, b.opened, op.bits, buffers)
         linear.evaluate(
-            self.pool.packs,
+            packs,
             first,
-            z,
+            op.z,
             b.opened,
             op.index,
             op.weight,
@@ -265,64 +270,54 @@ class Compute:
             op.bias,
             b.out,
         )
-        return b.out
+        return b.shaped
 
-    def _run_relu(
-        self, index: int, op: Op, x: RingArray, first: int, buffers: _Buffers
-    ) -> RingArray:
-        b, packs, base = buffers.of[index], self.pool.packs, self.layout.fields[index]
-        shift, k = op.attributes["shift"], op.attributes["comparison_bits"]
-        plan = plan_comparison(k)
-        bits = self.program.values[op.output].bits
-        flat = np.ascontiguousarray(x).reshape(len(x), -1)
-        count, lead = flat.shape[1], self._rank == 0
-        fields = 5 if nonlinear.relu_is_wide(bits, k) else 3
-        offset = 1 << (k - 1) if lead else 0
-        bias = nonlinear.rounding(self._parties, shift) if lead else 0
+    def _run_relu(self, index: int, x: RingArray, first: int, buffers: _Buffers) -> RingArray:
+        op, b, packs = self._compared[index], buffers.of[index], self.pool.packs
+        flat = np.ascontiguousarray(x).reshape(b.opened.shape)
         nonlinear.mask_shifted(
-            packs, first, base + 2 * count, offset, flat, shift, k, bias, b.opened, b.packed
+            packs, first, op.masks, op.offset, flat, op.shift, op.k, op.bias, b.opened, b.packed
         )
-        self._open(b.packed, b.opened, k, buffers)
+        self._open(b.packed, b.opened, op.k, buffers)
         nonlinear.look_up(
             packs,
             first,
-            base + fields * count,
+            op.tables,
             b.opened,
-            b.spec,
-            plan.chunks,
-            plan.opened_bits,
-            k,
+            op.spec,
+            op.chunks,
+            op.opened_bits,
+            op.k,
             b.matrix,
             b.packed_matrix,
         )
-        self._open(b.packed_matrix, b.matrix, plan.opened_bits, buffers, xor=True)
+        self._open(b.packed_matrix, b.matrix, op.opened_bits, buffers, xor=True)
         nonlinear.finish_relu(
-            packs, first, base, b.opened, b.matrix, plan.chunks, bits, k, int(lead), b.out
+            packs,
+            first,
+            op.base,
+            b.opened,
+            b.matrix,
+            op.chunks,
+            op.bits,
+            op.k,
+            op.lead,
+            b.out,
         )
-        return b.out
+        return b.shaped
 
-    def _run_truncate(
-        self, index: int, op: Op, x: RingArray, first: int, buffers: _Buffers
-    ) -> RingArray:
-        b, packs, base = buffers.of[index], self.pool.packs, self.layout.fields[index]
-        shift, k = op.attributes["shift"], op.attributes["comparison_bits"]
-        bits = self.program.values[op.output].bits
-        flat = np.ascontiguousarray(x).reshape(len(x), -1)
-        lead = self._rank == 0
-        offset = 1 << (k - 2) if lead else 0
-        bias = nonlinear.rounding(self._parties, shift) if lead else 0
-        nonlinear.mask_shifted(packs, first, base, offset, flat, shift, k, bias, b.opened, b.packed)
-        self._open(b.packed, b.opened, k, buffers)
-        nonlinear.finish_truncate(packs, first, base, b.opened, bits, k, int(lead), b.out)
-        return b.out
+    def _run_truncate(self, index: int, x: RingArray, first: int, buffers: _Buffers) -> RingArray:
+        op, b, packs = self._compared[index], buffers.of[index], self.pool.packs
+        flat = np.ascontiguousarray(x).reshape(b.opened.shape)
+        nonlinear.mask_shifted(
+            packs, first, op.masks, op.offset, flat, op.shift, op.k, op.bias, b.opened, b.packed
+        )
+        self._open(b.packed, b.opened, op.k, buffers)
+        nonlinear.finish_truncate(packs, first, op.base, b.opened, op.bits, op.k, op.lead, b.out)
+        return b.shaped
 
     def _open(
-        self,
-        packed: RingArray,
-        total: RingArray,
-        bits: int,
-        buffers: _Buffers,
-        xor: bool = False,
+        self, packed: RingArray, total: RingArray, bits: int, buffers: _Buffers, xor: bool = False
     ) -> None:
         """Add (or XOR) the other parties' packed shares to `total`, this party's share.
 
@@ -335,18 +330,20 @@ class Compute:
         if number is not None:
             payload = memoryview(CREDIT.pack(number) + payload)
         received = self._mesh.exchange(payload)
-        self.stats.exchange_seconds += time.perf_counter() - began
-        self.stats.exchanges += 1
-        self.stats.bytes_sent += payload.nbytes * (self._parties - 1)
-        self.stats.bytes_received += payload.nbytes * (self._parties - 1)
-        if number is not None:
-            if any(f is not None and CREDIT.unpack_from(f)[0] != number for f in received):
-                raise ClusterError("the parties' packs are out of step; share the model again")
-            received = [f if f is None else f[CREDIT.size :] for f in received]
+        stats = self.stats
+        stats.exchange_seconds += time.perf_counter() - began
+        stats.exchanges += 1
+        stats.bytes_sent += payload.nbytes * (self._parties - 1)
+        stats.bytes_received += payload.nbytes * (self._parties - 1)
         unpack = unpack_xor_batch if xor else unpack_add_batch
         for frame in received:
-            if frame is not None:
-                unpack(_words(frame).reshape(packed.shape), total.shape[1], bits, total)
+            if frame is None:
+                continue
+            if number is not None:
+                if CREDIT.unpack_from(frame)[0] != number:
+                    raise ClusterError("the parties' packs are out of step; share the model again")
+                frame = frame[CREDIT.size :]
+            unpack(_words(frame).reshape(packed.shape), total.shape[1], bits, total)
 
     def _buffers(self, batch: int) -> _Buffers:
         if batch not in self._sizes:
@@ -379,19 +376,67 @@ class _Linear:
     each: int
     inputs: int
     group_size: int
+    bits: int
+    """xhat is opened modulo 2^bits."""
+    a: int
+    """The word of a pack where the mask A begins."""
+    z: int
+    """The word where Z (before: C) begins."""
+
+
+@dataclass(frozen=True)
+class _Compared:
+    """One ReLU's or truncation's numbers, as the kernels take them."""
+
+    shift: int
+    k: int
+    bits: int
+    lead: int
+    offset: int
+    bias: int
+    base: int
+    """The word of a pack where the op's fields begin."""
+    masks: int
+    """The word where the field that carries r_i begins."""
+    tables: int
+    chunks: int
+    opened_bits: int
+    spec: RingArray
+
+    @classmethod
+    def of(cls, program: Program, op: Op, base: int, rank: int, parties: int) -> _Compared:
+        value = program.values[op.output]
+        shift, k = op.attributes["shift"], op.attributes["comparison_bits"]
+        lead, relu = int(rank == 0), op.kind == "relu"
+        plan = plan_comparison(k)
+        fields = 5 if nonlinear.relu_is_wide(value.bits, k) else 3
+        return cls(
+            shift=shift,
+            k=k,
+            bits=value.bits,
+            lead=lead,
+            offset=lead << (k - 1 if relu else k - 2),
+            bias=lead * nonlinear.rounding(parties, shift),
+            base=base,
+            masks=base + 2 * value.size if relu else base,
+            tables=base + fields * value.size,
+            chunks=plan.chunks,
+            opened_bits=plan.opened_bits,
+            spec=plan.spec(),
+        )
 
 
 @dataclass(frozen=True)
 class _OpBuffers:
     """What one op writes into at one batch size."""
 
-    bits: int
     opened: RingArray
     packed: RingArray
     out: RingArray
+    shaped: RingArray
+    """`out` in the value's shape."""
     matrix: RingArray
     packed_matrix: RingArray
-    spec: RingArray
 
 
 @dataclass
@@ -403,7 +448,6 @@ class _Buffers:
 
     @classmethod
     def for_batch(cls, program: Program, batch: int) -> _Buffers:
-        none = np.zeros((0, 0), np.int64)
         of: dict[int, _OpBuffers] = {}
         for index, op in enumerate(program.ops):
             if op.kind not in ("linear", "relu", "truncate"):
@@ -411,20 +455,15 @@ class _Buffers:
             value = program.values[op.output]
             count = program.values[op.inputs[0]].size
             bits = value.bits if op.kind == "linear" else op.attributes["comparison_bits"]
-            matrix = packed_matrix = spec = none
-            if op.kind == "relu":
-                plan = plan_comparison(bits)
-                spec = plan.spec()
-                matrix = np.zeros((batch, count), np.int64)
-                words = packed_words(count, plan.opened_bits)
-                packed_matrix = np.zeros((batch, words), np.int64)
+            opened_bits = plan_comparison(bits).opened_bits if op.kind == "relu" else 0
+            kept = count if op.kind == "relu" else 0
+            out = np.zeros((batch, value.size), np.int64)
             of[index] = _OpBuffers(
-                bits=bits,
                 opened=np.zeros((batch, count), np.int64),
                 packed=np.zeros((batch, packed_words(count, bits)), np.int64),
-                out=np.zeros((batch, value.size), np.int64),
-                matrix=matrix,
-                packed_matrix=packed_matrix,
-                spec=spec,
+                out=out,
+                shaped=out.reshape(batch, *value.shape),
+                matrix=np.zeros((batch, kept), np.int64),
+                packed_matrix=np.zeros((batch, packed_words(count, opened_bits)), np.int64),
             )
         return cls(of)
