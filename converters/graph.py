@@ -125,6 +125,11 @@ class Graph:
             raise ConversionError(f"its output of shape {shape} is too large to be served")
         return Value(name, shape, shape, tuple(axes) if axes else tuple(range(len(shape))))
 
+    @staticmethod
+    def value_like(value: Value, name: str) -> Value:
+        """ONNX tensor `name`, laid out exactly as `value`."""
+        return replace(value, name=name)
+
     def input(self, name: str, shape: Sequence[int]) -> Value:
         """Declares an input of the graph, in Keras' layout."""
         value = self.value(self._unique(name), shape)
@@ -230,6 +235,12 @@ class Graph:
         """Elementwise `op` between `value` and a constant that broadcasts in Keras."""
         laid_out = self.constant(self.along(array, value), name)
         return replace(value, name=self.emit(op, [value.name, laid_out]))
+
+    def reshaped(self, value: Value, shape: tuple[int, ...]) -> Value:
+        """A natural value's elements in another shape."""
+        result = self.value("", shape)
+        target = self.constant(np.array([-1, *shape]), "shape")
+        return replace(result, name=self.emit("Reshape", [value.name, target]))
 
     # --- the end ------------------------------------------------------------------
 

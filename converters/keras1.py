@@ -48,10 +48,10 @@ def from_keras1(class_name: str, config: Config) -> tuple[str, Config]:
     new = {_KEYS.get(key, key): value for key, value in config.items()}
     if class_name == "Merge":
         return _merge(new)
-    if class_name == "BatchNormalization" and config.get("mode", 0) == 1:
+    if class_name == "BatchNormalization" and config.get("mode", 0) != 0:
         raise ConversionError(
-            f"layer {config.get('name')!r} (BatchNormalization): mode=1 normalizes each sample by "
-            "its own statistics, which is not supported; train with mode=0"
+            f"layer {config.get('name')!r} (BatchNormalization): mode={config['mode']} normalizes "
+            "by the statistics of what it is given, which is not supported; train with mode=0"
         )
     if "dim_ordering" in config:
         is_theano = config["dim_ordering"] == "th"
@@ -81,33 +81,36 @@ def _merge(config: Config) -> tuple[str, Config]:
 
 
 def modernize_weights(network: Network, backend: str | None) -> None:
-    """Brings the weights of a Keras 1 model into the order of Keras 2, in place.
+    """Brings the kernels of old files into today's order, in place.
 
-    Keras 1 kept kernels of its 'th' ordering as (out, in, rows, columns), and those of
-    Conv1D with a dummy axis. Files written on Theano hold true convolutions, kernels
-    flipped in space; files that do not tell the backend are taken for TensorFlow's, as
-    Keras 2 does.
+    Keras 1 kept kernels of its 'th' ordering as (out, in, rows, columns), those of Conv1D
+    with a dummy axis, and those of transposed convolutions with in and out exchanged.
+    Files written on Theano, by Keras 1 or 2, hold true convolutions: kernels flipped in
+    space. Files that do not tell the backend are taken for TensorFlow's, as Keras 2 does.
     """
     for layer in network.layers:
         if layer.network is not None:
             modernize_weights(layer.network, backend)
-            continue
-        for role in ("kernel", "depthwise_kernel", "pointwise_kernel"):
-            if role in layer.weights and layer.class_name != "Dense":
-                layer.weights[role] = _modern_kernel(
-                    layer.weights[role], layer.class_name, layer.config, backend == "theano"
-                )
+        elif layer.class_name in ("Conv1D", "Conv2D", "Conv2DTranspose") and layer.weights:
+            kernel = layer.weights["kernel"]
+            if network.keras[0] == 1:
+                kernel = _from_keras1(kernel, layer.class_name, layer.config)
+            if backend == "theano":
+                spatial = kernel.ndim - 2
+                kernel = kernel[(slice(None, None, -1),) * spatial]
+            layer.weights["kernel"] = kernel
 
 
-def _modern_kernel(
-    kernel: NDArray[np.generic], class_name: str, config: Config, is_flipped: bool
+def _from_keras1(
+    kernel: NDArray[np.generic], class_name: str, config: Config
 ) -> NDArray[np.generic]:
+    if kernel.ndim != 4:
+        return kernel
     if class_name == "Conv1D":
-        if kernel.ndim == 4 and kernel.shape[1] == 1:  # (length, 1, in, out)
-            kernel = kernel[:, 0]
-        elif kernel.ndim == 4 and kernel.shape[3] == 1:  # Theano's: (out, in, length, 1)
-            kernel = kernel[..., 0].transpose(2, 1, 0)
-        return kernel[::-1] if is_flipped else kernel
-    if kernel.ndim == 4 and config.get("data_format") == "channels_first":
-        kernel = kernel.transpose(2, 3, 1, 0)
-    return kernel[::-1, ::-1] if is_flipped else kernel
+        if kernel.shape[1] == 1 and kernel.shape[3] == config.get("filters"):
+            return kernel[:, 0]  # (length, 1, in, out)
+        return kernel[:, :, :, 0].transpose(2, 1, 0)  # before 1.1: (out, in, length, 1)
+    is_first = config.get("data_format") == "channels_first"
+    if class_name == "Conv2DTranspose":
+        return kernel.transpose(2, 3, 0, 1) if is_first else kernel.transpose(0, 1, 3, 2)
+    return kernel.transpose(2, 3, 1, 0) if is_first else kernel

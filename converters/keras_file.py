@@ -129,7 +129,7 @@ def _read_hdf5(file: Hdf5, architecture: Config | None) -> tuple[Network, dict[s
     check_supported(network)
     if is_legacy:
         assign_legacy(network, file, weights)
-        if network.keras[0] == 1:
+        if network.keras[0] < 3:
             backend = file.text(weights, "backend") or file.text(root, "backend")
             modernize_weights(network, backend)
     elif has_tree is not None:

@@ -48,11 +48,15 @@ class Layer:
 
 @dataclass
 class Call:
-    """`layer` applied, as its `number`-th call, to the tensors `inputs`."""
+    """`layer` applied, as its `number`-th call, to the tensors `inputs`.
+
+    is_keras3: whether it is written the way of Keras 3.
+    """
 
     layer: Layer
     number: int
     inputs: list[Ref]
+    is_keras3: bool = False
 
 
 @dataclass
@@ -194,7 +198,8 @@ def _functional(
         if not isinstance(nodes, list):
             raise ConversionError(f"{layer.place}: its inbound_nodes are missing")
         for number, node in enumerate(nodes):
-            waiting.append(Call(layer, number, list(_node_inputs(node, layer))))
+            inputs = list(_node_inputs(node, layer))
+            waiting.append(Call(layer, number, inputs, isinstance(node, dict)))
     inputs = list(_refs(inner.get("input_layers")))
     outputs = list(_refs(inner.get("output_layers")))
     if not inputs or not outputs:
@@ -270,25 +275,28 @@ def _ref(value: object) -> Ref:
 
 
 def _count_from_zero(layers: list[Layer], calls: list[Call], outputs: list[Ref]) -> None:
-    """Makes the calls of nested models count from 0.
+    """Makes all references count the calls of nested models from 0.
 
-    A model that was built as a functional one has a call of its own, number 0, that is
-    not in the file, so the calls in the file count from 1; a Sequential without an
-    input has none. Every call in a file is used by someone, so the lowest number in use
-    tells which it is.
+    A nested functional model has a call of its own, number 0, that is not in the file.
+    Keras 3 counts it in the model's outputs but not in its calls; all before it counted
+    it in both, and also for a Sequential that knew its input. Every call in a file is
+    used by someone, so in those files the lowest number in use tells.
     """
-    refs = [ref for call in calls for ref in call.inputs] + outputs
-    first: dict[str, int] = {}
-    for name, number, _ in refs:
-        first[name] = min(number, first.get(name, number))
-    nested = {layer.name for layer in layers if layer.network is not None}
+    nested = {layer.name: layer.class_name for layer in layers if layer.network is not None}
+    first = dict.fromkeys(nested, 0)
+    if any(call.is_keras3 for call in calls):
+        first |= {name: 1 for name, kind in nested.items() if kind != "Sequential"}
+    else:
+        refs = [ref for call in calls for ref in call.inputs] + outputs
+        for name in nested:
+            first[name] = min((number for user, number, _ in refs if user == name), default=0)
+        for call in calls:
+            call.inputs = [_shifted(ref, first) for ref in call.inputs]
+    outputs[:] = [_shifted(ref, first) for ref in outputs]
 
-    def shifted(ref: Ref) -> Ref:
-        return (ref[0], ref[1] - first[ref[0]], ref[2]) if ref[0] in nested else ref
 
-    for call in calls:
-        call.inputs = [shifted(ref) for ref in call.inputs]
-    outputs[:] = [shifted(ref) for ref in outputs]
+def _shifted(ref: Ref, first: dict[str, int]) -> Ref:
+    return ref[0], ref[1] - first.get(ref[0], 0), ref[2]
 
 
 def _in_order(waiting: list[Call], inputs: list[Ref]) -> list[Call]:

@@ -1,6 +1,14 @@
 """Keras layers to ONNX nodes: one small function per layer class, by family."""
 
-from converters.keras_layers import activations, convolution, core, pooling, reshaping
+from converters.keras_layers import (
+    activations,
+    convolution,
+    core,
+    merging,
+    normalization,
+    pooling,
+    reshaping,
+)
 from converters.keras_layers.registry import LAYERS, LayerKind, kind_of
 
 __all__ = [
@@ -10,6 +18,8 @@ __all__ = [
     "convolution",
     "core",
     "kind_of",
+    "merging",
+    "normalization",
     "pooling",
     "reshaping",
 ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from converters.errors import ConversionError
@@ -11,7 +13,7 @@ from converters.keras_layers.activations import activate
 from converters.keras_layers.core import kernel_and_bias, only, weight
 from converters.keras_layers.registry import keras_layer
 from converters.keras_layers.window import Window, channel_axis, spatial_axes
-from converters.network import Layer
+from converters.network import Config, Layer
 
 
 @keras_layer("Conv1D", "Conv2D", weights=kernel_and_bias)
@@ -29,19 +31,118 @@ def conv(graph: Graph, layer: Layer, inputs: list[Value], keras: tuple[int, int]
     return activate(graph, layer, out, keras)
 
 
+def _depthwise_weights(config: Config) -> tuple[str, ...]:
+    return ("depthwise_kernel", *kernel_and_bias(config)[1:])
+
+
+@keras_layer("DepthwiseConv1D", "DepthwiseConv2D", weights=_depthwise_weights)
+def depthwise(graph: Graph, layer: Layer, inputs: list[Value], keras: tuple[int, int]) -> Value:
+    """depth_multiplier and all options of Conv."""
+    value = only(inputs)
+    sliding = _Sliding(value, layer)
+    kernel = _depthwise_kernel(layer, sliding)
+    bias = layer.weights.get("bias")
+    names = ("depthwise_kernel", "bias")
+    out = sliding.apply(graph, value, kernel, sliding.channels, bias, names)
+    return activate(graph, layer, out, keras)
+
+
+def _separable_weights(config: Config) -> tuple[str, ...]:
+    return ("depthwise_kernel", "pointwise_kernel", *kernel_and_bias(config)[1:])
+
+
+@keras_layer("SeparableConv1D", "SeparableConv2D", weights=_separable_weights)
+def separable(graph: Graph, layer: Layer, inputs: list[Value], keras: tuple[int, int]) -> Value:
+    """depth_multiplier and all options of Conv."""
+    value = only(inputs)
+    sliding = _Sliding(value, layer)
+    kernel = _depthwise_kernel(layer, sliding)
+    names = ("depthwise_kernel", "bias")
+    out = sliding.apply(graph, value, kernel, sliding.channels, None, names)
+    filters = settings.integer(layer.config, "filters")
+    ones = (1,) * len(sliding.axes)
+    pointwise = weight(layer, "pointwise_kernel", (*ones, kernel.shape[0], filters))
+    second = _Sliding(out, layer, pointwise=True)
+    names = ("pointwise_kernel", "bias")
+    bias = layer.weights.get("bias")
+    out = second.apply(graph, out, _out_first(pointwise), 1, bias, names)
+    return activate(graph, layer, out, keras)
+
+
+def _depthwise_kernel(layer: Layer, sliding: _Sliding) -> np.ndarray:
+    """Keras' (*kernel, channels, multiplier) -> (channels * multiplier, 1, *kernel)."""
+    multiplier = settings.integer(layer.config, "depth_multiplier", 1)
+    shape = (*sliding.window.kernel, sliding.channels, multiplier)
+    kernel = weight(layer, "depthwise_kernel", shape)
+    return _out_first(kernel.reshape(*sliding.window.kernel, 1, -1))
+
+
+@keras_layer("Conv1DTranspose", "Conv2DTranspose", weights=kernel_and_bias)
+def transposed(graph: Graph, layer: Layer, inputs: list[Value], keras: tuple[int, int]) -> Value:
+    """valid and same padding, strides, dilation, output_padding, both data formats."""
+    value, config = only(inputs), layer.config
+    rank = 1 if layer.class_name.startswith("Conv1D") else 2
+    data_format = settings.data_format(config)
+    axes = spatial_axes(value, rank, data_format)
+    sizes = settings.integers(config, "kernel_size", rank)
+    strides = settings.integers(config, "strides", rank, 1)
+    dilations = settings.integers(config, "dilation_rate", rank, 1)
+    mode = settings.choice(config, "padding", "valid", "valid", "same")
+    if settings.integer(config, "groups", 1) != 1:
+        raise ConversionError("groups are not supported here")
+    extra: tuple[int | None, ...] = (None,) * rank
+    if config.get("output_padding") is not None:
+        extra = settings.integers(config, "output_padding", rank, least=0)
+    filters = settings.integer(config, "filters")
+    channel = channel_axis(value, data_format)
+    kernel = weight(layer, "kernel", (*sizes, filters, value.shape[channel]))
+
+    shape = list(value.shape)
+    shape[channel] = filters
+    begins, ends, fills = [], [], []
+    for axis, size, stride, dilation, more in zip(
+        axes, sizes, strides, dilations, extra, strict=True
+    ):
+        reach = (size - 1) * dilation + 1
+        full = (value.shape[axis] - 1) * stride + reach
+        if more is not None:
+            shape[axis] = full + more - (2 * (size // 2) if mode == "same" else 0)
+        elif mode == "same":
+            shape[axis] = value.shape[axis] * stride
+        else:
+            shape[axis] = full + max(stride - reach, 0)
+        # TensorFlow cuts what is too much as it pads: the odd element at the end.
+        cut = max(full - shape[axis], 0)
+        begins.append(cut // 2)
+        ends.append(cut - cut // 2)
+        fills.append(max(shape[axis] - full, 0))
+    result = graph.value("", shape)
+    value = graph.channels_first(value, data_format)
+    operands = [value.name, graph.constant(_out_first(kernel), "kernel")]
+    if "bias" in layer.weights:
+        operands.append(graph.constant(weight(layer, "bias", (filters,)), "bias"))
+    attributes: dict[str, Any] = {"kernel_shape": sizes, "strides": strides}
+    attributes |= {"pads": begins + ends} if any(begins + ends) else {}
+    attributes |= {"dilations": dilations} if any(n != 1 for n in dilations) else {}
+    attributes |= {"output_padding": fills} if any(fills) else {}
+    name = graph.emit("ConvTranspose", operands, **attributes)
+    out = graph.value(name, result.shape, value.axes)
+    return activate(graph, layer, out, keras)
+
+
 class _Sliding:
     """What the convolutions share: where the window goes and how the node is emitted."""
 
-    def __init__(self, value: Value, layer: Layer) -> None:
-        config = layer.config
+    def __init__(self, value: Value, layer: Layer, pointwise: bool = False) -> None:
+        config: Config = {} if pointwise else layer.config
         rank = 1 if layer.class_name.endswith("1D") else 2
-        self.data_format = settings.data_format(config)
+        self.data_format = settings.data_format(layer.config)
         self.axes = spatial_axes(value, rank, self.data_format)
         self.channels = value.shape[channel_axis(value, self.data_format)]
         modes = ("valid", "same", "causal") if rank == 1 else ("valid", "same")
         self.window = Window.of(
             [value.shape[axis] for axis in self.axes],
-            settings.integers(config, "kernel_size", rank),
+            settings.integers(config, "kernel_size", rank, 1 if pointwise else None),
             settings.integers(config, "strides", rank, 1),
             settings.integers(config, "dilation_rate", rank, 1),
             settings.choice(config, "padding", "valid", *modes),

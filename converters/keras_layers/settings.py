@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from converters.errors import ConversionError
 from converters.network import Config
 
@@ -63,6 +66,22 @@ def number(config: Config, key: str, default: float | None = None) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise ConversionError(f"its setting {key}={value!r} is not a number")
     return float(value)
+
+
+def array(config: Config, key: str, default: float | None = None) -> NDArray[np.float64]:
+    """A number or nested lists of numbers, also as Keras writes numpy arrays down."""
+    value = config.get(key, default)
+    for _ in range(2):
+        if isinstance(value, dict):
+            inner = value.get("config")
+            value = inner if isinstance(inner, dict) else value.get("value")
+    try:
+        numbers = np.array(value, np.float64)
+    except (TypeError, ValueError):
+        numbers = np.array(np.nan)
+    if not np.isfinite(numbers).all():
+        raise ConversionError(f"its setting {key} is not made of numbers")
+    return numbers
 
 
 def choice(config: Config, key: str, default: str, *allowed: str) -> str:

@@ -5,6 +5,7 @@ on the TensorFlow backend, because TensorFlow's arithmetic is the reference (oth
 round differently and pad some averages differently):
 
     KERAS_BACKEND=tensorflow python tests/converters/make_fixtures.py
+    KERAS_BACKEND=torch python tests/converters/make_fixtures.py     # channels_first alone
 
 files/<name>.h5|.keras  a model as Keras saved it; <name>.npz holds x, y (x_1, y_1, ...)
 layers_<keras>.npz      many models, each as to_json() text, weights, inputs and outputs
@@ -12,11 +13,12 @@ layers_<keras>.npz      many models, each as to_json() text, weights, inputs and
 
 from __future__ import annotations
 
+import json
 import os
-import sys
 from pathlib import Path
 
 import numpy as np
+from layer_cases import all_cases
 
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -29,7 +31,7 @@ def shake(model, seed: int) -> None:
     random = np.random.default_rng(seed)
     weights = []
     for variable, value in zip(model.weights, model.get_weights(), strict=True):
-        drawn = random.uniform(-0.5, 0.5, value.shape)
+        drawn = np.rint(random.uniform(-32, 32, value.shape)) / 64  # compresses well
         name = variable.name
         if "variance" in name or "gamma" in name:
             drawn = drawn + 1.0
@@ -37,13 +39,16 @@ def shake(model, seed: int) -> None:
             drawn = value
         weights.append(np.asarray(drawn, value.dtype))
     model.set_weights(weights)
+    for _, layer in leaf_layers(model):
+        if hasattr(layer, "finalize_state"):  # Normalization computes with copies of its weights
+            layer.finalize_state()
 
 
 def sample(model, seed: int, batch: int = 3) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Random inputs for a model and what it makes of them."""
     random = np.random.default_rng(seed + 1000)
     inputs = [
-        random.uniform(-1.0, 1.0, (batch, *[n or 8 for n in tensor.shape[1:]])).astype(np.float32)
+        (np.rint(random.uniform(-64, 64, (batch, *tensor.shape[1:]))) / 64).astype(np.float32)
         for tensor in model.inputs
     ]
     outputs = model.predict(inputs if len(inputs) > 1 else inputs[0], verbose=0)
@@ -97,8 +102,86 @@ def files() -> None:
     save(tutorial(tf_keras), "sequential_tf_keras2.h5", 2)
     save(tutorial(tf_keras), "weights_tf_keras2.h5", 3, weights_only=True)
     save(tutorial(keras), "weights_keras3.weights.h5", 4, weights_only=True)
+    models = dict(all_cases())
+    for number, kind in enumerate(("nested", "several", "residual")):
+        build = models[kind]
+        for writer, library in (("keras3", keras), ("tf_keras2", tf_keras)):
+            for ending in ("h5", "keras"):
+                save(build(library), f"{kind}_{writer}_{ending}.{ending}", 10 + number)
+    for writer, library in (("keras3", keras), ("tf_keras2", tf_keras)):
+        # Frozen layers move to the end of a nested model's weights.
+        model = models["nested"](library)
+        model.get_layer("inner").layers[1].trainable = False
+        save(model, f"frozen_{writer}.h5", 20)
+
+
+def is_wanted(label: str, backend: str) -> bool:
+    """Whether a backend is the reference for a case.
+
+    On a CPU, TensorFlow cannot run most of channels_first, and its optimizer adds a bias
+    along the wrong axis in the rest; torch averages asymmetric padding in its own way.
+    """
+    is_first = "channels_first" in label or "channels first" in label
+    if backend == "torch":
+        return is_first and not ("Average" in label and "same" in label)
+    return not is_first
+
+
+def layer_cases(keras, name: str, seed: int, backend: str = "tensorflow") -> None:
+    """Writes layers_<name>.npz with every case that `backend` is the reference for.
+
+    Two arrays, because many small ones would take more room than the numbers: `numbers`,
+    float32, and `cases`, JSON that says per label the configuration and where the arrays
+    are: x0, y0, w/<layer>/<number>, ... -> [start, *shape].
+    """
+    numbers: list[np.ndarray] = []
+    cases: dict[str, dict] = {}
+    end = 0
+    for number, (label, build) in enumerate(all_cases()):
+        if not is_wanted(label, backend):
+            continue
+        keras.backend.clear_session()
+        try:
+            model = build(keras)
+            shake(model, seed + number)
+            inputs, outputs = sample(model, seed + number, batch=2)
+        except Exception as error:  # whatever this Keras lacks or cannot run on this machine
+            print(f"{name}: left out: {label}: {str(error).splitlines()[0]}")
+            continue
+        arrays = {f"x{i}": x for i, x in enumerate(inputs)}
+        arrays |= {f"y{i}": y for i, y in enumerate(outputs)}
+        for path, layer in leaf_layers(model):
+            arrays |= {f"w/{path}/{i}": w for i, w in enumerate(layer.get_weights())}
+        case: dict = {"config": json.loads(model.to_json())}
+        for key, array in arrays.items():
+            case[key] = [end, *array.shape]
+            numbers.append(np.ravel(array).astype(np.float32))
+            end += array.size
+        cases[label] = case
+    np.savez_compressed(
+        DATA / f"layers_{name}.npz",
+        numbers=np.concatenate(numbers),
+        cases=np.frombuffer(json.dumps(cases).encode(), np.uint8),
+    )
+
+
+def leaf_layers(model, prefix: str = ""):
+    """Every layer that holds no layers, with its path through the models around it."""
+    for layer in model.layers:
+        if hasattr(layer, "layers"):
+            yield from leaf_layers(layer, f"{prefix}{layer.name}/")
+        else:
+            yield f"{prefix}{layer.name}", layer
 
 
 if __name__ == "__main__":
-    files()
-    sys.exit(0)
+    import keras
+
+    if keras.backend.backend() == "torch":
+        layer_cases(keras, "keras3_first", 900, backend="torch")
+    else:
+        import tf_keras
+
+        files()
+        layer_cases(keras, "keras3", 100)
+        layer_cases(tf_keras, "tf_keras2", 500)
