@@ -114,3 +114,17 @@ def test_a_million_random_relus_are_exact_to_a_unit_per_party():
         outs, _ = steps.relu(split(values, parties), 14, 25, 39)
         exact = np.maximum(values, 0) / 2**14
         assert np.abs(steps.signed(outs, 39) - exact).max() <= parties
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parties", [2, 3])
+def test_ten_million_random_relus_and_truncations_are_exact_to_a_unit_per_party(parties):
+    top = (1 << 38) - (4 << 14)
+    for _ in range(20):
+        values = np.clip(bounded(500_000, 1 << 38), -top, top)
+        outs, _ = steps.relu(split(values, parties), 14, 25, 39)
+        error = steps.signed(outs, 39) - np.maximum(values, 0) / 2**14
+        assert np.abs(error).max() <= parties / 2 + 0.5
+        values >>= 1
+        outs = steps.truncate(split(values, parties), 14, 25, 39)
+        assert np.abs(steps.signed(outs, 39) - values / 2**14).max() <= parties / 2 + 0.5

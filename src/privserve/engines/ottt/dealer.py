@@ -28,8 +28,6 @@ LANE = "deal"
 CREDIT = struct.Struct("<q")
 """Party 0 to the dealer: room for so many further packs; 0 ends the session."""
 
-PACKS_PER_MESSAGE = 4
-
 
 class PackMaker:
     """Makes packs from the streams of all parties and the dealer's own.
@@ -133,7 +131,6 @@ def deal(
     meshes: Mapping[str, Mesh],
     *,
     stop: threading.Event | None = None,
-    packs_per_message: int = PACKS_PER_MESSAGE,
     **_: Any,
 ) -> None:
     """Serve one session's packs; returns when party 0 ends it, or leaves, or at `stop`."""
@@ -154,7 +151,7 @@ def deal(
             if room <= 0:
                 return
             while room and (stop is None or not stop.is_set()):
-                count = min(room, packs_per_message)
+                count = min(room, maker.layout.packs_per_message)
                 mesh.send(0, maker.make(count).data.cast("B"))
                 room -= count
     except PeerLost:

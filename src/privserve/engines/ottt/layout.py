@@ -14,6 +14,8 @@ from privserve.engines.ottt import nonlinear
 from privserve.engines.ottt.comparison import plan_comparison
 from privserve.program import Op, Program
 
+MESSAGE_BYTES = 5 << 18
+
 
 @dataclass(frozen=True)
 class PackLayout:
@@ -30,6 +32,11 @@ class PackLayout:
     def corrected_words(self) -> int:
         """What party 0 is sent per pack."""
         return self.words - self.mask_words
+
+    @property
+    def packs_per_message(self) -> int:
+        """How many packs the dealer makes and sends at a time: about a megabyte's worth."""
+        return max(1, MESSAGE_BYTES // (8 * self.words))
 
 
 def tuple_words(program: Program, op: Op) -> int:

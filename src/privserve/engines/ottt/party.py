@@ -17,7 +17,6 @@ from privserve.engines.ottt.comparison import plan_comparison
 from privserve.engines.ottt.dealer import (
     CREDIT,
     LANE,
-    PACKS_PER_MESSAGE,
     mask_of_weights,
     split_keys,
 )
@@ -65,7 +64,6 @@ class Compute:
         *,
         pool_queries: int = POOL_QUERIES,
         pool_bytes: int = POOL_BYTES,
-        packs_per_message: int = PACKS_PER_MESSAGE,
         ready_packs: int = 16,
         **_: Any,
     ) -> None:
@@ -76,7 +74,7 @@ class Compute:
         self._rank, self._parties = self._mesh.rank, self._mesh.n
         slots = max(1, min(pool_queries, pool_bytes // (8 * self.layout.words)))
         self.pool = Pool(slots, self.layout.words)
-        self._chunk = max(1, min(packs_per_message, slots))
+        self._chunk = min(self.layout.packs_per_message, slots)
         self._broken = False
         self._sizes: dict[int, _Buffers] = {}
 
