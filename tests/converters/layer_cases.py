@@ -76,11 +76,15 @@ def core() -> Iterator[tuple[str, Build]]:
         yield one(name, IMAGE, **kwargs)
 
 
+FUNCTIONS = [
+    "linear", "relu", "relu6", "leaky_relu", "elu", "selu", "celu", "sigmoid", "hard_sigmoid",
+    "tanh", "hard_tanh", "softplus", "softsign", "exponential", "swish", "silu", "gelu", "mish",
+    "softmax", "log_softmax", "hard_silu",
+]  # fmt: skip
+
+
 def activations() -> Iterator[tuple[str, Build]]:
-    for name in (
-        "linear relu relu6 leaky_relu elu selu celu sigmoid hard_sigmoid tanh hard_tanh softplus "
-        "softsign exponential swish silu gelu mish softmax log_softmax hard_silu"
-    ).split():
+    for name in FUNCTIONS:
         yield one("Activation", ROW, name)
     yield one("Dense", ROW, 4, activation="selu")
     yield one("Conv2D", IMAGE, 2, 3, activation="softmax")
