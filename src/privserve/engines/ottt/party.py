@@ -74,7 +74,6 @@ class Compute:
         self._rank, self._parties = self._mesh.rank, self._mesh.n
         slots = max(1, min(pool_queries, pool_bytes // (8 * self.layout.words)))
         self.pool = Pool(slots, self.layout.words)
-        self._chunk = min(self.layout.packs_per_message, slots)
         self._broken = False
         self._sizes: dict[int, _Buffers] = {}
 
@@ -137,32 +136,29 @@ class Compute:
 
     def _fill_pool(self) -> None:
         try:
-            owed = 0
-            while True:
-                if not owed:
-                    owed = self.pool.room(self._chunk, self.pool.slots // 2)
-                    if not owed:
-                        break
-                    if self._rank == 0:
-                        self._dealer.send(self._parties, CREDIT.pack(owed))
-                count = min(owed, self._chunk)
-                self._make_packs(count)
-                owed -= count
-                if self.pool.closed and self._rank:
-                    break
+            least = max(1, self.pool.slots // 4)
+            while room := self.pool.room(least, self.pool.slots // 2):
+                if self._rank == 0:
+                    self._dealer.send(self._parties, CREDIT.pack(room))
+                while room and not (self.pool.closed and self._rank):
+                    room -= self._make_packs(room)
             if self._rank == 0:
                 self._dealer.send(self._parties, CREDIT.pack(0))
         except BaseException as failure:
             self.pool.fail(failure)
 
-    def _make_packs(self, count: int) -> None:
-        """Fill the next `count` slots: draw or receive the fields, then compute every Z_i."""
+    def _make_packs(self, most: int) -> int:
+        """Fill some next slots, `most` of them at most: the fields, then every Z_i."""
         packs, slots, layout = self.pool.packs, self.pool.slots, self.layout
         first = self.pool.made
+        count = min(most, layout.packs_per_message)
         corrected = None
         if self._rank == 0:
             frame = self._dealer.recv(self._parties)
-            corrected = _words(frame).reshape(count, layout.corrected_words)
+            corrected = _words(frame).reshape(-1, layout.corrected_words)
+            count = len(corrected)
+            if count > most:
+                raise ClusterError("the dealer sent more packs than there is room for")
         for k in range(count):
             row = packs[(first + k) % slots]
             if corrected is None:
@@ -186,6 +182,7 @@ class Compute:
             )
         self.stats.bytes_dealt += 0 if corrected is None else corrected.nbytes
         self.pool.publish(count)
+        return count
 
     # The online phase.
 
