@@ -72,7 +72,7 @@ class Digits:
         self.cluster = cluster
         self.model = model
         with np.load(SAMPLE_DIGITS) as samples:
-            self.images = samples["images"].astype(np.float32).reshape(-1, 28, 28, 1) / 255
+            self.images = samples["images"]
             self.labels = samples["labels"]
 
     @contextlib.contextmanager

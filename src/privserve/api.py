@@ -362,18 +362,24 @@ class SecureModel:
             )
 
         self._cluster = cluster
-        with ThreadPoolExecutor(len(config.parties)) as pool:
-            list(pool.map(send, range(len(config.parties))))
-        for party in config.parties:
-            self._wait_loaded(cluster, party, session)
+        try:
+            with ThreadPoolExecutor(len(config.parties)) as pool:
+                list(pool.map(send, range(len(config.parties))))
+            for party in config.parties:
+                self._wait_loaded(cluster, party, session)
+        except BaseException:
+            self.stop()
+            raise
 
     def _wait_loaded(self, cluster: Cluster, party: PartyConfig, session: str) -> None:
         while True:
             cluster.check_processes()
             status = cluster.call(party, "GET", "/privserve/status").json()
-            if status.get("session") != session or status["state"] in ("failed", "ended"):
-                why = status.get("reason") or f"{party.name} was given another model meanwhile"
-                raise ClusterError(f"the model could not be shared: {why}")
+            if status.get("session") != session:
+                self._cluster = None  # what is loaded there by now is not ours to stop
+                raise ClusterError(f"{party.name} was given another model meanwhile")
+            if status["state"] in ("failed", "ended"):
+                raise ClusterError(f"the model could not be shared: {status['reason']}")
             if status["state"] == "loaded":
                 return
             time.sleep(POLL_SECONDS / 2)

@@ -117,7 +117,9 @@ class Session:
         try:
             engine = load_engine(self.spec.engine)
             lanes = [WATCH, ORDERS, ARRIVALS, *engine.LANES]
-            self._lanes = self._listener.open_lanes(self.spec.id, lanes, self._timeouts.connect)
+            self._lanes = self._listener.open_lanes(
+                self.spec.id, lanes, self._timeouts.connect, self._ended
+            )
             if self._ended.is_set():
                 raise PeerLost(self.reason)
             self._spawn(self._watch, "watch")

@@ -1,0 +1,407 @@
+"""The library as its user calls it: clusters of real processes, and how they end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+import torch
+from conftest import (
+    SAMPLE_DIGITS,
+    SAMPLE_MODEL,
+    Digits,
+    free_workers,
+    serving,
+    tagged_processes,
+    wait_until,
+)
+
+import privserve as ps
+from privserve import oip
+from privserve.client import tls_context
+from privserve.session import Timeouts
+
+QUICK = Timeouts(connect=20, peer=3, share=0.5)
+
+
+@pytest.fixture
+def image() -> np.ndarray:
+    with np.load(SAMPLE_DIGITS) as samples:
+        return samples["images"][:1]
+
+
+@pytest.fixture
+def small() -> ps.SecureModel:
+    """A model that is quick to share: four numbers to two."""
+    torch.manual_seed(1)
+    return ps.load_model(torch.nn.Linear(4, 2), input_shape=(4,))
+
+
+SMALL = np.array([[0.5, -1.0, 2.0, 0.25]])
+
+
+def processes(cluster: ps.Cluster) -> dict[str, int]:
+    return {name: process.pid for name, process in cluster._processes.items()}
+
+
+def test_the_life_of_a_cluster_from_start_to_stop(tag: str, image: np.ndarray) -> None:
+    alice, bob, carol = free_workers()
+    cluster = ps.Cluster(alice, bob, carol)
+    cluster.start()
+    model = ps.load_model(SAMPLE_MODEL)
+    with ps.Client(cluster, timeout=30) as client:
+        with pytest.raises(ps.NotServing, match="call share"):
+            client.query_model(image)
+        model.share(cluster)
+        with pytest.raises(ps.NotServing, match="nobody serves it yet"):
+            client.query_model(image)
+        expected = model.converted.predict(image)
+        for round_ in range(2):  # serve, and serve again
+            answers = [client.query_model_async(image) for _ in range(2)] if round_ else []
+            for answer in answers:
+                assert isinstance(answer.exception(30), ps.LimitReached)
+            with serving(cluster, model, 2) as thread:
+                for _ in range(2):
+                    np.testing.assert_allclose(client.query_model(image), expected, atol=2e-2)
+                wait_until(lambda t=thread: not t.is_alive(), "serve() returned")
+        model.stop()
+        model.stop()
+        with pytest.raises(ps.QueryError, match="model owner"):
+            client.query_model(image)
+    assert len(tagged_processes(tag)) == 3
+    directory = cluster.config.path.parent
+    cluster.stop()
+    cluster.stop()
+    assert not tagged_processes(tag)
+    assert not directory.exists()
+    with pytest.raises(ps.ClusterError, match=r"call start\(\) first"):
+        model.share(cluster)
+
+
+def test_an_exception_in_the_block_leaves_no_party_behind(tag: str) -> None:
+    def fail() -> None:
+        with ps.Cluster(*free_workers()):
+            assert len(tagged_processes(tag)) == 3
+            raise LookupError
+
+    with pytest.raises(LookupError):
+        fail()
+    assert not tagged_processes(tag)
+
+
+def test_a_party_that_is_killed_ends_the_queries_but_not_the_others(
+    tag: str, small: ps.SecureModel
+) -> None:
+    with ps.Cluster(*free_workers(), timeouts=QUICK) as cluster:
+        small.share(cluster)
+        pids = processes(cluster)
+        with ps.Client(cluster, timeout=30) as client, serving(cluster, small):
+            client.query_model(SMALL)
+            ended = []
+
+            def ask() -> None:
+                try:
+                    while True:
+                        client.query_model(SMALL)
+                except ps.PrivserveError as error:
+                    ended.append(error)
+
+            asking = [threading.Thread(target=ask, daemon=True) for _ in range(4)]
+            for thread in asking:
+                thread.start()
+            os.kill(pids["carol"], signal.SIGKILL)
+            killed = time.monotonic()
+            for thread in asking:
+                thread.join(15)
+            assert len(ended) == 4
+            assert time.monotonic() - killed < 10
+        assert "carol" in " ".join(map(str, ended))
+        with pytest.raises(ps.ClusterError, match="carol"):
+            small.share(cluster)
+        for name in ("alice", "bob"):
+            assert cluster._processes[name].poll() is None
+            party = cluster.config.parties[cluster.config.rank(name)]
+            assert cluster.call(party, "GET", "/v2/health/live").json() == {"live": True}
+        stopping = time.monotonic()
+    assert time.monotonic() - stopping < 5, "the parties were not waiting for anybody"
+
+
+@pytest.mark.parametrize("victim", ["alice", "bob"])
+def test_a_compute_party_that_is_killed_is_an_error_at_once(
+    tag: str, small: ps.SecureModel, victim: str
+) -> None:
+    with ps.Cluster(*free_workers(), timeouts=QUICK) as cluster:
+        small.share(cluster)
+        with ps.Client(cluster, timeout=30) as client:
+            failed: list[BaseException] = []
+
+            def serve() -> None:
+                try:
+                    small.serve()
+                except ps.ClusterError as error:
+                    failed.append(error)
+
+            thread = threading.Thread(target=serve, daemon=True)
+            thread.start()
+            wait_until(lambda: small.status()[0].get("serving"), "the model is served")
+            client.query_model(SMALL)
+            os.kill(processes(cluster)[victim], signal.SIGKILL)
+            started = time.monotonic()
+            with pytest.raises((ps.ClusterError, ps.QueryError), match=victim):
+                ask_for_ever(client)
+            assert time.monotonic() - started < 8
+            thread.join(10)
+            assert not thread.is_alive()
+            assert victim in str(failed[0])
+
+
+def ask_for_ever(client: ps.Client) -> None:
+    while True:
+        client.query_model(SMALL)
+
+
+def test_parties_that_live_on_take_another_model_after_a_failure(
+    tag: str, tmp_path: Path, small: ps.SecureModel
+) -> None:
+    with ps.Cluster(*free_workers(), directory=tmp_path, timeouts=QUICK) as cluster:
+        small.share(cluster)
+        os.kill(processes(cluster)["bob"], signal.SIGKILL)
+        wait_until(
+            lambda: _state(cluster, 0) == _state(cluster, 2) == "failed", "the others noticed"
+        )
+        config = cluster.config.parties[1]
+        command = ["--party", "bob", "--config", str(tmp_path / "bob" / "cluster.toml")]
+        again = subprocess.Popen(
+            [sys.executable, "-m", "privserve.launch", *command], stderr=subprocess.DEVNULL
+        )
+        try:
+            cluster._processes["bob"].wait()
+            cluster._processes["bob"] = again  # type: ignore[assignment]
+            wait_until(lambda: _lives(cluster, config), "bob is back")
+            small.share(cluster)
+            with ps.Client(cluster, timeout=30) as client, serving(cluster, small, 1):
+                expected = small.converted.predict(SMALL)
+                np.testing.assert_allclose(client.query_model(SMALL), expected, atol=1e-2)
+        finally:
+            again.terminate()
+            again.wait()
+
+
+def _state(cluster: ps.Cluster, rank: int) -> str:
+    party = cluster.config.parties[rank]
+    return cluster.call(party, "GET", "/privserve/status").json()["state"]
+
+
+def _lives(cluster: ps.Cluster, party: object) -> bool:
+    try:
+        cluster.call(party, "GET", "/v2/health/live")  # type: ignore[arg-type]
+    except ps.ClusterError:
+        return False
+    return True
+
+
+def test_a_party_that_is_stopped_is_given_up_within_the_timeout(
+    tag: str, small: ps.SecureModel
+) -> None:
+    with ps.Cluster(*free_workers(), timeouts=QUICK) as cluster:
+        small.share(cluster)
+        pid = processes(cluster)["carol"]
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            wait_until(lambda: _state(cluster, 0) == _state(cluster, 1) == "failed", "given up", 9)
+            with (
+                ps.Client(cluster, timeout=10) as client,
+                pytest.raises(ps.PrivserveError, match="carol gave no sign of life for 3 s"),
+            ):
+                client.query_model(SMALL)
+        finally:
+            os.kill(pid, signal.SIGCONT)
+
+
+def test_a_share_that_reaches_one_party_times_out_alone(tag: str, small: ps.SecureModel) -> None:
+    with ps.Cluster(*free_workers(), timeouts=QUICK) as cluster:
+        small.share(cluster)
+        config = cluster.config
+        name = small.converted.inputs[0].name
+        message = oip.format_json({"id": "alone"}, {name: np.zeros((1, 4), np.int64)}, "inputs")
+        with (
+            serving(cluster, small),
+            httpx.Client(verify=tls_context(config.ca), timeout=20) as plain,
+            ps.Client(cluster, timeout=20) as client,
+            ThreadPoolExecutor(2) as pool,
+        ):
+            lonely = [
+                pool.submit(
+                    plain.post,
+                    f"https://{party.http}/v2/models/model/infer",
+                    json={**message, "id": f"only {party.name}"},
+                )
+                for party in config.compute
+            ]
+            expected = small.converted.predict(SMALL)
+            for _ in range(3):
+                np.testing.assert_allclose(client.query_model(SMALL), expected, atol=1e-2)
+            for future in lonely:
+                response = future.result(10)
+                assert response.status_code == 504
+                assert "only 1 of 2 compute parties" in response.json()["error"]
+            np.testing.assert_allclose(client.query_model(SMALL), expected, atol=1e-2)
+
+
+def test_another_model_takes_the_place_of_the_first(tag: str, small: ps.SecureModel) -> None:
+    torch.manual_seed(2)
+    other = ps.load_model(torch.nn.Linear(3, 5), input_shape=(3,), name="other")
+    with ps.Cluster(*free_workers()) as cluster, ps.Client(cluster, timeout=30) as client:
+        for model, x in ((small, SMALL), (other, SMALL[:, :3])):
+            model.share(cluster)
+            with serving(cluster, model, 1):
+                if model is other:  # the client still knows the first one
+                    with pytest.raises(ps.PrivserveError, match="other"):
+                        client.query_model(SMALL)
+                expected = model.converted.predict(x)
+                np.testing.assert_allclose(client.query_model(x), expected, atol=1e-2)
+
+
+def test_a_port_in_use_is_named_with_the_remedy_and_nothing_is_started(tag: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        cluster = ps.Cluster(
+            ps.Worker("localhost:0"), ps.Worker(f"127.0.0.1:{port}"), *free_workers(1)
+        )
+        with pytest.raises(ps.ConfigError, match=rf"bob \(http\): cannot listen on .*:{port}"):
+            cluster.start()
+    assert not tagged_processes(tag)
+
+
+def test_a_party_that_ends_at_once_is_named_with_its_last_words(
+    tag: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = subprocess.Popen
+
+    def lose_bobs_key(command: list[str], **options: object) -> subprocess.Popen:
+        if "bob" in command:
+            (tmp_path / "bob" / "bob.key").unlink()
+        return real(command, **options)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(subprocess, "Popen", lose_bobs_key)
+    cluster = ps.Cluster(*free_workers(), directory=tmp_path)
+    with pytest.raises(ps.ClusterError, match=r"bob ended with code 2: error: .*bob\.key is miss"):
+        cluster.start()
+    assert not tagged_processes(tag)
+
+
+def test_a_cluster_needs_three_workers_and_starts_once(digits: Digits) -> None:
+    with pytest.raises(ps.ConfigError, match="at least 3 parties"):
+        ps.Cluster(*free_workers(2))
+    with pytest.raises(ps.ClusterError, match="running already"):
+        digits.cluster.start()
+    with pytest.raises(ps.ClusterError, match=r"call start\(\) first"):
+        _ = ps.Cluster(*free_workers()).config
+
+
+def test_workers_have_addresses_that_can_be_used() -> None:
+    assert ps.Worker("localhost:4000").peer == "localhost:4100"
+    assert ps.Worker("localhost:0").peer == "localhost:0"
+    with pytest.raises(ps.ConfigError, match="needs a port"):
+        ps.Worker("localhost:0", auto_managed=False)
+    with pytest.raises(ps.ConfigError, match="write host:port"):
+        ps.Worker("localhost")
+    with pytest.raises(ps.ConfigError, match="write host:port"):
+        ps.Worker("localhost:65500")
+
+
+def test_a_model_that_is_not_shared_cannot_be_served(small: ps.SecureModel) -> None:
+    with pytest.raises(ps.ClusterError, match=r"call share\(cluster\) first"):
+        small.serve()
+    small.stop()
+
+
+def test_an_unknown_engine_is_named_with_the_known_ones(
+    digits: Digits, small: ps.SecureModel
+) -> None:
+    with pytest.raises(ps.ConfigError, match=r"no engine 'spdz'; choose one of: .*crypten, ottt"):
+        small.share(digits.cluster, engine="spdz")
+    with pytest.raises(ps.ConfigError, match="low < high"):
+        small.share(digits.cluster, input_range=(1.0, 0.0))
+
+
+@pytest.mark.parametrize("name", ["missing.h5", "missing.onnx", "missing.keras"])
+def test_a_missing_model_is_a_model_error(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ps.ModelError, match=name):
+        ps.load_model(tmp_path / name)
+
+
+def test_names_that_clients_use_are_safe_in_a_path(tmp_path: Path) -> None:
+    module = torch.nn.Linear(4, 2)
+    named = ps.load_model(module, input_shape=(4,), name="my model/../x")
+    assert named.name == "my-model-..-x"
+    assert ps.load_model(SAMPLE_MODEL).name == "digits-model"
+
+
+def test_serving_can_be_interrupted_and_goes_on_later(digits: Digits, client: ps.Client) -> None:
+    from _thread import interrupt_main
+
+    timer = threading.Timer(0.5, interrupt_main)
+    timer.start()
+    assert digits.model.serve() == 0  # returns how many were answered
+    with digits.serving(1):
+        assert client.query_model(digits.images[:1]).argmax() == digits.labels[0]
+
+
+def test_an_unmanaged_party_gets_a_command_and_is_awaited(
+    tag: str, tmp_path: Path, capfd: pytest.CaptureFixture[str], small: ps.SecureModel
+) -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as one,
+        socket.create_server(("127.0.0.1", 0)) as two,
+    ):
+        http, peer = one.getsockname()[1], two.getsockname()[1]
+    bob = ps.Worker(f"127.0.0.1:{http}", auto_managed=False, peer=f"127.0.0.1:{peer}")
+    alice, carol = free_workers(2)
+    cluster = ps.Cluster(alice, bob, carol, directory=tmp_path)
+    started = threading.Thread(target=cluster.start, daemon=True)
+    started.start()
+    printed = ""
+
+    def command_is_printed() -> bool:
+        nonlocal printed
+        printed += capfd.readouterr().out
+        return "--party bob --config bob/cluster.toml" in printed
+
+    wait_until(command_is_printed, "the command for bob's host is printed")
+    assert started.is_alive()
+    by_hand = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "privserve.launch",
+            "--party",
+            "bob",
+            "--config",
+            "bob/cluster.toml",
+        ],
+        cwd=tmp_path,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        started.join(30)
+        assert not started.is_alive()
+        small.share(cluster)
+        with ps.Client(cluster, timeout=30) as client, serving(cluster, small, 1):
+            expected = small.converted.predict(SMALL)
+            np.testing.assert_allclose(client.query_model(SMALL), expected, atol=1e-2)
+        cluster.stop()
+        assert by_hand.poll() is None
+    finally:
+        by_hand.send_signal(signal.SIGINT)
+        assert by_hand.wait(10) == 0
