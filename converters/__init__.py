@@ -28,6 +28,7 @@ from converters.onnx_source import export_module, read_onnx
 __all__ = ["ConversionError", "Converted", "LayerRow", "Tensor", "convert"]
 
 Floats = NDArray[np.float32]
+_MALFORMED = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
 BATCH = 64  # samples at a time in predict: bounds the memory for activations
 
 
@@ -106,6 +107,12 @@ def convert(
             raise error.at(str(source)) from None
         except MemoryError:
             raise ConversionError(f"{source}: the model does not fit into memory") from None
+        except _MALFORMED as error:
+            # A configuration that Keras cannot have written, in a place that nobody thought of.
+            raise ConversionError(
+                f"{source}: its content is malformed ({type(error).__name__}: {error}); "
+                "save the model anew"
+            ) from error
     if isinstance(source, torch.nn.Module) and not hasattr(source, "to_json"):
         name = type(source).__name__
         return _converted(export_module(source, input_shape), f"the torch module {name}")

@@ -83,7 +83,7 @@ class Graph:
         self._constants: dict[str, Array] = {}
         self._inputs: list[Value] = []
         self._outputs: list[tuple[str, str, tuple[int, ...]]] = []  # tensor, its name, its shape
-        self._used: set[str] = set()
+        self._used: dict[str, int] = {}  # names, and how often each was varied
         self._moved: dict[tuple[str, tuple[int, ...]], str] = {}
 
     # --- nodes and constants ------------------------------------------------------
@@ -110,10 +110,11 @@ class Graph:
         return wanted
 
     def _unique(self, name: str) -> str:
-        candidate, count = name, 1
+        candidate = name
         while candidate in self._used:
-            candidate, count = f"{name}_{count}", count + 1
-        self._used.add(candidate)
+            self._used[name] += 1
+            candidate = f"{name}_{self._used[name]}"
+        self._used[candidate] = 0
         return candidate
 
     def value(self, name: str, shape: Sequence[int], axes: Sequence[int] | None = None) -> Value:

@@ -118,14 +118,14 @@ def apply(graph: Graph, activation: object, value: Value, keras: tuple[int, int]
         return function_named(activation, keras)(graph, value)
     if isinstance(activation, dict):
         registered = str(activation.get("registered_name") or "")
-        class_name, config = activation.get("class_name"), activation.get("config")
+        class_name, config = str(activation.get("class_name")), activation.get("config")
         if ">" not in registered:
             if class_name == "function" and isinstance(config, str):
                 return function_named(config, keras)(graph, value)
             if class_name in _AS_LAYERS and isinstance(config, dict):
-                inner = Layer(str(config.get("name")), str(class_name), config)
-                return _AS_LAYERS[str(class_name)](graph, inner, [value], keras)
-            if isinstance(class_name, str) and class_name in FUNCTIONS:
+                inner = Layer(str(config.get("name")), class_name, config)
+                return _AS_LAYERS[class_name](graph, inner, [value], keras)
+            if class_name in FUNCTIONS:
                 return function_named(class_name, keras)(graph, value)
         raise ConversionError(
             f"the activation {registered or class_name!r} is not one of Keras' own; "

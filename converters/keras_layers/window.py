@@ -6,12 +6,13 @@ padding at the end, so the two sides differ; ONNX is told both sides explicitly.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from converters.errors import ConversionError
-from converters.graph import Value
+from converters.graph import MAX_ELEMENTS, Value
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,9 @@ class Window:
             before.append(pads[0])
             after.append(pads[1])
             output.append(count)
+        padded = math.prod(n + b + a for n, b, a in zip(lengths, before, after, strict=True))
+        if padded > MAX_ELEMENTS:
+            raise ConversionError(f"its window {kernel} is too large to be served")
         return cls(kernel, strides, dilations, tuple(before), tuple(after), tuple(output))
 
     def attributes(self) -> dict[str, Any]:
