@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from privserve.engines.ottt import bits as packing
-from privserve.engines.ottt import reference
+from privserve.engines.ottt import nonlinear, reference
 from privserve.engines.ottt.comparison import MAX_BITS, MIN_BITS, plan_comparison
 from privserve.prg import Prg
 from privserve.sharing import split
@@ -128,3 +128,52 @@ def test_ten_million_random_relus_and_truncations_are_exact_to_a_unit_per_party(
         values >>= 1
         outs = steps.truncate(split(values, parties), 14, 25, 39)
         assert np.abs(steps.signed(outs, 39) - values / 2**14).max() <= parties / 2 + 0.5
+
+
+def fields_of(row: np.ndarray, e: int, count: int, bits: int, k: int) -> dict[str, int]:
+    """The named shares of element e of a ReLU's tuple, as `nonlinear` lays them out."""
+    words = [int(row[i * count + e]) & (2**64 - 1) for i in range(len(row) // count)]
+    wide = nonlinear.relu_is_wide(bits, k)
+    return {
+        "b": words[0] % 2**bits,
+        "b_rho1": words[1] % 2**bits,
+        "r": words[2] % 2**k,
+        "b_m": words[2] >> k,
+        "w": words[3] if wide else words[0] >> bits,
+        "w_m": words[4] if wide else words[1] >> bits,
+    }
+
+
+@pytest.mark.parametrize(("k", "bits"), [(25, 39), (20, 42), (26, 64), (12, 44), (43, 57)])
+@pytest.mark.parametrize("lead", [0, 1])
+def test_the_last_step_of_a_relu_matches_the_reference_on_arbitrary_tuples(k, bits, lead):
+    plan, count, prg = plan_comparison(k), 150, Prg()
+    pool = prg.int64((1, nonlinear.relu_words(plan, bits) * count))
+    that = prg.int64((1, count)) & packing.mask(k)
+    matrix = prg.int64((1, count)) & packing.mask(plan.opened_bits)
+    out = np.empty((1, count), np.int64)
+    opened = matrix[0].tolist()
+    nonlinear.finish_relu(pool, 0, 0, that, matrix, plan.chunks, bits, k, lead, out)
+    for e in range(count):
+        x = int(that[0, e])
+        dhat = reference.determinant(opened[e], plan.chunks) ^ (x >> (k - 1))
+        share = fields_of(pool[0], e, count, bits, k)
+        expected = reference.finish_relu(x, dhat, bits, plan, lead, share)
+        assert int(out[0, e]) % 2**bits == expected
+
+
+@pytest.mark.parametrize(("k", "bits"), [(25, 39), (26, 64), (12, 30), (43, 57)])
+@pytest.mark.parametrize("lead", [0, 1])
+def test_the_last_step_of_a_truncation_matches_the_reference_on_arbitrary_tuples(k, bits, lead):
+    count, prg = 150, Prg()
+    words = nonlinear.truncate_words(bits, k)
+    pool = prg.int64((1, words * count))
+    that = prg.int64((1, count)) & packing.mask(k)
+    out = np.empty((1, count), np.int64)
+    nonlinear.finish_truncate(pool, 0, 0, that, bits, k, lead, out)
+    for e in range(count):
+        first = int(pool[0, e]) & (2**64 - 1)
+        high = first >> bits if words == 1 else int(pool[0, count + e])
+        share = {"r": first % 2**k, "w": first >> k, "w_m": high}
+        expected = reference.finish_truncate(int(that[0, e]), bits, k, lead, share)
+        assert int(out[0, e]) % 2**bits == expected
