@@ -32,10 +32,12 @@ def read_file(path: Path) -> list[tuple[str, Image, int | None]]:
         array = np.load(path, allow_pickle=False) if is_array else read_picture(path)
     except FileNotFoundError:
         raise SystemExit(f"error: there is no {path}") from None
-    except (OSError, ValueError) as error:
+    except (OSError, EOFError, ValueError) as error:
         raise SystemExit(f"error: {path} is neither a .npy array nor a picture: {error}") from None
     if array.dtype.kind not in "fiub":
         raise SystemExit(f"error: {path} holds {array.dtype}, not numbers")
+    if array.ndim < 2 or array.size == 0:
+        raise SystemExit(f"error: {path} holds no picture: its shape is {array.shape}")
     if array.shape[-2:] == (28, 28):
         array = array[..., None]
     batch = to_unit(array.reshape(-1, *array.shape[-3:]))

@@ -413,7 +413,8 @@ class SecureModel:
                 time.sleep(POLL_SECONDS)
         except KeyboardInterrupt:
             with contextlib.suppress(ClusterError, QueryError):
-                cluster.call(leader, "POST", "/privserve/stop")
+                stopped = cluster.call(leader, "POST", "/privserve/stop").json()
+                answered = stopped["answered"]
             if num_requests is not None:
                 raise
             return answered
