@@ -81,7 +81,7 @@ class _Report:
     seconds: list[float]
     elapsed: float
     bytes_online: int
-    bytes_dealt: int
+    bytes_dealt_per_query: float
     exchanges: float
     parts: dict[str, float]
     memory_mb: float
@@ -168,6 +168,10 @@ def _party(
                 if exchanges_before is not None
                 else after[2] - before[2]
             )
+            # Packs are dealt ahead: the bytes belong to the packs made, not to the queries run.
+            pool = getattr(compute, "pool", None)
+            rows = runs * len(inputs[0])
+            dealt = after[1] / pool.made if pool else (after[1] - before[1]) / rows
             total = sum(seconds)
             waits = [b - a for a, b in zip(times_before, times_after, strict=True)]
             parts = {"exchange": waits[0] / total, "waiting": waits[1] / total}
@@ -176,7 +180,7 @@ def _party(
                     seconds,
                     elapsed,
                     after[0] - before[0],
-                    after[1] - before[1],
+                    dealt,
                     exchanges / runs,
                     parts,
                     _memory_mb(),
@@ -250,7 +254,7 @@ class Bench:
             pipe.send(([share], runs, pause))
         reports = [self._receive(rank) for rank in range(self.parties - 1)]
         leader = reports[0]
-        leader.bytes_dealt = sum(r.bytes_dealt for r in reports)
+        leader.bytes_dealt_per_query = sum(r.bytes_dealt_per_query for r in reports)
         leader.memory_mb = max(r.memory_mb for r in reports)
         logits = decode(sharing.join([r.output for r in reports]), self.output_bits)
         return leader, logits
@@ -461,20 +465,12 @@ def _result(
         p90_ms=1e3 * float(np.quantile(seconds, 0.9)),
         queries_per_s=rate,
         bytes_online_per_query=first.bytes_online / runs / batch,
-        # Dealt ahead in pool-sized bursts, so only the whole run's average means something.
-        bytes_dealt_per_query=bench_dealt(bench, measured, batch),
+        bytes_dealt_per_query=first.bytes_dealt_per_query,
         exchanges=first.exchanges,
         max_abs_error=max(error for _, error in measured),
         share_of_time=parts,
         party_memory_mb=max(report.memory_mb for report, _ in measured),
     )
-
-
-def bench_dealt(bench: Bench, measured: list[tuple[_Report, float]], batch: int) -> float:
-    """Bytes dealt per query, over all rows of the run."""
-    dealt = sum(report.bytes_dealt for report, _ in measured)
-    rows = sum(len(report.seconds) for report, _ in measured) * batch
-    return dealt / rows
 
 
 def table(results: Sequence[Result]) -> str:
