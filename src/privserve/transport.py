@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import select
 import socket
 import ssl
@@ -148,6 +149,8 @@ class Channel:
                     now = time.perf_counter()
                     spin_until = spin_until or now + spin
                     if now < spin_until:
+                        # The peer may be waiting for this very core.
+                        os.sched_yield()
                         continue
                 self._await(select.POLLIN, "no answer in time; is it overloaded or stopped?")
                 continue
