@@ -16,7 +16,7 @@ import httpx
 import numpy as np
 import pytest
 import torch
-from conftest import (
+from serving import (
     SAMPLE_DIGITS,
     SAMPLE_MODEL,
     Digits,

@@ -9,9 +9,9 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
-from conftest import Digits, make_config, wait_until
 from hypothesis import given
 from hypothesis import strategies as st
+from serving import Digits, make_config, wait_until
 
 import privserve as ps
 from privserve.client import apply_activation, raise_for_answer

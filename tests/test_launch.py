@@ -15,7 +15,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, SAMPLE_MODEL, tagged_processes, wait_until
+from serving import ROOT, SAMPLE_MODEL, tagged_processes, wait_until
 
 import converters
 import privserve as ps

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import httpx
 import numpy as np
 import pytest
-from conftest import Digits
+from serving import Digits
 
 from privserve import fixedpoint, oip, sharing
 from privserve.certificates import OWNER_TOKEN

@@ -8,7 +8,7 @@ from types import ModuleType
 
 import numpy as np
 import pytest
-from conftest import ROOT, Digits
+from serving import ROOT, Digits
 
 
 def _load() -> ModuleType:

@@ -13,7 +13,7 @@ from uuid import uuid4
 import echo_engine
 import numpy as np
 import pytest
-from conftest import make_config, wait_until
+from serving import make_config, wait_until
 
 from privserve import engines, sharing
 from privserve.config import read_config

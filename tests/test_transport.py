@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import make_config, wait_until
+from serving import make_config, wait_until
 
 from privserve import transport
 from privserve.config import ClusterConfig, read_config
