@@ -72,6 +72,7 @@ def translate(
     for ref, value in zip(network.outputs, results, strict=True):
         walk.graph.output(value, ref[0])
     outputs = walk.graph.outputs
+    _forget_weights(network)
     model = walk.graph.model(metadata)
     nodes: dict[str, list[str]] = {}
     for node in model.graph.node:
@@ -83,6 +84,14 @@ def translate(
     return Translated(
         model, inputs, tuple(Tensor(name, (None, *shape)) for name, shape in outputs), rows
     )
+
+
+def _forget_weights(network: Network) -> None:
+    """Frees the weights, which the graph has copies of."""
+    for layer in network.layers:
+        layer.weights.clear()
+        if layer.network is not None:
+            _forget_weights(layer.network)
 
 
 class _Walk:

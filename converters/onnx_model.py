@@ -15,14 +15,36 @@ from torch import Tensor, nn
 from converters.errors import ConversionError
 from converters.onnx_ops import OPERATORS
 
+SMALL = 4096  # bytes; what is smaller may be a shape or a bound that shape inference reads
+
 
 def check(model: onnx.ModelProto) -> None:
     """Runs onnx.checker with shape inference.
 
+    The checker copies the model several times over, so it is given one whose large weights
+    are declared as inputs: it knows their types and shapes, not their numbers.
+
     Raises: ConversionError with the checker's reason.
     """
+    light = onnx.ModelProto(ir_version=model.ir_version)
+    light.opset_import.extend(model.opset_import)
+    light.functions.extend(model.functions)
+    graph = light.graph
+    graph.name = model.graph.name
+    graph.node.extend(model.graph.node)
+    graph.input.extend(model.graph.input)
+    graph.output.extend(model.graph.output)
+    graph.value_info.extend(model.graph.value_info)
+    declared = {value.name for value in graph.input}
+    for tensor in model.graph.initializer:
+        if tensor.ByteSize() < SMALL or tensor.data_type == onnx.TensorProto.INT64:
+            graph.initializer.append(tensor)
+        elif tensor.name not in declared:
+            graph.input.append(
+                helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+            )
     try:
-        onnx.checker.check_model(model, full_check=True)
+        onnx.checker.check_model(light, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ConversionError(f"the ONNX model is not valid: {error}") from None
 

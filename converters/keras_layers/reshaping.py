@@ -130,13 +130,18 @@ def cropped(
 
 @keras_layer("UpSampling1D", "UpSampling2D")
 def up_sampling(graph: Graph, layer: Layer, inputs: list[Value], keras: tuple[int, int]) -> Value:
-    """nearest; bilinear as TensorFlow 2 and Keras 3 do it."""
+    """nearest; bilinear from Keras 2.4 on."""
     value, config = only(inputs), layer.config
     rank = 1 if layer.class_name.endswith("1D") else 2
     data_format = settings.data_format(config)
     axes = spatial_axes(value, rank, data_format)
     factors = settings.integers(config, "size", rank, 2)
     mode = settings.choice(config, "interpolation", "nearest", "nearest", "bilinear")
+    if mode == "bilinear" and keras < (2, 4):
+        raise ConversionError(
+            "bilinear interpolation before Keras 2.4 depends on the TensorFlow below it, which "
+            "the file does not tell; save the model with a newer Keras"
+        )
     lengths = tuple(value.shape[a] * f for a, f in zip(axes, factors, strict=True))
     return _resize(graph, value, data_format, axes, lengths, mode)
 

@@ -1,0 +1,94 @@
+#!/usr/bin/env python3
+"""Writes docs/keras.md: which Keras layers convert, read from the converters themselves.
+
+python scripts/keras_table.py           writes the file
+python scripts/keras_table.py --check   exit code 1 if it is not current
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from converters.keras_layers import LAYERS, LayerKind
+from converters.keras_layers.activations import FUNCTIONS
+
+TARGET = Path(__file__).resolve().parents[1] / "docs" / "keras.md"
+
+HEAD = """\
+<!-- Written by scripts/keras_table.py; change the docstrings in converters/keras_layers. -->
+
+# Which Keras models convert
+
+`scripts/convert.py` and `converters.convert` read what Keras wrote, without Keras:
+
+| source | of |
+|---|---|
+| HDF5 with the whole model (`.h5`, `.hdf5`, also named `.keras`) | Keras 1, 2, 3, tf.keras |
+| `.keras` zip | Keras 3, tf.keras from 2.13 |
+| HDF5 with weights alone, given `--architecture model.json` (`model.to_json()`) | Keras 1, 2, 3 |
+| a live model, `converters.convert(model)` | tf.keras, Keras 2, Keras 3 |
+| `.onnx`; `torch.nn.Module` with `input_shape` | operators in `converters/onnx_ops.py` |
+
+Sequential and functional models convert: branches, several inputs and outputs, models in
+models, layers called more than once; `channels_last` and `channels_first`. Padding is
+TensorFlow's. A model that leaves the sizes of its input open needs `--input-shape`.
+
+Everything else is refused by the layer's name: recurrent layers, attention, Lambda and
+other code, custom classes, three-dimensional layers. No code from a file is ever run.
+
+## Layers
+"""
+
+TAIL = """
+## Activations
+
+As `activation=` of a layer or as an Activation layer: {activations}.
+
+`hard_sigmoid` is that of the Keras that wrote the file: clip(0.2 x + 0.5) before Keras 3,
+clip(x / 6 + 0.5) from it on. ReLU, LeakyReLU, ELU and Softmax layers may stand as
+`activation=` too.
+"""
+
+FAMILIES = {
+    "core": "Core",
+    "activations": "Activations",
+    "convolution": "Convolutions",
+    "pooling": "Pooling",
+    "normalization": "Normalizations",
+    "merging": "Merging",
+    "reshaping": "Reshaping",
+}
+
+
+def text() -> str:
+    """The whole of docs/keras.md."""
+    lines = [HEAD, "| layers | supported |", "|---|---|"]
+    for family, title in FAMILIES.items():
+        lines.append(f"| **{title}** | |")
+        kinds: dict[LayerKind, list[str]] = {}
+        for name, kind in LAYERS.items():
+            if kind.family == family:
+                kinds.setdefault(kind, []).append(name)
+        for kind, names in kinds.items():
+            lines.append(f"| {', '.join(names)} | {kind.summary} |")
+    activations = ", ".join(f"`{name}`" for name in sorted(FUNCTIONS))
+    return "\n".join(lines) + "\n" + TAIL.format(activations=activations)
+
+
+def main() -> int:
+    """Exit code 0, or 1 where --check finds the file out of date."""
+    parser = argparse.ArgumentParser(description="Writes docs/keras.md.")
+    parser.add_argument("--check", action="store_true", help="only compare")
+    if not parser.parse_args().check:
+        TARGET.write_text(text(), encoding="utf-8")
+        return 0
+    if TARGET.read_text(encoding="utf-8") == text():
+        return 0
+    print(f"{TARGET.name} is out of date: run python scripts/keras_table.py", file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
