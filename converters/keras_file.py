@@ -93,7 +93,14 @@ def parse_architecture(architecture: str | Path | Config) -> Config:
 
 def read_live(model: Any) -> tuple[Network, dict[str, str]]:
     """The network of a Keras model in memory, of tf.keras, Keras 2 or Keras 3."""
-    config = _parse_json(model.to_json(), "the model's configuration")
+    try:
+        text = model.to_json()
+    except (NotImplementedError, TypeError, ValueError) as error:
+        raise ConversionError(
+            f"the model does not describe itself ({error}); rebuild it as a Sequential or "
+            "functional model"
+        ) from None
+    config = _parse_json(text, "the model's configuration")
     version = str(config.get("keras_version") or "3")
     network = read_network(config, _generation(version))
     check_supported(network)

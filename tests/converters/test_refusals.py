@@ -172,3 +172,13 @@ def test_a_subclassed_model_is_refused(tmp_path: Path) -> None:
 
 def test_an_object_that_is_no_model_is_refused() -> None:
     assert "int" in refusal(3)
+
+
+def test_a_live_model_that_does_not_describe_itself_is_refused() -> None:
+    class Subclassed:
+        def to_json(self) -> str:
+            raise NotImplementedError("get_config is missing")
+
+        def get_layer(self, name: str) -> None: ...
+
+    assert "rebuild it as a Sequential" in refusal(Subclassed())
