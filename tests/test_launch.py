@@ -198,7 +198,7 @@ def test_parties_that_are_started_one_by_one_serve_for_the_owner(
     for party in parties:
         party.wait_for("clients at localhost:")
     config = tmp_path / "files" / "cluster.toml"
-    owner = start("--config", str(config), "--model", small, "--num-requests", "1")
+    owner = start("--config", str(config), "--model", "small.onnx", "--num-requests", "1")
     owner.wait_for("serving 1 queries")
     with ps.Client(config) as client:
         assert client.query_model(X).shape == (1, 2)
