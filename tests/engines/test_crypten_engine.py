@@ -1,0 +1,180 @@
+"""The CrypTen engine's refusals, its communicator, and what it asks the dealer for."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from parties import run_session
+from torch import nn
+from torch.distributed import ReduceOp
+
+import converters
+from privserve import crypten_compat
+from privserve.crypten_compat import MeshCommunicator
+from privserve.engines import crypten_engine
+from privserve.engines.crypten_graph import lower
+from privserve.errors import ClusterError, ModelError
+from privserve.fixedpoint import encode
+
+
+def graph(op: str, shape: list[int], weights: dict[str, np.ndarray], **attributes: Any) -> Any:
+    """One node, called 'the node', on x and `weights`."""
+    values = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, dims)
+        for name, dims in (("x", [None, *shape]), ("y", None))
+    ]
+    node = helper.make_node(op, ["x", *weights], ["y"], "the node", **attributes)
+    constants = [numpy_helper.from_array(w.astype(np.float32), n) for n, w in weights.items()]
+    inner = helper.make_graph([node], "g", values[:1], values[1:], constants)
+    return helper.make_model(inner, opset_imports=[helper.make_opsetid("", 17)])
+
+
+KERNEL = {"w": np.ones((1, 1, 3, 3))}
+REFUSED = {
+    "an unknown op": (graph("Cos", [4], {}), "no such op"),
+    "automatic padding": (
+        graph("Conv", [1, 8, 8], KERNEL, auto_pad="SAME_UPPER"),
+        "padding is automatic",
+    ),
+    "three axes": (
+        graph("Conv", [1, 8, 8, 8], {"w": np.ones((1, 1, 3, 3, 3))}),
+        "convolves over 3 axes",
+    ),
+    "an oblong pool": (
+        graph("MaxPool", [1, 8, 8], {}, kernel_shape=[2, 3]),
+        "pools squares only",
+    ),
+    "a padded pool": (
+        graph("AveragePool", [1, 8, 8], {}, kernel_shape=[2, 2], pads=[1, 1, 1, 1]),
+        "without padding",
+    ),
+    "a dilated pool": (
+        graph("MaxPool", [1, 8, 8], {}, kernel_shape=[2, 2], dilations=[2, 2]),
+        "without dilation",
+    ),
+    "a transposed input": (
+        graph("Gemm", [4], {"w": np.ones((4, 2))}, transA=1),
+        "transposes its input",
+    ),
+}
+
+
+@pytest.mark.parametrize(("model", "why"), REFUSED.values(), ids=REFUSED)
+def test_what_crypten_cannot_run_is_refused_by_name(model: onnx.ModelProto, why: str) -> None:
+    op = model.graph.node[0].op_type
+    with pytest.raises(ModelError, match=rf"cannot run {op} \(node 'the node'\): .*{why}"):
+        lower(model)
+
+
+def test_the_public_graph_holds_zeros_where_the_weights_were() -> None:
+    lowered = lower(graph("Conv", [1, 8, 8], KERNEL))
+    np.testing.assert_array_equal(lowered.secrets["w"], KERNEL["w"])
+    (public,) = lowered.public.graph.initializer
+    assert not numpy_helper.to_array(public).any()
+
+
+def test_values_beyond_the_accumulator_are_refused_with_the_remedy() -> None:
+    model = graph("MatMul", [4], {"w": np.full((4, 2), 1e5)})
+    with pytest.raises(ModelError, match=r"values may reach .* at 'y'.*--input-range"):
+        crypten_engine.prepare(model, input_range=(-1e3, 1e3))
+    crypten_engine.prepare(model, input_range=(-1e-3, 1e-3))
+
+
+@pytest.mark.parametrize("bits", [7, 21])
+def test_fraction_bits_outside_the_engines_are_refused(bits: int) -> None:
+    with pytest.raises(ModelError, match=f"8 to 20 fraction bits, not {bits}"):
+        crypten_engine.prepare(graph("MatMul", [4], {"w": np.ones((4, 2))}), fraction_bits=bits)
+
+
+class FakeMesh:
+    """Party 0 of two; the other one always sends the same words."""
+
+    rank, n = 0, 2
+
+    def __init__(self, theirs: np.ndarray) -> None:
+        self.theirs = theirs
+        self.sent: list[tuple[int, bytes]] = []
+
+    def send(self, peer: int, *buffers: Any) -> None:
+        self.sent.append((peer, b"".join(bytes(b) for b in buffers)))
+
+    def recv(self, peer: int) -> memoryview:
+        return memoryview(bytearray(self.theirs.tobytes()))
+
+    def exchange(self, payload: Any) -> list[memoryview | None]:
+        return [None, self.recv(1)]
+
+
+MINE, THEIRS = torch.tensor([[1, 2], [3, 4]]), np.array([10, 20, 30, 2**63 - 1])
+
+
+@pytest.mark.parametrize(
+    ("op", "expected"),
+    [
+        (ReduceOp.SUM, [[11, 22], [33, -(2**63) + 3]]),
+        (ReduceOp.BXOR, [[11, 22], [29, 2**63 - 5]]),
+    ],
+)
+def test_an_all_reduce_combines_in_the_ring_and_keeps_its_argument(
+    op: Any, expected: list[list[int]]
+) -> None:
+    communicator = MeshCommunicator(FakeMesh(THEIRS))
+    mine = MINE.clone()
+    assert communicator.all_reduce(mine, op).tolist() == expected
+    first, second = communicator.all_reduce([mine[0], mine[1]], op, batched=True)
+    assert [first.tolist(), second.tolist()] == expected
+    assert communicator.exchanges == 2
+    assert torch.equal(mine, MINE)
+
+
+def test_gathering_reducing_and_unknown_reductions() -> None:
+    communicator = MeshCommunicator(FakeMesh(THEIRS))
+    for parts in (communicator.gather(MINE, 0), communicator.all_gather(MINE)):
+        assert [p.flatten().tolist() for p in parts] == [[1, 2, 3, 4], THEIRS.tolist()]
+    assert communicator.reduce(MINE, 0).flatten().tolist()[:3] == [11, 22, 33]
+    assert communicator.reduce(MINE, 1) is None
+    with pytest.raises(ValueError, match="not used in inference"):
+        communicator.all_reduce(MINE, ReduceOp.MAX)
+
+
+def test_what_would_move_pickled_objects_is_refused_by_name() -> None:
+    communicator = MeshCommunicator(FakeMesh(THEIRS))
+    with pytest.raises(ClusterError, match="'broadcast_obj', which moves pickled objects"):
+        communicator.broadcast_obj({})
+
+
+def test_random_tensors_have_their_size_and_width() -> None:
+    drawn = crypten_compat.generate_kbit_random_tensor((1000,), bitlength=3)
+    assert set(drawn.tolist()) == set(range(8))
+    assert crypten_compat.generate_random_ring_element(torch.Size([2, 3])).shape == (2, 3)
+    with pytest.raises(ValueError, match=r"Z_2\^64"):
+        crypten_compat.generate_random_ring_element((3,), ring_size=2**32)
+
+
+def test_requests_to_the_dealer_hold_shapes_only() -> None:
+    torch.manual_seed(3)
+    module = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(32, 2))
+    prepared = crypten_engine.prepare(converters.convert(module, input_shape=(1, 6, 6)).onnx)
+    x = encode(np.random.default_rng(1).uniform(-1, 1, (2, 1, 6, 6)), 16)
+    session = run_session(prepared, [[x]], record=True)
+    requests = [p for way, _, p in session.transcripts["carol"] if way == "received"]
+    assert len(requests) > 5
+
+    def numbers(value: Any) -> list[int]:
+        if isinstance(value, list):
+            return [number for item in value for number in numbers(item)]
+        if isinstance(value, dict):
+            return numbers(list(value.values()))
+        return [] if isinstance(value, str) or value is None else [value]
+
+    for request in requests:
+        message = json.loads(request)
+        assert set(message) == {"function", "args", "kwargs"}
+        assert message["function"] in crypten_compat.DEALER_FUNCTIONS
+        assert all(0 <= number < 10_000 for number in numbers(message))
