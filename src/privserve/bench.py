@@ -36,6 +36,7 @@ from privserve.config import party_names, read_config
 from privserve.engines import Prepared, load_engine
 from privserve.errors import ClusterError, ConfigError, PeerLost, PrivserveError
 from privserve.fixedpoint import RingArray, decode, encode
+from privserve.prg import Prg
 from privserve.transport import LaneMesh, Listener
 
 SPAWN = multiprocessing.get_context("spawn")
@@ -332,12 +333,10 @@ def digits_subject(path: Path) -> Subject:
 
 def wide_subject(factor: int) -> Subject:
     """The tutorial's network with `factor` times the channels, random weights."""
-    import torch
     from torch import nn
 
     import converters
 
-    torch.manual_seed(0)
     a, b, c = 10 * factor, 32 * factor, 64 * factor
     layers: list[nn.Module] = []
     for before, after in ((1, a), (a, b), (b, c)):
@@ -354,8 +353,6 @@ def resnet_subject() -> Subject:
     from torch import nn
 
     import converters
-
-    torch.manual_seed(0)
 
     class Block(nn.Module):
         def __init__(self, before: int, after: int, stride: int) -> None:
@@ -382,7 +379,7 @@ def resnet_subject() -> Subject:
             layers.append(Block(width, after, stride if block == 0 else 1))
             width = after
     net = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10)).eval()
-    pictures = torch.rand((8, 3, 32, 32)).numpy().astype(np.float64)
+    pictures = Prg().uint8((8, 3, 32, 32)) / 255.0
     converted = converters.convert(net, input_shape=(3, 32, 32))
     return Subject("ResNet-20", converted, pictures, input_range=(0.0, 1.0))
 
