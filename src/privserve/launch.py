@@ -43,7 +43,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--num-requests", type=int, metavar="N", help="serve N queries, then end (default: no end)"
     )
-    parser.add_argument("--engine", default=None, help="ottt (default), crypten, or auto: crypten if need be")
+    parser.add_argument("--engine", default=None, help="ottt (default), crypten or auto")
     parser.add_argument(
         "--input-range",
         metavar="LOW,HIGH",
