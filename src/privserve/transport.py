@@ -33,6 +33,8 @@ HANDSHAKE_SECONDS = 10.0
 # A frame of this size always fits the socket buffers, so that a plain send never waits for
 # a peer who is itself sending; larger ones go through the full-duplex loop.
 DIRECT_BYTES = 64 * 1024
+# Frames up to this size are joined with their header and go out in one piece.
+JOINED_BYTES = 64 * 1024
 # In an exchange the peer's frame is usually a few microseconds away: asking for it for a
 # while costs less than being put to sleep and woken up.
 SPIN_SECONDS = 100e-6
@@ -91,8 +93,12 @@ class Channel:
 
     def send(self, *buffers: Payload) -> None:
         """Send one frame made of `buffers`."""
-        frame = _frame(buffers)
-        left = memoryview(frame)
+        parts = _frame(buffers)
+        for part in parts:
+            self._send_all(memoryview(part))
+        self._count_sent(parts)
+
+    def _send_all(self, left: memoryview) -> None:
         while left:
             try:
                 left = left[self._sock.send(left) :]
@@ -102,7 +108,6 @@ class Channel:
                 self._await(select.POLLIN, "it does not take what is sent to it")
             except (OSError, ValueError) as error:
                 raise self._lost(_reason(error)) from None
-        self._count_sent(frame)
 
     def recv(self, spin: float = 0.0) -> memoryview:
         """The next frame; the view is valid until the next `recv` on this channel.
@@ -168,11 +173,11 @@ class Channel:
         """Sleep until the socket can be read or written; PeerLost after the timeout."""
         _wait({self: event}, self._timeout, complaint)
 
-    def _count_sent(self, frame: Payload) -> None:
-        self.bytes_sent += len(frame)
+    def _count_sent(self, parts: Sequence[Payload]) -> None:
+        self.bytes_sent += sum(len(part) for part in parts)
         self.frames_sent += 1
         if self._tap:
-            self._tap("sent", self.peer, bytes(frame[HEADER.size :]))
+            self._tap("sent", self.peer, b"".join(parts)[HEADER.size :])
 
     def _count_received(self, view: memoryview) -> None:
         self.bytes_received += HEADER.size + len(view)
@@ -180,9 +185,15 @@ class Channel:
             self._tap("received", self.peer, bytes(view))
 
 
-def _frame(buffers: Sequence[Payload]) -> bytes:
-    parts = [b if isinstance(b, bytes) else memoryview(b).cast("B") for b in buffers]
-    return b"".join([HEADER.pack(sum(len(p) for p in parts)), *parts])
+def _frame(buffers: Sequence[Payload]) -> list[Payload]:
+    """The header and `buffers` as the pieces to send: joined where that is cheaper.
+
+    A small frame is one TLS record. Joining a large one would touch a megabyte of fresh
+    pages, which costs as much as encrypting it.
+    """
+    parts: list[Payload] = [memoryview(b).cast("B") for b in buffers]
+    frame: list[Payload] = [HEADER.pack(sum(len(p) for p in parts)), *parts]
+    return frame if sum(len(p) for p in frame) > JOINED_BYTES else [b"".join(frame)]
 
 
 def _reason(error: Exception) -> str:
@@ -199,7 +210,7 @@ def exchange_duplex(channels: Iterable[Channel], payload: Payload) -> list[memor
     Reads and writes are interleaved as the sockets allow, so that two parties who send
     large frames to each other at the same time both get through.
     """
-    frame = memoryview(_frame([payload]))
+    frame = [memoryview(part) for part in _frame([payload])]
     jobs = [_Duplex(channel, frame) for channel in channels]
     waiting = list(jobs)
     while waiting:
@@ -216,10 +227,11 @@ def exchange_duplex(channels: Iterable[Channel], payload: Payload) -> list[memor
 class _Duplex:
     """One channel's progress through a full-duplex exchange."""
 
-    def __init__(self, channel: Channel, frame: memoryview) -> None:
+    def __init__(self, channel: Channel, frame: list[memoryview]) -> None:
         self.channel = channel
         self.progressed = True
-        self._out = frame
+        self._out = frame[0]
+        self._later = frame[1:]
         self._frame = frame
         self._header = memoryview(bytearray(HEADER.size))
         self._body: memoryview | None = None
@@ -238,7 +250,9 @@ class _Duplex:
             sent = self._try(lambda: self.channel._sock.send(self._out[: 1 << 20]))
             if sent:
                 self._out = self._out[sent:]
-                if not self._out:
+                if not self._out and self._later:
+                    self._out = self._later.pop(0)
+                elif not self._out:
                     self.channel._count_sent(self._frame)
         if self._body is None or self._got < len(self._body):
             view = self._header if self._body is None else self._body
