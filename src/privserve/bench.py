@@ -576,6 +576,8 @@ def plot(results: Sequence[Result], target: Path) -> None:
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
         axes.set_xlabel("batch")
+        sizes = sorted({r.batch for r in results})
+        axes.set_xticks(sizes, [str(size) for size in sizes])
         axes.set_title(title)
         axes.grid(alpha=0.3)
     left.legend(fontsize=8)
