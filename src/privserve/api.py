@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -461,13 +461,3 @@ def load_model(
     if name is None:
         name = Path(source).stem if isinstance(source, str | Path) else "model"
     return SecureModel(converted, re.sub(r"[^A-Za-z0-9_.-]+", "-", name) or "model")
-
-
-@contextlib.contextmanager
-def served(model: SecureModel, cluster: Cluster, **options: Any) -> Iterator[SecureModel]:
-    """Share `model` for the time of a with-block."""
-    model.share(cluster, **options)
-    try:
-        yield model
-    finally:
-        model.stop()

@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from privserve.api import Cluster
 
 Inputs = ArrayLike | Mapping[str, ArrayLike] | Sequence[ArrayLike]
-FloatArray = NDArray[np.float32]
 
 MAX_CONCURRENT = 32
 

@@ -23,7 +23,6 @@ from pathlib import Path
 
 from privserve.errors import ConfigError
 
-SEED_NAMES = ("alice", "bob", "carol")
 EXTRA_NAMES = ("dave", "erin", "frank", "grace", "heidi", "ivan", "judy", "karl", "laura")
 
 

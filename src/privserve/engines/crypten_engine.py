@@ -12,7 +12,6 @@ from __future__ import annotations
 import base64
 import io
 import math
-import time
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -163,7 +162,6 @@ class Compute:
         self._comm = crypten_compat.join_session(meshes[LANE])
         self._bits = int(description["fraction_bits"])
         self.stats = RunStats()
-        self.compute_seconds = 0.0
         self._model = self._build(base64.b64decode(description["graph"]), shares)
         # torch and CrypTen load much on first use; a query should not have to wait for that.
         self.run([np.zeros((1, *t["shape"]), np.int64) for t in description["inputs"]])
@@ -197,12 +195,10 @@ class Compute:
         """Evaluate the model on shares; see `engines.Compute`."""
         import crypten
 
-        started = time.perf_counter()
         before = self._comm.exchanges
         with crypten.no_grad(), torch.no_grad():
             answer = self._model(self._mpc(inputs[0]))
         self.stats.exchanges += self._comm.exchanges - before
-        self.compute_seconds += time.perf_counter() - started
         return [np.ascontiguousarray(answer.share.numpy())]
 
     def close(self) -> None:
