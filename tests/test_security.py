@@ -132,7 +132,15 @@ def random_part(received: list[bytes]) -> bytes:
 COMPUTE = ("alice", "bob", "dave")
 
 
-@pytest.mark.parametrize(("engine", "parties"), [(e, n) for e in ENGINES for n in (2, 3)])
+@pytest.mark.parametrize(
+    ("engine", "parties"),
+    [
+        ("ottt", 2),
+        ("ottt", 3),
+        ("crypten", 2),
+        pytest.param("crypten", 3, marks=pytest.mark.slow),
+    ],
+)
 def test_what_the_dealer_receives_depends_on_no_weight_and_no_query(
     engine: str, parties: int
 ) -> None:

@@ -70,9 +70,18 @@ def answer(prepared: Prepared, batches: list[np.ndarray], compute_parties: int) 
     return [decode(outputs[0], out_bits) for outputs in session.answers]
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+CASES = [*((net, 2) for net in NETS), ("max pooling", 3), ("conv", 3)]
+# CrypTen takes ten seconds for each; these say least beyond the others.
+SLOW = [("crypten", "average pooling", 2), ("crypten", "conv", 3)]
+
+
 @pytest.mark.parametrize(
-    ("net", "compute_parties"), [*((net, 2) for net in NETS), ("max pooling", 3), ("conv", 3)]
+    ("engine", "net", "compute_parties"),
+    [
+        pytest.param(engine, *case, marks=pytest.mark.slow if (engine, *case) in SLOW else [])
+        for engine in ENGINES
+        for case in CASES
+    ],
 )
 def test_answers_are_those_of_the_plaintext_network(
     engine: str, net: str, compute_parties: int
