@@ -19,7 +19,7 @@ from privserve import engines, sharing
 from privserve.config import read_config
 from privserve.errors import LimitReached, NotServing, QueryError
 from privserve.queries import Pending
-from privserve.session import LeaderSession, Session, SessionSpec, Timeouts, open_session
+from privserve.session import LeaderSession, Seat, Session, SessionSpec, Timeouts, open_session
 from privserve.transport import Listener
 
 QUICK = Timeouts(connect=5, peer=1.5, share=0.3)
@@ -44,7 +44,8 @@ class Sessions:
             spec = SessionSpec(name, "m", "echo", echo_engine.DESCRIPTION, {}, options)
             config = self.configs[rank]
             party = config.parties[rank]
-            self.all.append(open_session(config, party, self.listeners[rank], spec, timeouts))
+            seat = Seat(config, party, self.listeners[rank], timeouts)
+            self.all.append(open_session(seat, spec))
             self.all[-1].start()
         for session in self.all:
             assert session.ready.wait(10)

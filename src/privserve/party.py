@@ -31,6 +31,7 @@ from privserve.queries import Pending
 from privserve.session import (
     ComputeSession,
     LeaderSession,
+    Seat,
     Session,
     SessionSpec,
     Timeouts,
@@ -53,8 +54,8 @@ class Party:
         self.config = config
         self.me = config.parties[config.rank(name)]
         self.role = config.role(name)
-        self._timeouts = timeouts
         self._listener = Listener(config, self.me, peer_socket)
+        self._seat = Seat(config, self.me, self._listener, timeouts)
         self._session: Session | None = None
         self._lock = threading.Lock()
 
@@ -73,7 +74,7 @@ class Party:
         with self._lock:
             if self._session is not None:
                 self._session.end("the model owner shares another model")
-            self._session = open_session(self.config, self.me, self._listener, spec, self._timeouts)
+            self._session = open_session(self._seat, spec)
             self._session.start()
 
     def unload(self) -> None:

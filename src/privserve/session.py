@@ -63,27 +63,34 @@ class Timeouts:
     """For a query's shares to reach all compute parties."""
 
 
+@dataclass(frozen=True)
+class Seat:
+    """A party's place in its cluster: what all its sessions have in common."""
+
+    config: ClusterConfig
+    me: PartyConfig
+    listener: Listener
+    timeouts: Timeouts
+
+    @property
+    def rank(self) -> int:
+        """0..n-1 for compute parties, n for the dealer."""
+        return self.config.rank(self.me.name)
+
+
 class Session:
     """One party's side of a session. Subclasses know the party's role."""
 
-    def __init__(
-        self,
-        config: ClusterConfig,
-        me: PartyConfig,
-        listener: Listener,
-        spec: SessionSpec,
-        timeouts: Timeouts,
-    ) -> None:
+    def __init__(self, seat: Seat, spec: SessionSpec) -> None:
         self.spec = spec
         self.state = "loading"
         self.reason = ""
         self.ready = threading.Event()
-        self._config = config
-        self._me = me
-        self._listener = listener
-        self._timeouts = timeouts
-        self._rank = config.rank(me.name)
-        self._n = len(config.compute)
+        self._config = seat.config
+        self._me = seat.me
+        self._listener = seat.listener
+        self._timeouts = seat.timeouts
+        self._n = len(seat.config.compute)
         self._lanes: dict[str, LaneMesh] = {}
         self._ended = threading.Event()
         self._end_lock = threading.Lock()
@@ -265,15 +272,8 @@ class DealerSession(Session):
 class ComputeSession(Session):
     """What leader and followers have in common: the engine and its counters."""
 
-    def __init__(
-        self,
-        config: ClusterConfig,
-        me: PartyConfig,
-        listener: Listener,
-        spec: SessionSpec,
-        timeouts: Timeouts,
-    ) -> None:
-        super().__init__(config, me, listener, spec, timeouts)
+    def __init__(self, seat: Seat, spec: SessionSpec) -> None:
+        super().__init__(seat, spec)
         self._compute: Compute | None = None
         self._runs: deque[tuple[int, float]] = deque(maxlen=RECENT_RUNS)
         self._queries = 0
@@ -357,17 +357,10 @@ class ComputeSession(Session):
 class LeaderSession(ComputeSession):
     """Party 0: decides which queries run, in which order."""
 
-    def __init__(
-        self,
-        config: ClusterConfig,
-        me: PartyConfig,
-        listener: Listener,
-        spec: SessionSpec,
-        timeouts: Timeouts,
-    ) -> None:
-        super().__init__(config, me, listener, spec, timeouts)
+    def __init__(self, seat: Seat, spec: SessionSpec) -> None:
+        super().__init__(seat, spec)
         rows = int(spec.options.get("max_batch", 128))
-        self.queue = LeaderQueue(self._n, rows, timeouts.share)
+        self.queue = LeaderQueue(self._n, rows, seat.timeouts.share)
 
     def submit(self, query: Pending) -> None:
         """Queue the leader's share of a query."""
@@ -426,15 +419,8 @@ class LeaderSession(ComputeSession):
 class FollowerSession(ComputeSession):
     """Every other compute party: announces its shares and does what the leader orders."""
 
-    def __init__(
-        self,
-        config: ClusterConfig,
-        me: PartyConfig,
-        listener: Listener,
-        spec: SessionSpec,
-        timeouts: Timeouts,
-    ) -> None:
-        super().__init__(config, me, listener, spec, timeouts)
+    def __init__(self, seat: Seat, spec: SessionSpec) -> None:
+        super().__init__(seat, spec)
         self._pending = PendingQueries()
         self._lock = threading.Lock()
 
@@ -471,14 +457,9 @@ class FollowerSession(ComputeSession):
             self._pending.fail_all(error)
 
 
-def open_session(
-    config: ClusterConfig,
-    me: PartyConfig,
-    listener: Listener,
-    spec: SessionSpec,
-    timeouts: Timeouts,
-) -> Session:
-    """The session class for this party's role, not started yet."""
-    rank = config.rank(me.name)
-    kind = DealerSession if rank == len(config.compute) else FollowerSession
-    return (LeaderSession if rank == 0 else kind)(config, me, listener, spec, timeouts)
+def open_session(seat: Seat, spec: SessionSpec) -> Session:
+    """The session of this seat's role, not started yet."""
+    if seat.rank == 0:
+        return LeaderSession(seat, spec)
+    is_dealer = seat.rank == len(seat.config.compute)
+    return DealerSession(seat, spec) if is_dealer else FollowerSession(seat, spec)
