@@ -15,6 +15,8 @@ GEOMETRIES = {
     "grouped": Geometry((6, 6, 6), 12, (3, 3), groups=2),
     "depthwise": Geometry((6, 6, 6), 6, (3, 3), pads=(1, 1, 1, 1), groups=6),
     "depthwise with a multiplier": Geometry((3, 6, 6), 15, (3, 3), groups=3),
+    "many positions": Geometry((3, 18, 19), 5, (3, 3), pads=(0, 1, 1, 0)),
+    "many positions, grouped, strided": Geometry((4, 33, 31), 8, (2, 2), (2, 2), groups=2),
     "dense": Geometry((37, 1, 1), 11),
 }
 

@@ -2,8 +2,9 @@
 
 A dense layer is a convolution whose kernel covers its input. Each op becomes an index map
 (which input element every tap of every output position reads, -1 for padding) and a kernel
-with the output channels innermost, where int64 products run at vector speed. Used by the
-parties on (xhat, W_i) and (A_i, What), and by the dealer on (A, B).
+with the output channels innermost, where int64 products run at vector speed (large pictures
+and depthwise kernels run over the positions instead). Used by the parties on (xhat, W_i) and
+(A_i, What), and by the dealer on (A, B).
 """
 
 from __future__ import annotations
@@ -119,6 +120,50 @@ _FEW_OUTPUTS = 4
 
 
 @kernel("void(int64[::1], int32[:,::1], int64[:,:,::1], int64, int64, int64[::1])")
+def _add_by_position(
+    x: RingArray,
+    index: NDArray[np.int32],
+    weight: RingArray,
+    each: int,
+    group_size: int,
+    out: RingArray,
+) -> None:
+    """`convolve_add` with positions innermost: what four taps read is gathered once."""
+    groups, taps, _ = weight.shape
+    positions = index.shape[0]
+    read = np.zeros((4, 256), np.int64)
+    r0, r1, r2, r3 = read[0], read[1], read[2], read[3]
+    for g in range(groups):
+        base = g * group_size
+        # Blocks of positions, so that the outputs stay in the cache from tap to tap.
+        for start in range(0, positions, 256):
+            width = min(256, positions - start)
+            for tap in range(0, taps, 4):
+                many = min(4, taps - tap)
+                for k in range(many):
+                    row = read[k]
+                    for p in range(width):
+                        j = index[start + p, tap + k]
+                        row[p] = x[base + j] if j >= 0 else np.int64(0)
+                for o in range(each):
+                    at = (g * each + o) * positions + start
+                    y = out[at : at + width]
+                    if many == 4:
+                        w0 = weight[g, tap, o]
+                        w1 = weight[g, tap + 1, o]
+                        w2 = weight[g, tap + 2, o]
+                        w3 = weight[g, tap + 3, o]
+                        for p in range(width):
+                            y[p] += w0 * r0[p] + w1 * r1[p] + w2 * r2[p] + w3 * r3[p]
+                    else:
+                        for k in range(many):
+                            row = read[k]
+                            factor = weight[g, tap + k, o]
+                            for p in range(width):
+                                y[p] += factor * row[p]
+
+
+@kernel("void(int64[::1], int32[:,::1], int64[:,:,::1], int64, int64, int64[::1])")
 def convolve_add(
     x: RingArray,
     index: NDArray[np.int32],
@@ -143,6 +188,9 @@ def convolve_add(
                         j = index[p, tap]
                         if j >= 0:
                             out[start + p] += x[g * group_size + j] * factor
+        return
+    if positions >= 64:
+        _add_by_position(x, index, weight, each, group_size, out)
         return
     total = np.empty(padded, np.int64)
     for g in range(groups):
