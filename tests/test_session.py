@@ -217,6 +217,14 @@ def test_a_party_that_vanishes_is_named_to_all_clients(sessions: Sessions, gone:
         others[0].submit(Pending("q", [numbers(1, 1)], 1))  # type: ignore[attr-defined]
 
 
+def wait_for_failure(sessions: Sessions) -> None:
+    """All parties' sessions fail within seconds; says which do not, and why."""
+    try:
+        wait_until(lambda: states(sessions) == ["failed"] * 3, "all sessions failed")
+    except AssertionError as error:
+        raise AssertionError([session.status() for session in sessions.all]) from error
+
+
 def vanish(session: Session) -> None:
     """Break all channels of `session` without a word, as a killed process does."""
     for lane in session._lanes.values():
@@ -273,7 +281,7 @@ def test_an_engine_that_fails_names_its_party_and_logs_no_value(
 
 def test_an_engine_that_cannot_start_fails_the_session_everywhere(sessions: Sessions) -> None:
     sessions.start(fail=True)
-    wait_until(lambda: states(sessions) == ["failed"] * 3, "all sessions failed")
+    wait_for_failure(sessions)
     assert "internal error (ValueError)" in sessions.leader.reason
     assert echo_engine.SECRET not in sessions.leader.reason
 
@@ -287,7 +295,7 @@ def test_a_party_that_does_not_join_is_named(sessions: Sessions) -> None:
 def test_a_second_session_follows_a_failed_one(sessions: Sessions) -> None:
     sessions.start()
     vanish(sessions.all[1])
-    wait_until(lambda: states(sessions) == ["failed"] * 3, "all sessions failed")
+    wait_for_failure(sessions)
     for session in sessions.all:
         session.end("again")
     sessions.all.clear()

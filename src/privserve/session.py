@@ -159,7 +159,10 @@ class Session:
         thread.start()
 
     def _loaded(self) -> None:
-        self.state = "loaded"
+        with self._end_lock:
+            if self._ended.is_set():  # another party failed while this one was setting up
+                raise PeerLost(self.reason)
+            self.state = "loaded"
         self.ready.set()
         log.info("%s: model '%s' is loaded (%s)", self._me.name, self.spec.model, self.spec.engine)
 
