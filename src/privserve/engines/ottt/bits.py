@@ -45,12 +45,15 @@ def pack(values: RingArray, count: int, bits: int, out: RingArray) -> None:
         width = min(lanes, count - start)
         word = (row * bits) // 64 * lanes
         shift = (row * bits) % 64
+        source = values[start : start + width]
+        target = out[word : word + width]
         for lane in range(width):
-            out[word + lane] |= (values[start + lane] & keep) << shift
+            target[lane] |= (source[lane] & keep) << shift
         if shift + bits > 64:
             back = 64 - shift
+            target = out[word + lanes : word + lanes + width]
             for lane in range(width):
-                out[word + lanes + lane] = (values[start + lane] & keep) >> back
+                target[lane] = (source[lane] & keep) >> back
 
 
 @kernel(NOTHING(RECEIVED_WORDS, INT64, INT64, WORDS))
@@ -64,15 +67,18 @@ def unpack_add(packed: RingArray, count: int, bits: int, total: RingArray) -> No
         width = min(lanes, count - start)
         word = (row * bits) // 64 * lanes
         shift = (row * bits) % 64
+        target = total[start : start + width]
+        source = packed[word : word + width]
         if shift + bits <= 64:
             for lane in range(width):
-                total[start + lane] += (packed[word + lane] >> shift) & keep
+                target[lane] += (source[lane] >> shift) & keep
         else:
             back = 64 - shift
             low = (np.int64(1) << back) - np.int64(1)
+            further = packed[word + lanes : word + lanes + width]
             for lane in range(width):
-                value = (packed[word + lane] >> shift) & low
-                total[start + lane] += (value | (packed[word + lanes + lane] << back)) & keep
+                value = (source[lane] >> shift) & low
+                target[lane] += (value | (further[lane] << back)) & keep
 
 
 @kernel(NOTHING(RECEIVED_WORDS, INT64, INT64, WORDS))
@@ -86,15 +92,18 @@ def unpack_xor(packed: RingArray, count: int, bits: int, total: RingArray) -> No
         width = min(lanes, count - start)
         word = (row * bits) // 64 * lanes
         shift = (row * bits) % 64
+        target = total[start : start + width]
+        source = packed[word : word + width]
         if shift + bits <= 64:
             for lane in range(width):
-                total[start + lane] ^= (packed[word + lane] >> shift) & keep
+                target[lane] ^= (source[lane] >> shift) & keep
         else:
             back = 64 - shift
             low = (np.int64(1) << back) - np.int64(1)
+            further = packed[word + lanes : word + lanes + width]
             for lane in range(width):
-                value = (packed[word + lane] >> shift) & low
-                total[start + lane] ^= (value | (packed[word + lanes + lane] << back)) & keep
+                value = (source[lane] >> shift) & low
+                target[lane] ^= (value | (further[lane] << back)) & keep
 
 
 @kernel(NOTHING(RECEIVED_ROWS, INT64, INT64, ROWS))

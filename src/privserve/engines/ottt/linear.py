@@ -248,8 +248,9 @@ def evaluate(
     for sample in range(xhat.shape[0]):
         row = pool[(first + sample) % pool.shape[0]]
         y = out[sample]
+        ready = row[z : z + y.shape[0]]
         for o in range(y.shape[0]):
-            y[o] = row[z + o] + bias[o]
+            y[o] = ready[o] + bias[o]
         convolve_add(xhat[sample], index, weight, each, group_size, y)
 
 
@@ -301,17 +302,20 @@ def deal(
     """
     total = np.empty(inputs, np.int64)
     for sample in range(out.shape[0]):
+        own = first_stream[sample, a : a + inputs]
         for e in range(inputs):
-            total[e] = first_stream[sample, a + e]
+            total[e] = own[e]
         for i in range(shares.shape[0]):
+            theirs = shares[i, sample, a : a + inputs]
             for e in range(inputs):
-                total[e] += shares[i, sample, a + e]
+                total[e] += theirs[e]
         y = out[sample, target : target + outputs]
         for o in range(outputs):
             y[o] = 0
         for i in range(shares.shape[0]):
+            theirs = shares[i, sample, c : c + outputs]
             for o in range(outputs):
-                y[o] -= shares[i, sample, c + o]
+                y[o] -= theirs[o]
         convolve_add(total, index, weight, each, group_size, y)
 
 
@@ -331,6 +335,7 @@ def mask_input(
         row = pool[(first + sample) % pool.shape[0]]
         source = x[sample]
         out = masked[sample]
+        mask = row[a : a + count]
         for e in range(count):
-            out[e] = source[e] - row[a + e]
+            out[e] = source[e] - mask[e]
         pack(out, count, bits, packed[sample])

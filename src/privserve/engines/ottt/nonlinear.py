@@ -135,8 +135,9 @@ def mask_shifted(
         row = pool[(first + sample) % slots]
         source = values[sample]
         out = masked[sample]
+        mask = row[base : base + count]
         for e in range(count):
-            out[e] = (((source[e] + bias) >> shift) + offset + row[base + e]) & keep
+            out[e] = (((source[e] + bias) >> shift) + offset + mask[e]) & keep
         pack(out, count, bits, packed[sample])
 
 

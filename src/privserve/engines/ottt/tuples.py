@@ -155,11 +155,14 @@ def deal_relu(
                 column = ((free[e] >> shift) & rows) | (np.int64(1) << j)
                 constants[e] ^= column * ((free[e] >> (free1 + j - 1)) & 1)
         for i in range(others):
-            s = shares[i, sample]
+            s = shares[i, sample, base : base + fields * count]
+            s1 = s[:count]
+            s2 = s[count : 2 * count]
+            s3 = s[2 * count : 3 * count]
             for e in range(count):
-                o1[e] -= s[base + e]
-                o2[e] -= s[base + count + e]
-                o3[e] -= (s[base + 2 * count + e] >> comparison_bits) << comparison_bits
+                o1[e] -= s1[e]
+                o2[e] -= s2[e]
+                o3[e] -= (s3[e] >> comparison_bits) << comparison_bits
         if wide:
             o4 = row[target + 3 * count : target + 4 * count]
             o5 = row[target + 4 * count : target + 5 * count]
@@ -169,19 +172,24 @@ def deal_relu(
                 o4[e] = low_w[e]
                 o5[e] = low_w[e] + (r[e] >> top)
             for i in range(others):
-                s = shares[i, sample]
+                s = shares[i, sample, base : base + fields * count]
+                s4 = s[3 * count : 4 * count]
+                s5 = s[4 * count : 5 * count]
                 for e in range(count):
-                    o4[e] -= s[base + 3 * count + e]
-                    o5[e] -= s[base + 4 * count + e]
+                    o4[e] -= s4[e]
+                    o5[e] -= s5[e]
         else:
             for e in range(count):
-                first = low_w[e]
-                second = low_w[e] + (r[e] >> top)
-                for i in range(others):
-                    first -= shares[i, sample, base + e] >> bits
-                    second -= shares[i, sample, base + count + e] >> bits
-                o1[e] = (o1[e] & keep_out) | (first << bits)
-                o2[e] = (o2[e] & keep_out) | (second << bits)
+                o1[e] = (o1[e] & keep_out) | (low_w[e] << bits)
+                o2[e] = (o2[e] & keep_out) | ((low_w[e] + (r[e] >> top)) << bits)
+            # The others' parts of the fields above `bits`; nothing borrows from below.
+            for i in range(others):
+                s = shares[i, sample, base : base + fields * count]
+                s1 = s[:count]
+                s2 = s[count : 2 * count]
+                for e in range(count):
+                    o1[e] -= (s1[e] >> bits) << bits
+                    o2[e] -= (s2[e] >> bits) << bits
         for word in range(spec.shape[0]):
             position, width, k, plane = spec[word]
             at = target + (fields + word) * count
@@ -198,9 +206,9 @@ def deal_relu(
                 _make_tables(r, free, constants, position, 6, k, chunks, plane, table)
             back = base + (fields + word) * count
             for i in range(others):
-                s = shares[i, sample]
+                s = shares[i, sample, back : back + count]
                 for e in range(count):
-                    table[e] ^= s[back + e]
+                    table[e] ^= s[e]
 
 
 @kernel("void(int64[:,::1], int64[:,:,::1], int64, int64, int64, int64, int64, int64[:,::1])")
