@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Iterator
 from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
-from conftest import free_workers, wait_until
+from serving import free_workers, wait_until
 
 import privserve as ps
 from privserve import keras_hook
@@ -87,3 +89,35 @@ def test_the_model_class_may_be_in_the_models_module() -> None:
     package.models = models  # type: ignore[attr-defined]
     ps.KerasHook(package)
     assert all(hasattr(Old, name) for name in ("share", "serve", "stop"))
+
+
+def test_a_live_keras_model_is_served_as_keras_itself_predicts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("KERAS_BACKEND", os.environ.get("KERAS_BACKEND", "torch"))
+    keras = pytest.importorskip("keras")
+    ps.KerasHook(keras)
+    layers = keras.layers
+    net = keras.Sequential(
+        [
+            layers.Input((8, 8, 2)),
+            layers.Conv2D(3, 3, activation="relu"),
+            layers.Flatten(),
+            layers.Dense(4, activation="softmax"),
+        ]
+    )
+    x = np.random.default_rng(5).uniform(-1, 1, (6, 8, 8, 2)).astype(np.float32)
+    expected = net.predict(x, verbose=0)
+    with ps.Cluster(*free_workers()) as cluster:
+        net.share(cluster)
+        thread = threading.Thread(target=net.serve, args=(1,), daemon=True)
+        thread.start()
+        leader = cluster.config.compute[0]
+        wait_until(
+            lambda: cluster.call(leader, "GET", "/privserve/status").json()["serving"], "serving"
+        )
+        with ps.Client(cluster) as client:
+            np.testing.assert_allclose(client.query_model(x), expected, atol=2e-3)
+        thread.join(20)
+        assert not thread.is_alive()
+        net.stop()
