@@ -328,7 +328,7 @@ def digits_subject(path: Path) -> Subject:
     """The sample model, or another model of the same input."""
     import converters
 
-    return Subject(path.stem, converters.convert(path), sample_digits())
+    return Subject(path.stem, converters.convert(path), sample_digits(), input_range=(0.0, 1.0))
 
 
 def wide_subject(factor: int) -> Subject:
@@ -344,7 +344,7 @@ def wide_subject(factor: int) -> Subject:
     net = nn.Sequential(*layers, nn.Flatten(), nn.Linear(c, 10))
     images = sample_digits().transpose(0, 3, 1, 2)
     converted = converters.convert(net, input_shape=(1, 28, 28))
-    return Subject(f"tutorial x{factor}", converted, np.ascontiguousarray(images))
+    return Subject(f"tutorial x{factor}", converted, np.ascontiguousarray(images), (0.0, 1.0))
 
 
 def resnet_subject() -> Subject:
