@@ -349,13 +349,13 @@ def test_tls_older_than_1_3_is_refused_on_both_sides(parties: Parties) -> None:
 
 @pytest.mark.parametrize("noise", [b"", b"GET / HTTP/1.1\r\n\r\n", bytes(1000)])
 def test_noise_on_the_port_disturbs_nobody(parties: Parties, noise: bytes) -> None:
-    with socket.create_connection(parties.config.parties[0].peer_address, timeout=5) as sock:
-        # It may have hung up on the noise before all of it was sent.
-        with contextlib.suppress(OSError):
-            sock.sendall(noise)
-            sock.shutdown(socket.SHUT_WR)
-            while sock.recv(4096):
-                pass
+    sock = socket.create_connection(parties.config.parties[0].peer_address, timeout=5)
+    # The listener may have hung up on the noise before all of it was sent.
+    with sock, contextlib.suppress(OSError):
+        sock.sendall(noise)
+        sock.shutdown(socket.SHUT_WR)
+        while sock.recv(4096):
+            pass
     parties.open("after the noise")
 
 
