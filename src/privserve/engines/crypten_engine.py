@@ -3,8 +3,8 @@
 Compute parties run a `crypten.nn` model whose parameters are the shares that they were
 given; the dealer runs the server of CrypTen's TrustedThirdParty provider (Knott et al.,
 "CrypTen: Secure Multi-Party Computation Meets Machine Learning", NeurIPS 2021). Truncation
-between two compute parties is local and wraps with probability |x| / 2^63 per element;
-`prepare` bounds x and refuses models where that is not negligible.
+between two compute parties is local and wraps with probability |x| / 2^63 per element, as in
+CrypTen itself; `prepare` bounds x soundly and refuses models that may overflow the ring.
 """
 
 from __future__ import annotations
@@ -31,9 +31,10 @@ from privserve.fixedpoint import RingArray, encode
 LANES: tuple[str, ...] = (LANE,)
 FRACTION_BITS = 16
 DEFAULT_INPUT_RANGE = (-8.0, 8.0)
-# An accumulator of b bits is wrapped by local truncation with probability 2^(b - 63): at 44
-# bits that is 2e-6 per element, and a bound is far above what real inputs reach.
-MAX_ACCUMULATOR_BITS = 50
+# Sound bounds must leave the ring room, so that nothing ever overflows. The bits that a value
+# really has are far fewer (about 40 for a digit classifier whose bound is 53), and only they
+# matter to the wrap of local truncation, 2^(b - 63) per element.
+MAX_ACCUMULATOR_BITS = 58
 
 
 def prepare(
