@@ -15,6 +15,7 @@ import socket
 import threading
 import time
 import traceback
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -78,7 +79,7 @@ class Seat:
         return self.config.rank(self.me.name)
 
 
-class Session:
+class Session(ABC):
     """One party's side of a session. Subclasses know the party's role."""
 
     def __init__(self, seat: Seat, spec: SessionSpec) -> None:
@@ -147,9 +148,11 @@ class Session:
         finally:
             self._release()
 
+    @abstractmethod
     def _serve(self) -> None:
-        raise NotImplementedError
+        """Set up and do the role's work until the session is over."""
 
+    @abstractmethod
     def _refuse_all(self, error: QueryError) -> None:
         """Answer everything that waits with `error`."""
 
@@ -271,6 +274,9 @@ class DealerSession(Session):
         self._loaded()
         engine.deal(self.spec.description, lanes, **self.spec.options)
 
+    def _refuse_all(self, error: QueryError) -> None:
+        """Nothing ever waits at the dealer."""
+
 
 class ComputeSession(Session):
     """What leader and followers have in common: the engine and its counters."""
@@ -282,9 +288,9 @@ class ComputeSession(Session):
         self._queries = 0
         self._rows = 0
 
+    @abstractmethod
     def submit(self, query: Pending) -> None:
         """Take this party's share of a query; its future gets the answer's shares."""
-        raise NotImplementedError
 
     def _set_up(self) -> None:
         engine = load_engine(self.spec.engine)
