@@ -196,8 +196,8 @@ def logits_model(path: Path) -> converters.Converted:
     [
         ("ottt", 2),
         ("ottt", 3),
-        pytest.param("crypten", 2, marks=pytest.mark.slow),
-        pytest.param("crypten", 3, marks=pytest.mark.slow),
+        ("crypten", 2),
+        ("crypten", 3),
     ],
 )
 def test_200_mnist_images_are_answered_as_by_keras(
