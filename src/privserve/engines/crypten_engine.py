@@ -32,7 +32,7 @@ LANES: tuple[str, ...] = (LANE,)
 FRACTION_BITS = 16
 DEFAULT_INPUT_RANGE = (-8.0, 8.0)
 # Sound bounds must leave the ring room, so that nothing ever overflows. The bits that a value
-# really has are far fewer (about 40 for a digit classifier whose bound is 53), and only they
+# really has are far fewer (38 on the sample digits, where the sound bound is 53), and only they
 # matter to the wrap of local truncation, 2^(b - 63) per element.
 MAX_ACCUMULATOR_BITS = 58
 
