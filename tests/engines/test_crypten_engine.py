@@ -178,3 +178,30 @@ def test_requests_to_the_dealer_hold_shapes_only() -> None:
         assert set(message) == {"function", "args", "kwargs"}
         assert message["function"] in crypten_compat.DEALER_FUNCTIONS
         assert all(0 <= number < 10_000 for number in numbers(message))
+
+
+def test_a_wide_range_costs_precision_before_it_is_refused() -> None:
+    converted = converters.convert(torch.nn.Linear(4, 2), input_shape=(4,))
+    prepare = crypten_engine.prepare
+    narrow = prepare(converted.onnx, input_range=(-8, 8))
+    wide = prepare(converted.onnx, input_range=(-400_000, 400_000))
+    assert narrow.description["fraction_bits"] == 16
+    assert wide.description["fraction_bits"] == 14
+    with pytest.raises(ModelError, match="input-range"):
+        prepare(converted.onnx, input_range=(-400_000, 400_000), fraction_bits=16)
+
+
+def test_bounds_are_reached_by_the_worst_input_and_never_passed() -> None:
+    layer = torch.nn.Linear(3, 1)
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor([[2.0, -3.0, 0.5]]))
+        layer.bias.copy_(torch.tensor([-1.0]))
+    graph = lower(converters.convert(layer, input_shape=(3,)).onnx)
+    ends = {"x": (np.full((1, 3), -1.0), np.full((1, 3), 4.0))}
+    ends |= {name: (value, value) for name, value in graph.secrets.items()}
+    ends[graph.public.graph.input[0].name] = ends["x"]
+    for node in graph.public.graph.node:
+        ends[node.output[0]] = crypten_engine._interval(node, [ends[name] for name in node.input])
+    low, high = ends[graph.public.graph.output[0].name]
+    assert low.item() == pytest.approx(-2 - 12 - 0.5 - 1)
+    assert high.item() == pytest.approx(8 + 3 + 2 - 1)

@@ -4,12 +4,13 @@ Compute parties run a `crypten.nn` model whose parameters are the shares that th
 given; the dealer runs the server of CrypTen's TrustedThirdParty provider (Knott et al.,
 "CrypTen: Secure Multi-Party Computation Meets Machine Learning", NeurIPS 2021). Truncation
 between two compute parties is local and wraps with probability |x| / 2^63 per element, as in
-CrypTen itself; `prepare` bounds x soundly and refuses models that may overflow the ring.
+CrypTen itself; `prepare` bounds x soundly and refuses models where that is not negligible.
 """
 
 from __future__ import annotations
 
 import base64
+import importlib
 import io
 import math
 import warnings
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
+from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 
 from privserve import crypten_compat
@@ -29,12 +31,14 @@ from privserve.errors import ClusterError, ModelError
 from privserve.fixedpoint import RingArray, encode
 
 LANES: tuple[str, ...] = (LANE,)
-FRACTION_BITS = 16
+MOST_FRACTION_BITS = 16
+LEAST_FRACTION_BITS = 14
 DEFAULT_INPUT_RANGE = (-8.0, 8.0)
-# Sound bounds must leave the ring room, so that nothing ever overflows. The bits that a value
-# really has are far fewer (38 on the sample digits, where the sound bound is 53), and only they
-# matter to the wrap of local truncation, 2^(b - 63) per element.
-MAX_ACCUMULATOR_BITS = 58
+# An accumulator of b bits is wrapped by local truncation with probability 2^(b - 63) per
+# element; sound bounds, as here, are far above what real inputs reach.
+MAX_ACCUMULATOR_BITS = 50
+
+Interval = tuple[NDArray[Any], NDArray[Any]]
 
 
 def prepare(
@@ -47,16 +51,23 @@ def prepare(
     """Split `model` into CrypTen's public graph and the encoded weights.
 
     input_range: what every input value stays within; (-8, 8) when None. fraction_bits: of
-    inputs and weights, 16 when None. Raises ModelError naming op and node where CrypTen
-    cannot run the model or a value may outgrow the ring.
+    inputs and weights; when None 16, or 14 where only that fits. Raises ModelError naming op
+    and node where CrypTen cannot run the model or a value may outgrow the ring.
     """
     low, high = input_range or DEFAULT_INPUT_RANGE
-    bits = FRACTION_BITS if fraction_bits is None else fraction_bits
+    bits = MOST_FRACTION_BITS if fraction_bits is None else fraction_bits
     if not 8 <= bits <= 20:
         raise ModelError(f"the crypten engine takes 8 to 20 fraction bits, not {bits}")
     graph = lower(model)
     shape = _shape(graph.public.graph.input[0])
-    out_shape = _check_range(graph, shape, max(abs(low), abs(high)), bits)
+    try:
+        out_shape = _check_range(graph, shape, low, high, bits)
+    except ModelError:
+        if fraction_bits is not None:
+            raise
+        # Wide ranges cost precision, two bits of room for each bit, before they are refused.
+        bits = LEAST_FRACTION_BITS
+        out_shape = _check_range(graph, shape, low, high, bits)
     for name in graph.secrets:
         graph.secrets[name] = np.asarray(graph.secrets[name], dtype=np.float64)
     description = {
@@ -87,42 +98,67 @@ def _shape(value: onnx.ValueInfoProto) -> list[int]:
     return dims
 
 
-def _check_range(graph: CryptenGraph, shape: list[int], largest: float, bits: int) -> list[int]:
+def _check_range(
+    graph: CryptenGraph, shape: list[int], low: float, high: float, bits: int
+) -> list[int]:
     """Bound every intermediate value; return the output's shape without its batch axis.
 
-    With |W| for W and the largest input for every input, each op in use maps upper bounds
-    of magnitudes to upper bounds of magnitudes, so one float evaluation bounds them all.
+    Interval arithmetic, node by node: the largest value of W x for x in [lo, hi] is
+    W+ hi + W- lo, with W+ and W- the positive and the negative part of W.
     """
-    bounded = onnx.ModelProto()
-    bounded.CopyFrom(graph.public)
-    del bounded.graph.initializer[:]
-    for name, value in graph.secrets.items():
-        bounded.graph.initializer.append(
-            onnx.numpy_helper.from_array(np.abs(value).astype(np.float32), name)
-        )
-    for node in bounded.graph.node:
-        if node.op_type == "Sub":
-            node.op_type = "Add"
-    standard = _to_standard(bounded)
-    names = [node.output[0] for node in standard.graph.node]
-    del standard.graph.output[:]
-    standard.graph.output.extend(
-        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in names
-    )
-    feed = {standard.graph.input[0].name: np.full((1, *shape), largest, np.float32)}
-    values: Any = ReferenceEvaluator(standard).run(None, feed)
-    worst_name, worst = max(
-        ((n, float(np.max(v))) for n, v in zip(names, values, strict=True)), key=lambda p: p[1]
-    )
+    standard = onnx.ModelProto()
+    standard.CopyFrom(graph.public)
+    del standard.graph.initializer[:]
+    standard = _to_standard(standard)
+    values: dict[str, Interval] = {
+        t.name: (onnx.numpy_helper.to_array(t),) * 2 for t in standard.graph.initializer
+    }
+    values.update({name: (w, w) for name, w in graph.secrets.items()})
+    box = np.ones((1, *shape))
+    values[standard.graph.input[0].name] = (low * box, high * box)
+    worst_name, worst = "", 0.0
+    for node in standard.graph.node:
+        values[node.output[0]] = _interval(node, [values[name] for name in node.input])
+        largest = max(float(np.abs(end).max()) for end in values[node.output[0]])
+        if node.op_type == "AveragePool":  # CrypTen sums first and divides afterwards
+            largest *= math.prod(onnx.helper.get_node_attr_value(node, "kernel_shape"))
+        if not largest <= worst:
+            worst_name, worst = node.output[0], largest
     needed = math.log2(max(worst, 1e-9)) + 2 * bits
     if not math.isfinite(worst) or needed > MAX_ACCUMULATOR_BITS:
         raise ModelError(
-            f"values may reach {worst:.3g} at '{worst_name}' for inputs up to {largest:g}; with "
-            f"{bits} fraction bits that needs {needed:.0f} of {MAX_ACCUMULATOR_BITS} bits; "
+            f"values may reach {worst:.3g} at '{worst_name}' for inputs in [{low:g}, {high:g}]; "
+            f"with {bits} fraction bits that needs {needed:.0f} of {MAX_ACCUMULATOR_BITS} bits; "
             "declare a smaller --input-range, use fewer --fraction-bits, or --engine ottt"
         )
-    final = values[names.index(graph.public.graph.output[0].name)]
+    final = values[standard.graph.output[0].name][0]
     return [int(d) for d in final.shape[1:]]
+
+
+def _interval(node: onnx.NodeProto, ends: list[Interval]) -> Interval:
+    """The box that holds a node's output where its inputs are in the boxes `ends`."""
+
+    def run(*inputs: NDArray[Any]) -> NDArray[Any]:
+        evaluator: Any = ReferenceEvaluator(node)
+        result: NDArray[Any] = evaluator.run(None, dict(zip(node.input, inputs, strict=True)))[0]
+        return result
+
+    if node.op_type in ("Conv", "MatMul"):
+        (low, high), (weight, _), *bias = ends
+        up, down = np.maximum(weight, 0), np.minimum(weight, 0)
+        zeros = [np.zeros_like(b[0]) for b in bias]
+        biases = [b[0] for b in bias]
+        return (
+            run(low, up, *biases) + run(high, down, *zeros),
+            run(high, up, *biases) + run(low, down, *zeros),
+        )
+    if node.op_type == "Sub":
+        return run(ends[0][0], ends[1][1]), run(ends[0][1], ends[1][0])
+    if node.op_type == "Mul":
+        products = [run(x, y) for x in ends[0] for y in ends[1]]
+        return np.minimum.reduce(products), np.maximum.reduce(products)
+    # Everything else never decreases when an input grows.
+    return run(*(low for low, _ in ends)), run(*(high for _, high in ends))
 
 
 def _to_standard(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -162,6 +198,8 @@ class Compute:
         """Build the model from its public graph and this party's `shares`; collective."""
         self._comm = crypten_compat.join_session(meshes[LANE])
         self._bits = int(description["fraction_bits"])
+        # What CrypTen encodes by itself, such as the reciprocals of pooling.
+        importlib.import_module("crypten").cfg.encoder.precision_bits = self._bits
         self.stats = RunStats()
         self._model = self._build(base64.b64decode(description["graph"]), shares)
         # torch and CrypTen load much on first use; a query should not have to wait for that.
