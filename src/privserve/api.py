@@ -29,14 +29,15 @@ from typing import Any
 
 import httpx
 import numpy as np
+from numpy.typing import NDArray
 
 import converters
 from privserve import oip, sharing
 from privserve.certificates import OWNER_TOKEN, write_cluster
-from privserve.client import raise_for_answer, tls_context, unreachable
+from privserve.client import Inputs, by_name, raise_for_answer, tls_context, unreachable
 from privserve.config import ClusterConfig, PartyConfig, party_names, read_config, split_address
 from privserve.engines import Prepared, load_engine
-from privserve.errors import ClusterError, ConfigError, ModelError, QueryError
+from privserve.errors import ClusterError, ConfigError, InputError, ModelError, QueryError
 from privserve.party import bind
 from privserve.session import Timeouts
 
@@ -303,11 +304,12 @@ class SecureModel:
         *,
         input_range: tuple[float, float] | None = None,
         fraction_bits: int | None = None,
+        calibration: Inputs | None = None,
     ) -> Prepared:
         """The public description and the secret parameters for `engine`; nothing is sent.
 
         engine: "ottt", "crypten", or "auto": ottt, or crypten with a warning that says why
-        ottt cannot run the model.
+        ottt cannot run the model. calibration: see `share`.
         """
         if input_range is not None:
             low, high = input_range
@@ -315,7 +317,9 @@ class SecureModel:
                 raise ConfigError(
                     f"an input range needs two finite numbers, low < high: {input_range}"
                 )
-        options = {"input_range": input_range, "fraction_bits": fraction_bits}
+        options: dict[str, Any] = {"input_range": input_range, "fraction_bits": fraction_bits}
+        if calibration is not None:
+            options["calibration"] = self._samples(calibration)
         try:
             chosen = DEFAULT_ENGINE if engine == AUTO else engine
             return load_engine(chosen).prepare(self.converted.onnx, **options)
@@ -325,6 +329,15 @@ class SecureModel:
             warnings.warn(f"serving with the crypten engine, because {error}", stacklevel=3)
             return load_engine("crypten").prepare(self.converted.onnx, **options)
 
+    def _samples(self, given: Inputs) -> list[NDArray[np.float64]]:
+        """The calibration samples, one array per input in the model's order."""
+        wanted = {tensor.name: tensor.shape[1:] for tensor in self.converted.inputs}
+        try:
+            arrays = by_name(wanted, given)
+            return [np.asarray(array, dtype=np.float64) for array in arrays.values()]
+        except (InputError, TypeError, ValueError) as error:
+            raise ModelError(f"calibration: {error}") from None
+
     def share(
         self,
         cluster: Cluster,
@@ -332,16 +345,21 @@ class SecureModel:
         engine: str = DEFAULT_ENGINE,
         input_range: tuple[float, float] | None = None,
         fraction_bits: int | None = None,
+        calibration: Inputs | None = None,
         options: Mapping[str, Any] | None = None,
     ) -> None:
         """Split the weights here and give each compute party one share of each.
 
         The dealer gets the public description only. Returns when all parties are ready to
         serve. input_range: bounds on every input value, (-8, 8) when None; queries outside
-        it are refused by the client. Raises ModelError if the engine cannot run the model
-        and ClusterError if a party fails.
+        it are refused by the client. calibration: inputs like those that will be asked, as
+        for `Client.query_model`, for ottt to see what values a deep network's layers take;
+        they stay in this process. Raises ModelError if the engine cannot run the model and
+        ClusterError if a party fails.
         """
-        prepared = self.prepare(engine, input_range=input_range, fraction_bits=fraction_bits)
+        prepared = self.prepare(
+            engine, input_range=input_range, fraction_bits=fraction_bits, calibration=calibration
+        )
         config = cluster.config
         compute = len(config.compute)
         split = {name: sharing.split(p, compute) for name, p in prepared.parameters.items()}

@@ -145,12 +145,13 @@ class Client:
         for peer in self._peers:
             peer.http.close()
 
-    def query_model(self, x: Inputs, *, logits: bool = False) -> Any:
+    def query_model(self, x: Inputs, *, logits: bool = False, named: bool = False) -> Any:
         """The model's prediction for `x`, as Keras would give it, learnt by nobody else.
 
-        x: real numbers in the Keras layout with a batch axis, such as (B, 28, 28, 1); a
-        list or a dict by name for several inputs. Returns float32 of Keras' output shape,
-        a list for several outputs; with logits=True what goes into the final activation.
+        x: real numbers in the Keras layout with a batch axis, such as (B, 28, 28, 1); for
+        several inputs a list in the model's order or a dict by name. Returns float32 of
+        Keras' output shape, a list in the model's order for several outputs; with named=True
+        a dict by the outputs' names; with logits=True what goes into the final activation.
         Raises InputError or RangeError for an x that does not fit, LimitReached or
         NotServing when nobody answers queries now, ClusterError when a party is gone.
         """
@@ -162,16 +163,20 @@ class Client:
             if error.status == 404:
                 self._model = None  # another model is shared by now
             raise
-        outputs = []
+        outputs = {}
         for tensor, parts in zip(model.outputs, zip(*shares, strict=True), strict=True):
             values = fixedpoint.decode(sharing.join(parts), model.output_fraction_bits)
             activation = None if logits else tensor["parameters"]["activation"]
-            outputs.append(apply_activation(values, activation).astype(np.float32))
-        return outputs[0] if len(outputs) == 1 else outputs
+            outputs[tensor["name"]] = apply_activation(values, activation).astype(np.float32)
+        if named:
+            return outputs
+        return next(iter(outputs.values())) if len(outputs) == 1 else list(outputs.values())
 
-    def query_model_async(self, x: Inputs, *, logits: bool = False) -> Future[Any]:
+    def query_model_async(
+        self, x: Inputs, *, logits: bool = False, named: bool = False
+    ) -> Future[Any]:
         """As `query_model`, in the background: a future of its result."""
-        return self._queries.submit(self.query_model, x, logits=logits)
+        return self._queries.submit(self.query_model, x, logits=logits, named=named)
 
     # -- with the parties -----------------------------------------------------------------
 
@@ -293,26 +298,51 @@ def _parse_model(described: Mapping[str, Any]) -> _Model:
     )
 
 
+def by_name(wanted: Mapping[str, Sequence[int | None]], x: Inputs) -> dict[str, Any]:
+    """What is given for each input of a model, in the model's order.
+
+    wanted: the inputs' shapes, without the batch, by name. x: one array where there is one
+    input; else a list in that order or a dict. Raises InputError saying what the model takes.
+    """
+    takes = ", ".join(f"'{name}' {_batched(shape)}" for name, shape in wanted.items())
+    given: Any = x
+    if isinstance(given, Mapping):
+        if set(given) != set(wanted):
+            raise InputError(f"the model takes the inputs {takes}, not {sorted(map(str, given))}")
+        return {name: given[name] for name in wanted}
+    is_list = isinstance(given, list | tuple)
+    if len(wanted) == 1:
+        ((name, shape),) = wanted.items()
+        # As Keras does, take [x] for x; one rank too many cannot be a batch itself.
+        if is_list and len(given) == 1 and getattr(given[0], "ndim", 0) == len(shape) + 1:
+            given = given[0]
+        return {name: given}
+    if not is_list or len(given) != len(wanted):
+        found = f"{len(given)} arrays" if is_list else "one array"
+        raise InputError(
+            f"the model takes {len(wanted)} inputs: {takes}; give a list in this order or a dict "
+            f"by name, not {found}"
+        )
+    return dict(zip(wanted, given, strict=True))
+
+
+def _batched(shape: Sequence[int | None]) -> str:
+    """(3, 4) as "(B, 3, 4)"."""
+    return f"({', '.join(['B', *map(str, shape)])})"
+
+
 def _encode(model: _Model, x: Inputs) -> dict[str, RingArray]:
     """Check every input and encode it; int64 by input name."""
-    names = [tensor["name"] for tensor in model.inputs]
-    given: Any = x
-    if len(names) == 1 and not isinstance(x, Mapping):
-        given = {names[0]: x}
-    elif not isinstance(x, Mapping):
-        if not isinstance(x, list | tuple) or len(x) != len(names):
-            raise InputError(f"the model takes {len(names)} inputs {names}; give a list or a dict")
-        given = dict(zip(names, x, strict=True))
-    if set(given) != set(names):
-        raise InputError(f"the model takes the inputs {names}, not {sorted(map(str, given))}")
+    given = by_name({t["name"]: t["shape"][1:] for t in model.inputs}, x)
     elements: dict[str, RingArray] = {}
-    rows: set[int] = set()
+    rows: dict[str, int] = {}
     for tensor in model.inputs:
         values = _check(tensor, given[tensor["name"]], model)
-        rows.add(len(values))
+        rows[tensor["name"]] = len(values)
         elements[tensor["name"]] = fixedpoint.encode(values, model.fraction_bits)
-    if len(rows) != 1:
-        raise InputError(f"all inputs need the same number of rows, not {sorted(rows)}")
+    if len(set(rows.values())) != 1:
+        found = ", ".join(f"{count} of '{name}'" for name, count in rows.items())
+        raise InputError(f"all inputs need the same number of rows, not {found}")
     return elements
 
 
@@ -325,9 +355,10 @@ def _check(tensor: Mapping[str, Any], values: ArrayLike, model: _Model) -> NDArr
     if array.dtype.kind not in "fiub":
         raise InputError(f"input '{name}' must hold real numbers, not {array.dtype}")
     if array.shape[1:] != shape or array.ndim != len(shape) + 1:
-        wanted = ", ".join(["B", *map(str, shape)])
         hint = "; add a batch axis: x[None]" if array.shape == shape else ""
-        raise InputError(f"input '{name}' must have the shape ({wanted}), not {array.shape}{hint}")
+        raise InputError(
+            f"input '{name}' must have the shape {_batched(shape)}, not {array.shape}{hint}"
+        )
     if not 1 <= len(array) <= model.max_rows:
         raise InputError(
             f"a query holds 1 to {model.max_rows} rows, not {len(array)}; split it into several"
@@ -348,14 +379,17 @@ def _check(tensor: Mapping[str, Any], values: ArrayLike, model: _Model) -> NDArr
 def apply_activation(
     values: NDArray[np.float64], activation: Mapping[str, Any] | None
 ) -> NDArray[np.float64]:
-    """The model's last layer on joined logits: softmax, sigmoid or nothing (None)."""
+    """The model's last layer on joined logits: (log) softmax, sigmoid or nothing (None)."""
     if activation is None:
         return values
-    if activation["op"] == "Softmax":
+    if activation["op"] in ("Softmax", "LogSoftmax"):
         axis = int(activation["axis"])
-        powers = np.exp(values - values.max(axis=axis, keepdims=True))
-        softmax: NDArray[np.float64] = powers / powers.sum(axis=axis, keepdims=True)
-        return softmax
+        logits = values - values.max(axis=axis, keepdims=True)
+        sums = np.exp(logits).sum(axis=axis, keepdims=True)
+        result: NDArray[np.float64] = (
+            np.exp(logits) / sums if activation["op"] == "Softmax" else logits - np.log(sums)
+        )
+        return result
     if activation["op"] == "Sigmoid":
         # exp of a negative number only: no overflow on either side.
         power = np.exp(-np.abs(values))

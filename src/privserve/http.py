@@ -233,7 +233,8 @@ def _tensor_metadata(tensor: dict[str, Any]) -> dict[str, Any]:
 def _check_inputs(tensors: dict[str, RingArray], wanted: list[dict[str, Any]]) -> list[RingArray]:
     names = [t["name"] for t in wanted]
     if set(tensors) != set(names):
-        raise InputError(f"the model takes the inputs {names}, not {sorted(tensors)}")
+        takes = ", ".join(f"'{t['name']}' {[-1, *t['shape']]}" for t in wanted)
+        raise InputError(f"the model takes the inputs {takes}, not {sorted(tensors)}")
     rows = tensors[names[0]].shape[:1]
     if not rows or not 1 <= rows[0] <= MAX_ROWS:
         raise InputError(f"a query holds 1 to {MAX_ROWS} rows")
