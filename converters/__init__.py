@@ -90,7 +90,8 @@ def convert(
     architecture: for files that hold weights alone, the model's configuration: what
         model.to_json() gives, as a dictionary, a JSON string or the path of a JSON file.
     input_shape: without the batch; for models that leave it open. A list of shapes for
-        several inputs.
+        several inputs. A torch module's inputs are called input_0, input_1, ..., its outputs
+        likewise, or by their keys where it returns a dictionary.
 
     Raises: ConversionError, one line that names the file, the layer and the remedy.
     """

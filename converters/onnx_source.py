@@ -57,6 +57,7 @@ def export_module(module: torch.nn.Module, input_shape: Sequence[Any] | None) ->
     single = all(isinstance(n, int) for n in input_shape)
     shapes = [tuple(input_shape)] if single else [tuple(shape) for shape in input_shape]
     names = ["input"] if single else [f"input_{i}" for i in range(len(shapes))]
+    zeros = tuple(torch.zeros((2, *shape)) for shape in shapes)
     buffer = io.BytesIO()
     training = module.training
     logger = logging.getLogger("torch.onnx")
@@ -66,15 +67,16 @@ def export_module(module: torch.nn.Module, input_shape: Sequence[Any] | None) ->
         with warnings.catch_warnings(), torch.no_grad():
             # The exporter that needs no further package announces its successor every time.
             warnings.simplefilter("ignore")
+            outputs = _output_names(module.eval()(*zeros))
             torch.onnx.export(
-                module.eval(),
-                tuple(torch.zeros((2, *shape)) for shape in shapes),
+                module,
+                zeros,
                 cast(Any, buffer),  # the stubs forget that this exporter takes streams
                 dynamo=False,
                 opset_version=OPSET,
                 input_names=names,
-                output_names=["output"],
-                dynamic_axes={name: {0: "N"} for name in [*names, "output"]},
+                output_names=outputs,
+                dynamic_axes={name: {0: "N"} for name in [*names, *outputs]},
             )
     except Exception as error:
         raise ConversionError(f"torch cannot export the module to ONNX: {error}") from None
@@ -82,6 +84,15 @@ def export_module(module: torch.nn.Module, input_shape: Sequence[Any] | None) ->
         module.train(training)
         logger.setLevel(level)
     return _describe(onnx.load_model_from_string(buffer.getvalue()), None)
+
+
+def _output_names(result: object) -> list[str]:
+    """Names for what a module returned: a dictionary's own, numbers where there are several."""
+    if isinstance(result, dict):
+        return [str(name) for name in result]
+    if isinstance(result, tuple | list) and len(result) > 1:
+        return [f"output_{i}" for i in range(len(result))]
+    return ["output"]
 
 
 def _describe(model: onnx.ModelProto, input_shape: Sequence[Any] | None) -> Translated:

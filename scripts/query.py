@@ -1,10 +1,14 @@
-"""Query a served model: python scripts/query.py [digit.png | digits.npy ...] [--count 5]."""
+"""Query a served model: python scripts/query.py [digit.png | digits.npy ...] [--count 5].
+
+python scripts/query.py inputs.npz      any model: one array per input, by its name
+"""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,6 +49,22 @@ def read_file(path: Path) -> list[tuple[str, Image, int | None]]:
     return [(name, image, None) for name, image in zip(names, batch, strict=True)]
 
 
+def ask_arrays(client: Client, path: Path) -> None:
+    """Query any model with the arrays of an .npz file, and print each row of each output."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            inputs = {name: archive[name] for name in archive.files}
+    except FileNotFoundError:
+        raise SystemExit(f"error: there is no {path}") from None
+    except (OSError, EOFError, ValueError, AttributeError, BadZipFile) as error:
+        raise SystemExit(f"error: {path} is not an .npz file of arrays: {error}") from None
+    answers = client.query_model(inputs, named=True)
+    for row in range(len(next(iter(answers.values())))):
+        for name, values in answers.items():
+            numbers = np.array2string(values[row], precision=4, suppress_small=True, threshold=20)
+            print(f"{path}[{row}] {name}: {' '.join(numbers.split())}", flush=True)
+
+
 def read_picture(path: Path) -> NDArray[np.uint8]:
     """A picture as MNIST has it: 28x28, grey, white on black."""
     try:
@@ -65,9 +85,14 @@ def to_unit(images: NDArray[np.generic]) -> Image:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Ask for each digit, print what the model sees in it; returns the exit code."""
-    parser = argparse.ArgumentParser(description="Query a served digit model.")
-    parser.add_argument("files", nargs="*", type=Path, help="pictures or .npy arrays of digits")
+    """Ask for each file or digit, print what the model says; returns the exit code."""
+    parser = argparse.ArgumentParser(description="Query a served model.")
+    parser.add_argument(
+        "files",
+        nargs="*",
+        type=Path,
+        help="pictures or .npy arrays of digits; for any model .npz files, an array per input",
+    )
     parser.add_argument("--count", type=int, default=3, help="of sample digits (default: 3)")
     parser.add_argument("--start", type=int, default=0, help="the first sample's number")
     parser.add_argument("--config", type=Path, default=DEFAULT_CONFIG, help="cluster.toml")
@@ -75,12 +100,16 @@ def main(arguments: list[str] | None = None) -> int:
     if options.count < 1:
         parser.error("--count must be at least 1")
     try:
+        archives = [path for path in options.files if path.suffix == ".npz"]
         if options.files:
-            queries = [query for path in options.files for query in read_file(path)]
+            pictures = [path for path in options.files if path not in archives]
+            queries = [query for path in pictures for query in read_file(path)]
         else:
             queries = read_samples(options.count, options.start)
         wrong = 0
         with Client(options.config) as client:
+            for path in archives:
+                ask_arrays(client, path)
             for name, image, label in queries:
                 scores = np.asarray(client.query_model(image[None])).ravel()
                 seen = int(scores.argmax())
