@@ -42,7 +42,7 @@ class PackMaker:
         self._own = Prg()
         self._masks = masks
         self._linear = {
-            index: (geometry.index_map(), geometry.arrange(masks[index]), geometry)
+            index: (geometry.reading(), geometry.arrange(masks[index]), geometry)
             for index, op in enumerate(program.ops)
             if op.kind == "linear"
             for geometry in [Geometry.from_json(op.attributes["geometry"])]
@@ -74,7 +74,7 @@ class PackMaker:
         for index, op in enumerate(self.program.ops):
             value = self.program.values[op.output]
             if op.kind == "linear":
-                index_map, weight, geometry = self._linear[index]
+                reading, weight, geometry = self._linear[index]
                 inputs = self.program.values[op.inputs[0]].size
                 linear.deal(
                     first,
@@ -84,7 +84,7 @@ class PackMaker:
                     layout.fields[index],
                     layout.fields[index] - layout.mask_words,
                     value.size,
-                    index_map,
+                    *reading,
                     weight,
                     geometry.outputs // geometry.groups,
                     inputs // geometry.groups,

@@ -2,9 +2,10 @@
 
 A dense layer is a convolution whose kernel covers its input. Each op becomes an index map
 (which input element every tap of every output position reads, -1 for padding) and a kernel
-with the output channels innermost, where int64 products run at vector speed (large pictures
-and depthwise kernels run over the positions instead). Used by the parties on (xhat, W_i) and
-(A_i, What), and by the dealer on (A, B).
+with the output channels innermost, where int64 products run at vector speed (or the
+positions, where there are many). Large layers have no index map, which would be larger than
+their weights: `blocked` has their kernels. Used by the parties on (xhat, W_i) and (A_i, What),
+and by the dealer on (A, B).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from privserve.engines.ottt import blocked
 from privserve.engines.ottt.bits import pack
 from privserve.engines.ottt.jit import kernel
 from privserve.fixedpoint import RingArray
@@ -57,6 +59,20 @@ class Geometry:
         """Multiplications of one evaluation."""
         return int(np.prod(self.output_shape)) * int(np.prod(self.weight_shape[1:]))
 
+    @property
+    def is_large(self) -> bool:
+        """Whether the kernels in `blocked` are faster, as measured on layers of all sizes."""
+        positions = self.output_shape[1] * self.output_shape[2]
+        if self.outputs // self.groups < _FEW_OUTPUTS:
+            return self.products >= 1 << 14
+        return positions >= 16 and self.products >= 1 << (21 if positions >= 128 else 23)
+
+    def reading(self) -> tuple[NDArray[np.int32], RingArray]:
+        """How the kernels find what a tap reads: (index map, nothing) or (nothing, window)."""
+        if self.is_large:
+            return np.zeros((0, 0), np.int32), self.window()
+        return self.index_map(), np.zeros(0, np.int64)
+
     def to_json(self) -> dict[str, Any]:
         """The fields, for a program's description."""
         return {
@@ -75,6 +91,14 @@ class Geometry:
         return cls(
             **{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}  # type: ignore[arg-type]
         )
+
+    def window(self) -> RingArray:
+        """int64[13]: the numbers that `blocked` reads, in the order that it names them."""
+        channels, height, width = self.shape
+        _, out_height, out_width = self.output_shape
+        inputs = (channels // self.groups, height, width)
+        taps = (*self.kernel, *self.strides, *self.pads[:2], *self.dilations)
+        return np.array((*inputs, *taps, out_height, out_width), dtype=np.int64)
 
     def index_map(self) -> NDArray[np.int32]:
         """int32[positions, C / groups * kh * kw]: the element of group 0 that a tap reads."""
@@ -128,7 +152,7 @@ def _add_by_position(
     group_size: int,
     out: RingArray,
 ) -> None:
-    """`convolve_add` with positions innermost: what four taps read is gathered once."""
+    """`_add_small` with positions innermost: what four taps read is gathered once."""
     groups, taps, _ = weight.shape
     positions = index.shape[0]
     read = np.zeros((4, 256), np.int64)
@@ -164,7 +188,7 @@ def _add_by_position(
 
 
 @kernel("void(int64[::1], int32[:,::1], int64[:,:,::1], int64, int64, int64[::1])")
-def convolve_add(
+def _add_small(
     x: RingArray,
     index: NDArray[np.int32],
     weight: RingArray,
@@ -172,10 +196,7 @@ def convolve_add(
     group_size: int,
     out: RingArray,
 ) -> None:
-    """out[O * positions] += weight * x for one sample; x: int64[C * H * W].
-
-    each: outputs per group; group_size: input elements per group.
-    """
+    """`convolve_add` by the index map."""
     groups, taps, padded = weight.shape
     positions = index.shape[0]
     if each < 4:
@@ -228,9 +249,30 @@ def convolve_add(
                 out[start + o * positions] += total[o]
 
 
+@kernel("void(int64[::1], int32[:,::1], int64[::1], int64[:,:,::1], int64, int64, int64[::1])")
+def convolve_add(
+    x: RingArray,
+    index: NDArray[np.int32],
+    window: RingArray,
+    weight: RingArray,
+    each: int,
+    group_size: int,
+    out: RingArray,
+) -> None:
+    """out[O * positions] += weight * x for one sample; x: int64[C * H * W].
+
+    index, window: see Geometry.reading; weight: as Geometry.arrange gives it; each: outputs
+    per group; group_size: input elements per group.
+    """
+    if window.shape[0]:
+        blocked.convolve_add(x, window, weight, each, group_size, out)
+    else:
+        _add_small(x, index, weight, each, group_size, out)
+
+
 @kernel(
-    "void(int64[:,::1], int64, int64, int64[:,::1], int32[:,::1], int64[:,:,::1], int64,"
-    " int64, int64[::1], int64[:,::1])"
+    "void(int64[:,::1], int64, int64, int64[:,::1], int32[:,::1], int64[::1],"
+    " int64[:,:,::1], int64, int64, int64[::1], int64[:,::1])"
 )
 def evaluate(
     pool: RingArray,
@@ -238,6 +280,7 @@ def evaluate(
     z: int,
     xhat: RingArray,
     index: NDArray[np.int32],
+    window: RingArray,
     weight: RingArray,
     each: int,
     group_size: int,
@@ -251,12 +294,12 @@ def evaluate(
         ready = row[z : z + y.shape[0]]
         for o in range(y.shape[0]):
             y[o] = ready[o] + bias[o]
-        convolve_add(xhat[sample], index, weight, each, group_size, y)
+        convolve_add(xhat[sample], index, window, weight, each, group_size, y)
 
 
 @kernel(
     "void(int64[:,::1], int64, int64, int64, int64, int64, int64, int32[:,::1],"
-    " int64[:,:,::1], int64, int64)"
+    " int64[::1], int64[:,:,::1], int64, int64)"
 )
 def precompute(
     pool: RingArray,
@@ -267,6 +310,7 @@ def precompute(
     z: int,
     outputs: int,
     index: NDArray[np.int32],
+    window: RingArray,
     weight: RingArray,
     each: int,
     group_size: int,
@@ -274,12 +318,14 @@ def precompute(
     """Z_i = L(A_i, What) + C_i in place of C_i, for `count` packs from slot `first`."""
     for k in range(count):
         row = pool[(first + k) % pool.shape[0]]
-        convolve_add(row[a : a + inputs], index, weight, each, group_size, row[z : z + outputs])
+        convolve_add(
+            row[a : a + inputs], index, window, weight, each, group_size, row[z : z + outputs]
+        )
 
 
 @kernel(
     "void(int64[:,::1], int64, int64[:,:,::1], int64, int64, int64, int64, int32[:,::1],"
-    " int64[:,:,::1], int64, int64, int64[:,::1])"
+    " int64[::1], int64[:,:,::1], int64, int64, int64[:,::1])"
 )
 def deal(
     first_stream: RingArray,
@@ -290,6 +336,7 @@ def deal(
     target: int,
     outputs: int,
     index: NDArray[np.int32],
+    window: RingArray,
     weight: RingArray,
     each: int,
     group_size: int,
@@ -316,7 +363,7 @@ def deal(
             theirs = shares[i, sample, c : c + outputs]
             for o in range(outputs):
                 y[o] -= theirs[o]
-        convolve_add(total, index, weight, each, group_size, y)
+        convolve_add(total, index, window, weight, each, group_size, y)
 
 
 @kernel("void(int64[:,::1], int64, int64, int64[:,::1], int64, int64[:,::1], int64[:,::1])")

@@ -119,7 +119,7 @@ class Compute:
                 positions = bias.size // geometry.outputs
                 bias += np.repeat(np.asarray(shares[name], np.int64), positions)
             linears[index] = _Linear(
-                index=geometry.index_map(),
+                reading=geometry.reading(),
                 weight=geometry.arrange(shares[ops[index].attributes["weight"]]),
                 opened=geometry.arrange(what),
                 bias=bias,
@@ -175,7 +175,7 @@ class Compute:
                 op.inputs,
                 op.z,
                 op.bias.size,
-                op.index,
+                *op.reading,
                 op.opened,
                 op.each,
                 op.group_size,
@@ -258,7 +258,7 @@ class Compute:
             first,
             op.z,
             b.opened,
-            op.index,
+            *op.reading,
             op.weight,
             op.each,
             op.group_size,
@@ -362,9 +362,9 @@ def _words(frame: memoryview) -> RingArray:
 
 @dataclass(frozen=True)
 class _Linear:
-    """One linear op's public index map and this party's arranged arrays."""
+    """One linear op's public index map (or window) and this party's arranged arrays."""
 
-    index: np.ndarray[Any, np.dtype[np.int32]]
+    reading: tuple[np.ndarray[Any, np.dtype[np.int32]], RingArray]
     weight: RingArray
     opened: RingArray
     bias: RingArray
