@@ -113,14 +113,31 @@ def test_the_summary_shows_every_op_and_the_totals():
     ("model", "options", "words"),
     [
         (
-            graph([helper.make_node("Erf", ["x"], ["y"], name="gelu part")], {}, (4,)),
+            graph([helper.make_node("Cos", ["x"], ["y"], name="wave")], {}, (4,)),
             {},
-            ["Erf", "gelu part", "crypten"],
+            ["Cos", "wave", "crypten"],
         ),
         (
-            graph([helper.make_node("Mul", ["x", "x"], ["y"], name="square")], {}, (4,)),
+            graph(
+                [
+                    helper.make_node("Relu", ["x"], ["r"]),
+                    helper.make_node("Div", ["x", "r"], ["y"], name="quotient"),
+                ],
+                {},
+                (4,),
+            ),
             {},
-            ["Mul", "square"],
+            ["Div", "quotient"],
+        ),
+        (
+            graph([helper.make_node("Exp", ["x"], ["y"], name="growth")], {}, (4,)),
+            {"input_range": (-1000, 1000)},
+            ["growth", "scale"],
+        ),
+        (
+            graph([helper.make_node("Log", ["x"], ["y"], name="logarithm")], {}, (4,)),
+            {},
+            ["logarithm", "not defined"],
         ),
         (
             graph([helper.make_node("Transpose", ["x"], ["y"], name="t", perm=[1, 0])], {}, (4,)),

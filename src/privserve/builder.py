@@ -16,14 +16,17 @@ from fractions import Fraction
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from privserve.engines.ottt import local
 from privserve.engines.ottt.comparison import MAX_BITS, MIN_BITS
 from privserve.engines.ottt.linear import Geometry
 from privserve.errors import ModelError
 from privserve.fixedpoint import RingArray
+from privserve.functions import Expression
 from privserve.program import Op, Port, Program, Value
 from privserve.ranges import Floats, Range, joined
+from privserve.splines import Piece
 
 ROUNDING_UNITS = 16
 """Truncation is off by at most n/2 units, so up to 32 compute parties stay in range."""
@@ -51,6 +54,67 @@ class Traced:
     range: Range
 
 
+def exact_bits(factors: Floats, most: int = 14) -> int:
+    """The fraction bits that public factors need to be exact; `most` where none suffice."""
+    for bits in range(most):
+        if np.all(factors * 2.0**bits % 1 == 0):
+            return bits
+    return most
+
+
+def repetition(small: tuple[int, ...], shape: tuple[int, ...]) -> int | None:
+    """`inner` such that element e of `shape` takes element (e // inner) % len of `small`.
+
+    small: a shape that broadcasts to `shape`. None where no number does it, because the
+    axes that `small` has are not next to each other.
+    """
+    full = (1,) * (len(shape) - len(small)) + small
+    kept = [i for i, d in enumerate(full) if d != 1]
+    if not kept:
+        return 1
+    if any(full[i] == 1 and shape[i] != 1 for i in range(kept[0], kept[-1])):
+        return None
+    return math.prod(shape[kept[-1] + 1 :])
+
+
+def lookup_format(step: float, excess: int, piece: Piece, magnitude: float) -> dict[str, Any]:
+    """The numbers of a lookup: its unit, segments, shift and the output's fraction bits.
+
+    step, excess: of the value, which is multiplied by `factor` first; then units of `unit` =
+    step / factor * 2^shift make the segments as wide as the piece needs.
+    """
+    base = step * 2.0**excess
+    # What a clipped value may lie beyond the piece, on either side.
+    slack = 2 * ROUNDING_UNITS * base
+    length = piece.high - piece.low + 2 * slack
+    index_bits = round(math.log2(piece.segments))
+    width = max(piece.width, 1.005 * length / (piece.segments - 1))
+    # As fine as the value itself, but a dealer's table of 2^20 rows is large enough.
+    finest = max(12, math.floor(math.log2(width / base)))
+    segment_bits = min(14, 20 - index_bits, finest)
+    room = (piece.segments - 1) * 2**segment_bits - 2 * ROUNDING_UNITS - 2
+    least = length / room
+    most = min(1.05 * least, width / 2**segment_bits)
+    for factor in range(1, 512):
+        shift = max(0, math.ceil(math.log2(least * factor / step)))
+        unit = step * 2.0**shift / factor
+        if unit <= most:
+            break
+    else:
+        raise ModelError("a lookup's segments cannot be aligned; use more fraction bits")
+    integer_bits = max(1, math.ceil(math.log2(max(magnitude, 1e-9))) + 1)
+    return {
+        "factor": factor,
+        "shift": shift,
+        "unit": unit,
+        "low": math.floor((piece.low - slack) / unit) - ROUNDING_UNITS,
+        "comparison_bits": segment_bits + index_bits,
+        "segment_bits": segment_bits,
+        "output_bits": min(2 * segment_bits + 11, 59 - integer_bits),
+        "piece": [piece.low, piece.high],
+    }
+
+
 class ProgramBuilder:
     """Collects values, ops and encoded parameters; `finish` makes the program."""
 
@@ -60,6 +124,7 @@ class ProgramBuilder:
         self._values: list[Traced] = []
         self._ops: list[Op] = []
         self._calibrated: list[str] = []
+        self._notes: list[str] = []
         self._truncated: dict[tuple[int, int], Traced] = {}
 
     def input(self, shape: tuple[int, ...], low: float, high: float, samples: Floats) -> Traced:
@@ -133,9 +198,44 @@ class ProgramBuilder:
             np.maximum(x.range.high, y.range.high),
             np.maximum(x.range.samples, y.range.samples),
         )
-        return self._replace(out, bounds)
+        return self.replace_range(out, bounds)
+
+    def multiply(self, x: Traced, y: Traced, layer: str) -> Traced:
+        """x * y, both computed; shapes that broadcast as in NumPy."""
+        x, y = self.truncate(x, layer), self.truncate(y, layer)
+        shape = np.broadcast_shapes(x.shape, y.shape)
+        if math.prod(x.shape) < math.prod(y.shape):
+            x, y = y, x
+        x = self.expand(x, shape, layer)
+        if (inner := repetition(y.shape, shape)) is None:
+            y, inner = self.expand(y, shape, layer), 1
+        bounds = x.range.times(y.range)
+        step = x.step * y.step
+        if bounds.magnitude / step >= 2.0**62:
+            bounds = self._calibrate(bounds, layer)
+        return self._emit("multiply", layer, (x, y), shape, step, bounds, {"inner": inner})
+
+    def lookup(
+        self, x: Traced, expression: Expression, piece: Piece, bounds: Range, layer: str
+    ) -> Traced:
+        """A function of x on one of its pieces, a spline; `bounds`: of the result."""
+        attributes = lookup_format(x.step, self.excess(x), piece, bounds.magnitude)
+        if attributes["output_bits"] < self.fraction_bits:
+            self._refuse(bounds.magnitude, layer)
+        factor = attributes.pop("factor")
+        x = self.scale(x, factor, x.step / factor, layer)
+        attributes["function"] = expression
+        step = 2.0 ** -attributes["output_bits"]
+        return self._emit("lookup", layer, (x,), x.shape, step, bounds, attributes)
 
     # Local ops.
+
+    def expand(self, x: Traced, shape: tuple[int, ...], layer: str) -> Traced:
+        """x broadcast to `shape`, as NumPy does it."""
+        if x.shape == shape:
+            return x
+        x = self.reshape(x, (1,) * (len(shape) - len(x.shape)) + x.shape, layer)
+        return x if x.shape == shape else self._local("expand", layer, x, {}, shape)
 
     def reshape(self, x: Traced, shape: tuple[int, ...], layer: str) -> Traced:
         """x in another shape of the same size."""
@@ -176,6 +276,14 @@ class ProgramBuilder:
             return x
         return self._local("slice", layer, x, {"slices": triples}, shape)
 
+    def gather(self, x: Traced, rows: NDArray[Any], axis: int, layer: str) -> Traced:
+        """x's rows along `axis`, in the order of `rows`, which may repeat."""
+        listed = [int(r) for r in rows]
+        if listed == list(range(x.shape[axis])):
+            return x
+        shape = (*x.shape[:axis], len(listed), *x.shape[axis + 1 :])
+        return self._local("gather", layer, x, {"rows": listed, "axis": axis}, shape)
+
     def concat(self, parts: Sequence[Traced], axis: int, layer: str) -> Traced:
         """The parts side by side along `axis`."""
         if len(parts) == 1:
@@ -211,10 +319,7 @@ class ProgramBuilder:
 
     def multiply_public(self, x: Traced, real: float, layer: str, bits: int = 14) -> Traced:
         """x times a public real, exact where `bits` fraction bits hold it."""
-        for used in range(bits + 1):
-            if float(real * 2**used).is_integer():
-                bits = used
-                break
+        bits = exact_bits(np.array([real]), bits)
         return self.scale(x, round(real * 2**bits), x.step * 2.0**-bits, layer)
 
     def with_step(self, x: Traced, factor: float) -> Traced:
@@ -229,13 +334,19 @@ class ProgramBuilder:
         bounds = x.range.shifted(value * x.step)
         return self._emit("offset", layer, (x,), x.shape, x.step, bounds, {"value": value})
 
+    def note_saturation(self, layer: str, low: float, high: float) -> None:
+        """Say in the summary that a layer's input is clipped to a range taken from samples."""
+        note = f"layer '{layer}' saturates outside [{low:g}, {high:g}], from calibration samples"
+        if note not in self._notes:
+            self._notes.append(note)
+
     def bounded(self, x: Traced, low: float, high: float) -> Traced:
         """x, of which the caller knows that it lies in [low, high] up to rounding."""
         slack = 2 * ROUNDING_UNITS * x.step
         r = x.range
         lowest, highest = low - slack, high + slack
         bounds = Range(np.clip(r.low, lowest, highest), np.clip(r.high, lowest, highest), r.samples)
-        return self._replace(x, bounds)
+        return self.replace_range(x, bounds)
 
     def add_parameter(self, x: Traced, constant: Floats, layer: str) -> Traced:
         """x + a secret constant that broadcasts to x's shape."""
@@ -283,7 +394,7 @@ class ProgramBuilder:
             if x.range.magnitude / finest >= 2.0**62:
                 self._refuse(x.range.magnitude, name)
             ports.append(Port(name, x.number, activation))
-        notes = []
+        notes = list(self._notes)
         if self._calibrated:
             notes.append(
                 "ranges taken from calibration samples, times a margin of "
@@ -306,7 +417,9 @@ class ProgramBuilder:
         for number in outputs:
             bits[number] = 64
         for op in reversed(self._ops):
-            if op.kind in ("relu", "truncate"):
+            if op.kind == "lookup":
+                needed = op.attributes["shift"] + op.attributes["comparison_bits"]
+            elif op.kind in ("relu", "truncate"):
                 k = op.attributes["comparison_bits"]
                 bits[op.output] = max(bits[op.output], k)
                 needed = op.attributes["shift"] + k
@@ -406,7 +519,8 @@ class ProgramBuilder:
         self._values.append(out)
         return out
 
-    def _replace(self, x: Traced, bounds: Range) -> Traced:
+    def replace_range(self, x: Traced, bounds: Range) -> Traced:
+        """x, of which the caller knows a better range than interval arithmetic does."""
         better = Traced(x.number, x.shape, x.step, bounds)
         self._values[x.number] = better
         return better

@@ -24,8 +24,10 @@ from privserve.builder import ProgramBuilder, Traced
 from privserve.engines.ottt.linear import Geometry
 from privserve.errors import ModelError
 from privserve.fixedpoint import DEFAULT_FRACTION_BITS, RingArray
+from privserve.functions import Expression
 from privserve.program import Program
 from privserve.ranges import Floats, synthetic_samples
+from privserve.smooth import apply_function
 
 DEFAULT_INPUT_RANGE = (-8.0, 8.0)
 SYNTHETIC_SAMPLES = 8
@@ -50,8 +52,21 @@ class Pending:
     channels_last: bool = False
 
 
+@dataclass(frozen=True)
+class Function:
+    """A smooth function of one value, not lowered yet: see `onnx_functions`."""
+
+    x: Traced
+    expression: Expression
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the result, as of the value."""
+        return self.x.shape
+
+
 Constant = NDArray[Any]
-Tensor = Constant | Traced | Pending
+Tensor = Constant | Traced | Pending | Function
 
 
 def compile_model(
@@ -96,6 +111,7 @@ class _Compiler:
         for node in self.graph.node:
             for name in node.input:
                 self.readers[name] = self.readers.get(name, 0) + 1
+        self.layers = {name: _layer(node) for node in self.graph.node for name in node.output}
         self.inputs = [i for i in self.graph.input if i.name not in self.tensors]
         if isinstance(calibration, np.ndarray):
             calibration = [calibration]
@@ -195,7 +211,15 @@ class _Compiler:
             raise ModelError(f"tensor '{name}' is a constant where a computed value is expected")
         if isinstance(tensor, Pending):
             tensor = self.tensors[name] = self._materialise(tensor)
+        if isinstance(tensor, Function):
+            tensor = self.tensors[name] = self._apply(tensor, name)
         return tensor
+
+    def _apply(self, f: Function, name: str) -> Traced:
+        layer = self.layers.get(name, name)
+        if f.expression == ["mul", "x", "x"]:
+            return self.builder.multiply(f.x, f.x, layer)
+        return apply_function(self.builder, f.x, f.expression, layer)
 
     def _materialise(self, p: Pending) -> Traced:
         out = self.builder.linear(p.x, p.geometry, p.weight, p.bias, p.layer)
@@ -319,4 +343,6 @@ def geometry_of(
 
 
 # The lowerings themselves register on import.
+from privserve import onnx_functions as _onnx_functions  # noqa: E402, F401
 from privserve import onnx_lowerings as _onnx_lowerings  # noqa: E402, F401
+from privserve import onnx_resampling as _onnx_resampling  # noqa: E402, F401

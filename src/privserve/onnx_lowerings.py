@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from privserve.builder import Traced
+from privserve.builder import Traced, exact_bits
 from privserve.compile_onnx import (
     Pending,
     Tensor,
@@ -153,8 +153,9 @@ def average_pool(c: _Compiler, node: onnx.NodeProto, attributes: Attributes) -> 
         ones = np.pad(np.ones(x.shape[1:]), ((pads[0], pads[2]), (pads[1], pads[3])))
         rows = np.lib.stride_tricks.sliding_window_view(ones, kernel)
         counts = rows[:: strides[0], :: strides[1]].sum((-2, -1))
-        factor = np.rint(area / counts * 2**10).astype(np.int64)
-        sums = c.builder.scale(sums, factor, sums.step / 2**10, layer)
+        bits = exact_bits(area / counts)
+        factor = np.rint(area / counts * 2**bits).astype(np.int64)
+        sums = c.builder.scale(sums, factor, sums.step / 2**bits, layer)
     out = c.builder.with_step(sums, 1 / area)
     return c.builder.reshape(out, out.shape[:2] if flat else out.shape, layer)
 
@@ -252,6 +253,11 @@ def global_max_pool(c: _Compiler, node: onnx.NodeProto, attributes: Attributes) 
     return c.builder.reshape(x, (x.shape[0], *(1,) * (rank - 1)), layer)
 
 
+def max_along_axis(c: _Compiler, x: Traced, axis: int, layer: str) -> Traced:
+    """The maximum over one axis, which stays with length 1."""
+    return _max_along(c, x, axis, x.shape[axis], 1, 1, layer)
+
+
 def _max_along(
     c: _Compiler, x: Traced, axis: int, size: int, stride: int, dilation: int, layer: str
 ) -> Traced:
@@ -318,6 +324,18 @@ def absolute(c: _Compiler, node: onnx.NodeProto, attributes: Attributes) -> Tens
     return c.builder.add(positive, negative, layer)
 
 
+@lowers("ThresholdedRelu")
+def thresholded_relu(c: _Compiler, node: onnx.NodeProto, attributes: Attributes) -> Tensor:
+    """relu(x - t) + t [x > t], the step being relu(u) - relu(u - 1) for whole units u."""
+    b, layer = c.builder, _layer(node)
+    x, threshold = c.traced(_name(node)), float(attributes.get("alpha", 1.0))
+    above = b.offset(b.truncate(x, layer), -threshold, layer)
+    positive, less = _relu_pair(c, above, b.offset(above, -above.step, layer), layer)
+    unit = b.bounded(b.subtract(positive, less, layer), 0.0, above.step)
+    step = b.with_step(unit, 1 / above.step)
+    return b.add(positive, b.multiply_public(step, threshold, layer), layer)
+
+
 @lowers("Clip")
 def clip(c: _Compiler, node: onnx.NodeProto, attributes: Attributes) -> Tensor:
     low, high = attributes.get("min"), attributes.get("max")
@@ -379,6 +397,10 @@ def _relu_pair(c: _Compiler, x: Traced, y: Traced, layer: str) -> tuple[Traced, 
 
 @lowers("Add", "Sub", "Mul", "Div")
 def arithmetic(c: _Compiler, node: onnx.NodeProto, attributes: Attributes) -> Tensor:
+    from privserve.onnx_functions import combined
+
+    if (function := combined(c, node)) is not None:
+        return function
     one, other = (c.tensors[name] for name in node.input)
     layer, kind = _layer(node), node.op_type
     if isinstance(one, np.ndarray):
@@ -393,9 +415,11 @@ def arithmetic(c: _Compiler, node: onnx.NodeProto, attributes: Attributes) -> Te
         if kind in ("Mul", "Div"):
             return c.affine(node, node.input[0], constant if kind == "Mul" else 1 / constant, 0.0)
         return c.affine(node, node.input[0], 1.0, constant if kind == "Add" else -constant)
-    if kind in ("Mul", "Div"):
-        raise c.refuse(node, "products of two computed values are not supported by 'ottt'")
     x, y = c.traced(node.input[0]), c.traced(node.input[1])
+    if kind == "Mul":
+        return c.builder.multiply(x, y, layer)
+    if kind == "Div":
+        raise c.refuse(node, "division by another computed value is not supported by 'ottt'")
     return c.builder.add(x, y, layer) if kind == "Add" else c.builder.subtract(x, y, layer)
 
 
@@ -421,6 +445,24 @@ def maximum(c: _Compiler, node: onnx.NodeProto, attributes: Attributes) -> Tenso
             raise c.refuse(node, "its inputs must have one shape")
         x = c.builder.maximum(x, y, _layer(node))
     return x
+
+
+@lowers("Min")
+def minimum(c: _Compiler, node: onnx.NodeProto, attributes: Attributes) -> Tensor:
+    """-max(-x, -y)."""
+    layer = _layer(node)
+    x = _negated(c, c.traced(node.input[0]), layer)
+    for name in node.input[1:]:
+        y = c.traced(name)
+        if y.shape != x.shape:
+            raise c.refuse(node, "its inputs must have one shape")
+        x = c.builder.maximum(x, _negated(c, y, layer), layer)
+    return _negated(c, x, layer)
+
+
+@lowers("Mean")
+def mean(c: _Compiler, node: onnx.NodeProto, attributes: Attributes) -> Tensor:
+    return c.builder.with_step(total(c, node, attributes), 1 / len(node.input))  # type: ignore[arg-type]
 
 
 # Movement.

@@ -13,17 +13,22 @@ from dataclasses import dataclass, field
 from typing import Any
 
 OP_KINDS = {
-    # One opening each, and a multiplication by a secret parameter.
+    # One opening, and a multiplication by a secret parameter.
     "linear": "weight * x + bias: `geometry`, `weight`, `bias` (a parameter's name or null)",
     # Comparisons: x >> `shift`, which fits in `comparison_bits` bits with its sign.
     "relu": "max(x >> shift, 0)",
     "truncate": "x >> shift; the value fits in comparison_bits - 1 bits with its sign",
+    # One opening each.
+    "multiply": "x * y: `inner`; element e takes element (e // inner) % len(y) of y",
+    "lookup": "a smooth `function` of x >> `shift`, by quadratics: see engines.ottt.lookup",
     # Local: no communication.
     "reshape": "to the output's shape",
     "transpose": "`axes`, without the batch axis",
     "pad": "`pads`: [[before, after] per axis] with the public ring element `value`",
     "slice": "`slices`: [[start, stop, step] per axis]",
     "concat": "along `axis`",
+    "gather": "`rows` along `axis`, in that order",
+    "expand": "to the output's shape, repeated along axes of length 1",
     "add": "x + y",
     "sub": "x - y",
     "scale": "x * `factor`, a public integer or one per element",

@@ -68,6 +68,17 @@ class Range:
         """The range of x + y."""
         return Range(self.low + other.low, self.high + other.high, self.samples + other.samples)
 
+    def times(self, other: Range) -> Range:
+        """The range of x * y, which broadcast."""
+        ends = [a * b for a in (self.low, self.high) for b in (other.low, other.high)]
+        missing = other.low.ndim - self.low.ndim
+
+        def ranked(samples: Floats, axes: int) -> Floats:
+            return samples.reshape(len(samples), *(1,) * max(0, axes), *samples.shape[1:])
+
+        samples = ranked(self.samples, missing) * ranked(other.samples, -missing)
+        return Range(np.minimum.reduce(ends), np.maximum.reduce(ends), samples)
+
     def shifted(self, constant: Floats | float) -> Range:
         """The range of x + constant."""
         return Range(self.low + constant, self.high + constant, self.samples + constant)

@@ -31,4 +31,9 @@ def cost_of_op(program: Program, op: Op) -> Cost:
         return Cost(2, 8 * words, dealt)
     if op.kind == "truncate":
         return Cost(1, 8 * packed_words(value.size, op.attributes["comparison_bits"]), dealt)
+    if op.kind == "lookup":
+        return Cost(1, 8 * packed_words(value.size, op.attributes["comparison_bits"]), dealt)
+    if op.kind == "multiply":
+        both = sum(program.values[i].size for i in op.inputs)
+        return Cost(1, 8 * packed_words(both, value.bits), dealt)
     return Cost(0, 0, 0)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from privserve.engines import Mesh
-from privserve.engines.ottt import linear, tuples
+from privserve.engines.ottt import linear, lookup, product, tuples
 from privserve.engines.ottt.comparison import plan_comparison
 from privserve.engines.ottt.layout import lay_out
 from privserve.engines.ottt.linear import Geometry
@@ -51,6 +51,11 @@ class PackMaker:
             index: plan_comparison(op.attributes["comparison_bits"]).spec()
             for index, op in enumerate(program.ops)
             if op.kind == "relu"
+        }
+        self._quadratics = {
+            index: lookup.quadratics(op.attributes)
+            for index, op in enumerate(program.ops)
+            if op.kind == "lookup"
         }
         self._buffers: dict[int, tuple[RingArray, RingArray, RingArray]] = {}
         self._randomness: dict[tuple[int, int], RingArray] = {}
@@ -88,6 +93,31 @@ class PackMaker:
                     weight,
                     geometry.outputs // geometry.groups,
                     inputs // geometry.groups,
+                    out,
+                )
+            elif op.kind == "multiply":
+                product.deal_product(
+                    first,
+                    others,
+                    layout.masks[index],
+                    layout.fields[index],
+                    layout.fields[index] - layout.mask_words,
+                    value.size,
+                    self.program.values[op.inputs[1]].size,
+                    op.attributes["inner"],
+                    out,
+                )
+            elif op.kind == "lookup":
+                lookup.deal_lookup(
+                    first,
+                    others,
+                    layout.masks[index],
+                    layout.fields[index],
+                    layout.fields[index] - layout.mask_words,
+                    value.size,
+                    op.attributes["comparison_bits"],
+                    op.attributes["segment_bits"],
+                    self._quadratics[index],
                     out,
                 )
             elif op.kind in ("relu", "truncate"):

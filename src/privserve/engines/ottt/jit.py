@@ -17,6 +17,7 @@ Kernel = TypeVar("Kernel", bound=Callable[..., Any])
 INT64 = numba.types.int64
 WORDS = numba.types.Array(INT64, 1, "C")
 ROWS = numba.types.Array(INT64, 2, "C")
+PLANES = numba.types.Array(INT64, 3, "C")
 RECEIVED_WORDS = numba.types.Array(INT64, 1, "C", readonly=True)
 RECEIVED_ROWS = numba.types.Array(INT64, 2, "C", readonly=True)
 NOTHING = numba.types.void

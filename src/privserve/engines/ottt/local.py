@@ -39,6 +39,10 @@ def apply(
         return x[(slice(None), *(slice(*s) for s in attributes["slices"]))]
     if kind == "concat":
         return np.concatenate(list(inputs), axis=attributes["axis"] + 1)
+    if kind == "expand":
+        return np.broadcast_to(x, (len(x), *shape))
+    if kind == "gather":
+        return np.asarray(np.take(x, attributes["rows"], axis=attributes["axis"] + 1))
     if kind == "add":
         return inputs[0] + inputs[1]
     if kind == "sub":

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from privserve.engines import Mesh, RunStats
-from privserve.engines.ottt import linear, local, nonlinear
+from privserve.engines.ottt import linear, local, lookup, nonlinear, product
 from privserve.engines.ottt.bits import packed_words, unpack_add_batch, unpack_xor_batch
 from privserve.engines.ottt.comparison import plan_comparison
 from privserve.engines.ottt.dealer import (
@@ -20,7 +20,7 @@ from privserve.engines.ottt.dealer import (
     mask_of_weights,
     split_keys,
 )
-from privserve.engines.ottt.layout import lay_out
+from privserve.engines.ottt.layout import PackLayout, lay_out
 from privserve.engines.ottt.linear import Geometry
 from privserve.engines.ottt.pool import Pool
 from privserve.errors import ClusterError, InputError
@@ -86,6 +86,11 @@ class Compute:
             )
             for index, op in enumerate(self.program.ops)
             if op.kind in ("relu", "truncate")
+        }
+        self._looked_up = {
+            index: _LookedUp.of(op, self.layout, index, self._rank, self._parties)
+            for index, op in enumerate(self.program.ops)
+            if op.kind == "lookup"
         }
         self._parameters = {
             op.attributes["parameter"]: shares[op.attributes["parameter"]]
@@ -242,6 +247,10 @@ class Compute:
             return self._run_relu(index, x, first, buffers)
         if op.kind == "truncate":
             return self._run_truncate(index, x, first, buffers)
+        if op.kind == "lookup":
+            return self._run_lookup(index, x, first, buffers)
+        if op.kind == "multiply":
+            return self._run_multiply(index, x, values[op.inputs[1]], first, buffers)
         shape = self.program.values[op.output].shape
         if op.kind == "reshape":
             return x.reshape(len(x), *shape)
@@ -309,6 +318,38 @@ class Compute:
         )
         self._open(b.packed, b.opened, op.k, buffers)
         nonlinear.finish_truncate(packs, first, op.base, b.opened, op.bits, op.k, op.lead, b.out)
+        return b.shaped
+
+    def _run_lookup(self, index: int, x: RingArray, first: int, buffers: _Buffers) -> RingArray:
+        op, b, packs = self._looked_up[index], buffers.of[index], self.pool.packs
+        flat = np.ascontiguousarray(x).reshape(b.opened.shape)
+        nonlinear.mask_shifted(
+            packs, first, op.masks, op.offset, flat, op.shift, op.k, op.bias, b.opened, b.packed
+        )
+        self._open(b.packed, b.opened, op.k, buffers)
+        lookup.finish_lookup(packs, first, op.tables, b.opened, op.k, op.segment_bits, b.out)
+        return b.shaped
+
+    def _run_multiply(
+        self, index: int, x: RingArray, y: RingArray, first: int, buffers: _Buffers
+    ) -> RingArray:
+        op, b, packs = self.program.ops[index], buffers.of[index], self.pool.packs
+        masks, bits = self.layout.masks[index], self.program.values[op.output].bits
+        both = np.concatenate([x.reshape(len(x), -1), y.reshape(len(y), -1)], axis=1)
+        linear.mask_input(packs, first, masks, both, bits, b.opened, b.packed)
+        self._open(b.packed, b.opened, bits, buffers)
+        factors = self.program.values[op.inputs[1]].size
+        product.finish_product(
+            packs,
+            first,
+            masks,
+            self.layout.fields[index],
+            b.opened,
+            factors,
+            op.attributes["inner"],
+            int(self._rank == 0),
+            b.out,
+        )
         return b.shaped
 
     def _open(
@@ -422,6 +463,32 @@ class _Compared:
 
 
 @dataclass(frozen=True)
+class _LookedUp:
+    """One lookup's numbers, as the kernels take them."""
+
+    shift: int
+    k: int
+    segment_bits: int
+    offset: int
+    bias: int
+    masks: int
+    tables: int
+
+    @classmethod
+    def of(cls, op: Op, layout: PackLayout, index: int, rank: int, parties: int) -> _LookedUp:
+        a, lead = op.attributes, int(rank == 0)
+        return cls(
+            shift=a["shift"],
+            k=a["comparison_bits"],
+            segment_bits=a["segment_bits"],
+            offset=-lead * a["low"],
+            bias=lead * nonlinear.rounding(parties, a["shift"]),
+            masks=layout.masks[index],
+            tables=layout.fields[index],
+        )
+
+
+@dataclass(frozen=True)
 class _OpBuffers:
     """What one op writes into at one batch size."""
 
@@ -445,11 +512,11 @@ class _Buffers:
     def for_batch(cls, program: Program, batch: int) -> _Buffers:
         of: dict[int, _OpBuffers] = {}
         for index, op in enumerate(program.ops):
-            if op.kind not in ("linear", "relu", "truncate"):
+            if op.kind not in ("linear", "relu", "truncate", "multiply", "lookup"):
                 continue
             value = program.values[op.output]
-            count = program.values[op.inputs[0]].size
-            bits = value.bits if op.kind == "linear" else op.attributes["comparison_bits"]
+            count = sum(program.values[i].size for i in op.inputs)
+            bits = op.attributes.get("comparison_bits", value.bits)
             opened_bits = plan_comparison(bits).opened_bits if op.kind == "relu" else 0
             kept = count if op.kind == "relu" else 0
             out = np.zeros((batch, value.size), np.int64)
