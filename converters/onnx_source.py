@@ -114,6 +114,9 @@ def _describe(model: onnx.ModelProto, input_shape: Sequence[Any] | None) -> Tran
         _fix_shapes(inputs, [input_shape] if single else input_shape)
     for value in [*inputs, *model.graph.output]:
         _free_batch(value)
+    for node in model.graph.node:
+        if not node.name and node.output:  # error messages and tables go by names
+            node.name = node.output[0]
     del model.graph.value_info[:]
     try:
         inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
@@ -127,7 +130,7 @@ def _describe(model: onnx.ModelProto, input_shape: Sequence[Any] | None) -> Tran
             continue
         shape = _shape(known[node.output[0]]) if node.output[0] in known else (None,)
         count = sum(sizes.pop(name, 0) for name in node.input)
-        rows.append(LayerRow(node.name or node.output[0], node.op_type, shape, count, (node.name,)))
+        rows.append(LayerRow(node.name, node.op_type, shape, count, (node.name,)))
     return Translated(
         inferred,
         tuple(Tensor(v.name, _shape(v)) for v in inputs),

@@ -3,6 +3,10 @@
 
 python scripts/convert.py model.h5                 writes model.onnx beside it
 python scripts/convert.py model.h5 --check xy.npz  and compares with Keras' own outputs
+
+The table's last column says who runs a layer: the engines that can, "client" for a final
+activation such as softmax, "none" where no engine can, and "-" where nothing is left to
+compute (inputs, Dropout). A BatchNormalization is run by engines, be it folded or not.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from converters import ConversionError, Converted, convert
+from privserve.support import Support
 
 TOLERANCE = 1e-4  # relative to the largest output
 
@@ -88,13 +93,10 @@ def _write(target: Path, data: bytes) -> None:
 
 def _table(converted: Converted) -> str:
     rows = [("layer", "class", "output shape", "params", "runs on")]
-    client = _run_by_client(converted)
+    support = Support(converted.onnx)
     for row in converted.layers:
         shape = ", ".join("batch" if n is None else str(n) for n in row.shape)
-        nodes = set(row.nodes)
-        where = "" if not nodes else "client" if nodes <= client else "private"
-        if where == "private" and nodes & client:
-            where = "private, then client"
+        where = _where(support, set(row.nodes))
         rows.append((row.name, row.class_name, f"({shape})", f"{row.parameters:,}", where))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = [
@@ -108,14 +110,12 @@ def _table(converted: Converted) -> str:
     return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:], f"{total:,} parameters"])
 
 
-def _run_by_client(converted: Converted) -> set[str]:
-    """The nodes that the client applies to the joined answer: the final activations."""
-    outputs = {tensor.name for tensor in converted.outputs}
-    return {
-        node.name
-        for node in converted.onnx.graph.node
-        if node.op_type in ("Softmax", "Sigmoid") and node.output[0] in outputs
-    }
+def _where(support: Support, nodes: set[str]) -> str:
+    """Who computes these nodes: engines, and the client for a final activation."""
+    engines, is_last = support.engines(nodes), bool(nodes & support.client_nodes)
+    if engines is None:
+        return "client" if is_last else "-"
+    return (", ".join(engines) or "none") + (", then client" if is_last else "")
 
 
 def _check(converted: Converted, path: Path) -> bool:

@@ -35,6 +35,11 @@ Sequential and functional models convert: branches, several inputs and outputs, 
 models, layers called more than once; `channels_last` and `channels_first`. Padding is
 TensorFlow's. A model that leaves the sizes of its input open needs `--input-shape`.
 
+The last column of the table that `scripts/convert.py` prints says who runs a layer: the engines
+that can (`ottt, crypten`), `client` for a final activation such as softmax, `none` where no
+engine can, and `-` where nothing is left to compute (inputs, Dropout). It is found by having
+each engine compile the layer.
+
 Everything else is refused by the layer's name: recurrent layers, attention, Lambda and
 other code, custom classes, three-dimensional layers. No code from a file is ever run.
 

@@ -18,7 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from privserve.errors import ModelError
 
-CLIENT_ACTIVATIONS = ("Softmax", "Sigmoid")
+CLIENT_ACTIVATIONS = ("Softmax", "LogSoftmax", "Sigmoid", "Tanh", "Softplus", "Softsign", "Exp")
 
 
 @dataclass
@@ -120,7 +120,7 @@ class _Lowering:
 def strip_activation(
     nodes: list[onnx.NodeProto], output: str
 ) -> tuple[list[onnx.NodeProto], dict[str, Any] | None]:
-    """Cut a trailing softmax or sigmoid off: (other nodes, {"op", "axis", "input"} or None).
+    """Cut a trailing softmax or the like off: (other nodes, {"op", "axis", "input"} or None).
 
     The client applies it to the joined logits, so it is not computed on shares.
     """
@@ -130,7 +130,7 @@ def strip_activation(
     if any(last.output[0] in n.input for n in nodes):
         return nodes, None
     activation: dict[str, Any] = {"op": last.op_type, "input": last.input[0]}
-    if last.op_type == "Softmax":
+    if last.op_type in ("Softmax", "LogSoftmax"):
         activation["axis"] = attributes_of(last).get("axis", -1)
     return [n for n in nodes if n is not last], activation
 
