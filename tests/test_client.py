@@ -9,6 +9,7 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from serving import Digits, make_config, wait_until
@@ -259,11 +260,16 @@ def test_activations_are_those_of_keras(values: list[float]) -> None:
     with np.errstate(over="ignore"):
         np.testing.assert_allclose(sigmoid, 1 / (1 + np.exp(-x)), atol=1e-12)
     assert apply_activation(x, None) is x
+    for name in ("tanh", "softplus", "softsign"):
+        expected = getattr(torch.nn.functional, name)(torch.from_numpy(x)).numpy()
+        np.testing.assert_allclose(apply_activation(x, {"op": name.title()}), expected, atol=1e-12)
+    powers = apply_activation(x, {"op": "Exp"})
+    np.testing.assert_allclose(powers, np.exp(x), rtol=1e-12)
 
 
 def test_an_unknown_activation_is_not_ignored() -> None:
-    with pytest.raises(ps.ClusterError, match="unknown activation Softsign"):
-        apply_activation(np.zeros((1, 2)), {"op": "Softsign"})
+    with pytest.raises(ps.ClusterError, match="unknown activation Hardmax"):
+        apply_activation(np.zeros((1, 2)), {"op": "Hardmax"})
 
 
 @pytest.mark.parametrize(

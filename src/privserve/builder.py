@@ -94,14 +94,13 @@ def lookup_format(step: float, excess: int, piece: Piece, magnitude: float) -> d
     segment_bits = min(14, 20 - index_bits, finest)
     room = (piece.segments - 1) * 2**segment_bits - 2 * ROUNDING_UNITS - 2
     least = length / room
-    most = min(1.05 * least, width / 2**segment_bits)
+    most = max(1.005 * least, min(1.05 * least, width / 2**segment_bits))
+    # Quotients 2^shift / factor come within half a percent of every number.
     for factor in range(1, 512):
         shift = max(0, math.ceil(math.log2(least * factor / step)))
         unit = step * 2.0**shift / factor
         if unit <= most:
             break
-    else:
-        raise ModelError("a lookup's segments cannot be aligned; use more fraction bits")
     integer_bits = max(1, math.ceil(math.log2(max(magnitude, 1e-9))) + 1)
     return {
         "factor": factor,

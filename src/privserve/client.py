@@ -31,6 +31,7 @@ from privserve.errors import (
     RangeError,
 )
 from privserve.fixedpoint import RingArray
+from privserve.functions import evaluate
 
 if TYPE_CHECKING:
     from privserve.api import Cluster
@@ -376,10 +377,13 @@ def _check(tensor: Mapping[str, Any], values: ArrayLike, model: _Model) -> NDArr
     return array
 
 
+LAST_FUNCTIONS = ("sigmoid", "tanh", "softplus", "softsign", "exp")
+
+
 def apply_activation(
     values: NDArray[np.float64], activation: Mapping[str, Any] | None
 ) -> NDArray[np.float64]:
-    """The model's last layer on joined logits: (log) softmax, sigmoid or nothing (None)."""
+    """The model's last layer on what was joined: (log) softmax, sigmoid, tanh, ..., or None."""
     if activation is None:
         return values
     if activation["op"] in ("Softmax", "LogSoftmax"):
@@ -390,8 +394,6 @@ def apply_activation(
             np.exp(logits) / sums if activation["op"] == "Softmax" else logits - np.log(sums)
         )
         return result
-    if activation["op"] == "Sigmoid":
-        # exp of a negative number only: no overflow on either side.
-        power = np.exp(-np.abs(values))
-        return np.where(values >= 0, 1 / (1 + power), power / (1 + power))
+    if (name := activation["op"].lower()) in LAST_FUNCTIONS:
+        return evaluate([name, "x"], values)
     raise ClusterError(f"the parties ask for the unknown activation {activation['op']}")

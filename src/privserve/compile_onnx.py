@@ -32,8 +32,11 @@ from privserve.smooth import apply_function
 DEFAULT_INPUT_RANGE = (-8.0, 8.0)
 SYNTHETIC_SAMPLES = 8
 
-CLIENT_ACTIVATIONS = ("Softmax", "LogSoftmax", "Sigmoid")
-"""As the last op of an output these are left to the client, who knows the logits anyway."""
+CLIENT_ACTIVATIONS = ("Softmax", "LogSoftmax", "Sigmoid", "Tanh", "Softplus", "Softsign", "Exp")
+"""As the last op of an output these are left to the client.
+
+They can be inverted (a softmax up to a constant), so its input tells the client no more.
+"""
 
 
 @dataclass(frozen=True)
@@ -168,7 +171,7 @@ class _Compiler:
             if node.op_type in CLIENT_ACTIVATIONS and name in outputs and self.readers[name] == 1:
                 attributes = _attributes(node)
                 activation: dict[str, Any] = {"op": node.op_type}
-                if node.op_type != "Sigmoid":
+                if node.op_type in ("Softmax", "LogSoftmax"):
                     activation["axis"] = int(attributes.get("axis", -1))
                 found[name] = (node.input[0], activation)
         return found

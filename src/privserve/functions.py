@@ -7,7 +7,7 @@ description, so a party evaluates it by table and never runs code from it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -75,7 +75,7 @@ def evaluate(expression: Expression, x: Floats) -> Floats:
             return x
         if isinstance(node, int | float):
             return np.float64(node)
-        if isinstance(node, Sequence) and node and node[0] in FUNCTIONS:
+        if isinstance(node, list | tuple) and node and str(node[0]) in FUNCTIONS:
             return FUNCTIONS[node[0]](*map(walk, node[1:]))
         raise ModelError(f"an activation has a part '{node}' that is unknown; update this party")
 

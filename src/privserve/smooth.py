@@ -121,7 +121,7 @@ def _assemble(
             if j != chosen:
                 constant -= float(values[j - 1] if j > chosen else values[j])
         else:
-            part = b.multiply_public(clipped, piece.slope, layer, bits=20) if piece.slope else None
+            part = b.multiply_public(clipped, piece.slope, layer, bits=24) if piece.slope else None
             end = piece.low if j > chosen else piece.high
             constant -= piece.slope * end
             if j == chosen:  # there is no spline at all

@@ -35,7 +35,7 @@ _ENTRY_WORDS = 3
 _BREAK_WORDS = 12
 _EXCHANGE_WORDS = 32
 _CELL = 32
-_SLOPE_BITS = 20
+_SLOPE_BITS = 24
 
 
 @dataclass(frozen=True)

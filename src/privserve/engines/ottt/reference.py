@@ -5,13 +5,16 @@ Tests hold each kernel against the function of the same name here.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from privserve.engines.ottt.comparison import ComparisonPlan
 from privserve.fixedpoint import RingArray
+from privserve.functions import evaluate
+from privserve.splines import fit
 
 Matrix = NDArray[np.int64]
 
@@ -148,3 +151,24 @@ def linear(x: RingArray, weight: RingArray, geometry: dict[str, list[int]]) -> R
                 ]
                 out[o, i, j] = (patch * weight[o]).sum()
     return out
+
+
+def lookup(attributes: Mapping[str, Any], that: int, r: int) -> int:
+    """What the shares of a lookup sum to mod 2^64: the quadratic of the interval's segment."""
+    bits, segment_bits = attributes["comparison_bits"], attributes["segment_bits"]
+    low, unit = attributes["low"], attributes["unit"]
+    width = 1 << segment_bits
+    begin = ((that // width) * width - r) % (1 << bits)
+    if begin >= (1 << bits) - width:  # the interval wraps around; only its end is ever met
+        begin -= 1 << bits
+    start = np.array([(begin + low) * unit])
+    c = fit(lambda x: evaluate(attributes["function"], x), attributes["piece"], start, width * unit)
+    z = that % width - width // 2
+    scale = 2.0 ** attributes["output_bits"]
+    return sum(round(float(c[k, 0]) * scale * unit**k) * z**k for k in range(3))
+
+
+def product(x: Sequence[int], y: Sequence[int], inner: int) -> list[int]:
+    """x times y element by element, as signed numbers mod 2^64; y repeats as in `product`."""
+    exact = [v * y[e // inner % len(y)] for e, v in enumerate(x)]
+    return [(v + 2**63) % 2**64 - 2**63 for v in exact]
