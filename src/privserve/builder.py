@@ -380,9 +380,12 @@ class ProgramBuilder:
     ) -> Program:
         """The program; outputs are brought to one power-of-two step."""
         ready = []
+        largest = max((x.range.magnitude for _, x, _ in outputs), default=0.0)
         for name, x, activation in outputs:
             if not float(math.log2(x.step)).is_integer():
-                target = 2.0 ** (math.floor(math.log2(x.step)) - 12)
+                # The factor errs by half a unit: it takes as many bits as the ring has room for.
+                room = 60 - math.ceil(math.log2(max(largest, x.step) / x.step))
+                target = 2.0 ** (math.floor(math.log2(x.step)) - min(24, max(12, room)))
                 x = self.scale(x, round(x.step / target), target, name)
             ready.append((name, x, activation))
         finest = min(x.step for _, x, _ in ready)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 
 from privserve.builder import Traced, exact_bits
 from privserve.compile_onnx import (
@@ -21,6 +22,9 @@ from privserve.compile_onnx import (
 from privserve.engines.ottt.linear import Geometry
 
 Attributes = dict[str, Any]
+
+MOST_COMMON_COUNT = 2**12
+"""Windows of unlike sizes are averaged exactly if their common multiple is no larger."""
 
 
 def _name(node: onnx.NodeProto) -> str:
@@ -133,10 +137,9 @@ def batch_normalization(c: _Compiler, node: onnx.NodeProto, attributes: Attribut
 def average_pool(c: _Compiler, node: onnx.NodeProto, attributes: Attributes) -> Tensor:
     tensor, layer = c.tensors[_name(node)], _layer(node)
     assert not isinstance(tensor, np.ndarray)
-    if attributes.get("ceil_mode"):
-        raise c.refuse(node, "ceil_mode is not supported")
     window = geometry_of(c, node, attributes, tensor.shape[1:])
-    kernel, strides, pads = window["kernel"], window["strides"], window["pads"]
+    kernel, strides, stated = window["kernel"], window["strides"], window["pads"]
+    pads = _pool_pads(window, tensor.shape[1:], attributes)
     if any(d != 1 for d in window["dilations"]):
         raise c.refuse(node, "dilated pooling is not supported")
     pending = c.foldable(_name(node))
@@ -149,15 +152,52 @@ def average_pool(c: _Compiler, node: onnx.NodeProto, attributes: Attributes) -> 
     x = c.builder.reshape(x, _planes(x), layer)
     area = math.prod(kernel)
     sums = c.builder.sum_pool(x, kernel, strides, pads, layer)  # type: ignore[arg-type]
-    if any(pads) and not attributes.get("count_include_pad", 0):
-        ones = np.pad(np.ones(x.shape[1:]), ((pads[0], pads[2]), (pads[1], pads[3])))
+    # What counts as an element: the input, and with count_include_pad its stated padding, but
+    # never what ceil_mode adds beyond.
+    included = stated if attributes.get("count_include_pad", 0) else (0, 0, 0, 0)
+    if pads != included:
+        ones = _counted(x.shape[1:], pads, included)
         rows = np.lib.stride_tricks.sliding_window_view(ones, kernel)
-        counts = rows[:: strides[0], :: strides[1]].sum((-2, -1))
+        counts = rows[:: strides[0], :: strides[1]].sum((-2, -1)).astype(np.int64)
+        common = math.lcm(*np.unique(counts).tolist())
+        if common <= MOST_COMMON_COUNT:
+            out = c.builder.scale(sums, common // counts, sums.step, layer)
+            out = c.builder.with_step(out, 1 / common)
+            return c.builder.reshape(out, out.shape[:2] if flat else out.shape, layer)
         bits = exact_bits(area / counts)
         factor = np.rint(area / counts * 2**bits).astype(np.int64)
         sums = c.builder.scale(sums, factor, sums.step / 2**bits, layer)
     out = c.builder.with_step(sums, 1 / area)
     return c.builder.reshape(out, out.shape[:2] if flat else out.shape, layer)
+
+
+def _pool_pads(
+    window: dict[str, tuple[int, ...]], shape: tuple[int, ...], attributes: Attributes
+) -> tuple[int, ...]:
+    """top, left, bottom, right, with what ceil_mode adds at the end of each axis."""
+    pads = list(window["pads"])
+    if attributes.get("ceil_mode"):
+        for axis, size in enumerate(shape):
+            stride = window["strides"][axis]
+            reach = (window["kernel"][axis] - 1) * window["dilations"][axis] + 1
+            room = size + pads[axis] + pads[axis + 2] - reach
+            start = room - room % stride + stride
+            # A last window that would begin in the padding at the end is not taken.
+            if room % stride and start < size + pads[axis]:
+                pads[axis + 2] += stride - room % stride
+    return tuple(pads)
+
+
+def _counted(
+    shape: tuple[int, ...], pads: tuple[int, ...], included: tuple[int, ...]
+) -> NDArray[np.float64]:
+    """Ones for a mean's elements, zeros for what `pads` adds beyond the `included` padding."""
+
+    def pairs(amounts: Sequence[int]) -> tuple[tuple[int, int], ...]:
+        return ((amounts[0], amounts[2]), (amounts[1], amounts[3]))
+
+    ones = np.pad(np.ones(shape), pairs(included), constant_values=1)
+    return np.pad(ones, pairs([p - i for p, i in zip(pads, included, strict=True)]))
 
 
 def _fuse_mean(
@@ -228,12 +268,10 @@ def _mean(c: _Compiler, node: onnx.NodeProto, x: Traced, keep: bool) -> Traced:
 @lowers("MaxPool")
 def max_pool(c: _Compiler, node: onnx.NodeProto, attributes: Attributes) -> Tensor:
     x, layer = c.traced(_name(node)), _layer(node)
-    if attributes.get("ceil_mode"):
-        raise c.refuse(node, "ceil_mode is not supported")
     window = geometry_of(c, node, attributes, x.shape[1:])
+    top, left, bottom, right = _pool_pads(window, x.shape[1:], attributes)
     flat = len(x.shape) == 2
     x = c.builder.truncate(c.builder.reshape(x, _planes(x), layer), layer)
-    top, left, bottom, right = window["pads"]
     lowest = float(x.range.low.min())
     # An element that is padding only must not win: it takes the lowest value possible.
     x = c.builder.pad(x, ((0, 0), (top, bottom), (left, right)), lowest, layer)
