@@ -8,13 +8,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from engines.ottt.ottt_session import Session
 from golden import DATA, FILES, assert_agrees
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from layer_cases import all_cases
+from rounding import error_bounds
 from test_layers import cases, numbered
 
 import converters
+from privserve.client import apply_activation
 
 if importlib.util.find_spec("keras") is None:
     pytest.skip("Keras is not installed", allow_module_level=True)
@@ -148,14 +151,33 @@ def networks(draw: Any) -> list[tuple[str, dict[str, Any]]]:
     return layers
 
 
-@settings(max_examples=60, deadline=None)
-@given(layers=networks(), seed=st.integers(0, 1000))
-def test_a_random_network_agrees_in_keras_torch_and_onnx(
-    keras: Any, layers: list[tuple[str, dict[str, Any]]], seed: int
-) -> None:
+def random_model(keras: Any, layers: list[tuple[str, dict[str, Any]]], seed: int) -> Any:
+    """A model of these layers on inputs of shape (9, 8, 3), with random weights."""
     model = keras.Sequential(
         [keras.Input((9, 8, 3))]
         + [getattr(keras.layers, name)(**options) for name, options in layers]
     )
     shake(model, seed)
-    assert_converts(model, seed)
+    return model
+
+
+@settings(max_examples=60, deadline=None)
+@given(layers=networks(), seed=st.integers(0, 1000))
+def test_a_random_network_agrees_in_keras_torch_and_onnx(
+    keras: Any, layers: list[tuple[str, dict[str, Any]]], seed: int
+) -> None:
+    assert_converts(random_model(keras, layers, seed), seed)
+
+
+@settings(max_examples=30, deadline=None)
+@given(layers=networks(), seed=st.integers(0, 1000))
+def test_a_random_network_agrees_on_shares_as_far_as_rounding_lets_it(
+    keras: Any, layers: list[tuple[str, dict[str, Any]]], seed: int
+) -> None:
+    converted = converters.convert(random_model(keras, layers, seed))
+    x = np.random.default_rng(seed).uniform(-1, 1, (2, 9, 8, 3)).astype(np.float32)
+    with Session(converted.onnx, 2, {"pool_queries": 2}, input_range=(-1, 1)) as session:
+        (answer,) = session.query(x)
+    got = apply_activation(answer, session.program.outputs[0].activation)
+    (bound,) = error_bounds(converted.onnx, [x])
+    np.testing.assert_allclose(got, converted.predict(x), rtol=0, atol=bound)
