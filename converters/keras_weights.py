@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from converters.errors import ConversionError
 from converters.hdf5 import Hdf5
 from converters.keras_layers import kind_of
+from converters.keras_layers.activations import INSIDE, weights_inside
 from converters.network import Layer, Network
 
 Array = NDArray[np.generic]
@@ -30,7 +31,7 @@ MISMATCH = "the weights and the architecture do not belong together"
 
 def roles_of(layer: Layer) -> tuple[str, ...]:
     """The weights that a layer (not a nested model) has, in Keras' order."""
-    return tuple(kind_of(layer).roles(layer.config))
+    return (*kind_of(layer).roles(layer.config), *weights_inside(layer.config))
 
 
 def check_supported(network: Network) -> None:
@@ -152,13 +153,23 @@ def _fill_v3(layer: Layer, file: Hdf5, group: h5py.Group | None) -> None:
     roles = roles_of(layer)
     if not roles:
         return
+    own = [role for role in roles if not role.startswith(INSIDE)]
+    _fill_vars(layer, own, file, group)
+    if len(own) < len(roles):
+        inside = file.group(group, INSIDE.strip("/")) if group is not None else None
+        _fill_vars(layer, roles[len(own) :], file, inside)
+
+
+def _fill_vars(layer: Layer, roles: Sequence[str], file: Hdf5, group: h5py.Group | None) -> None:
     held = file.group(group, "vars") if group is not None else None
-    if held is None or len(held) != len(roles):
+    found = 0 if held is None else len(held)
+    if found != len(roles):
         raise ConversionError(
-            f"the file holds {0 if held is None else len(held)} weights for it, but its settings "
-            f"ask for {len(roles)}; {MISMATCH}"
+            f"the file holds {found} weights for it, but its settings ask for {len(roles)}; "
+            f"{MISMATCH}"
         )
     for i, role in enumerate(roles):
+        assert held is not None  # there are roles, so there are as many weights
         layer.weights[role] = file.array(held, str(i))
 
 

@@ -52,8 +52,8 @@ TAIL = """
 As `activation=` of a layer or as an Activation layer: {activations}.
 
 `hard_sigmoid` is that of the Keras that wrote the file: clip(0.2 x + 0.5) before Keras 3,
-clip(x / 6 + 0.5) from it on. ReLU, LeakyReLU, ELU and Softmax layers may stand as
-`activation=` too.
+clip(x / 6 + 0.5) from it on. ReLU, LeakyReLU, PReLU, ELU, ThresholdedReLU and Softmax layers
+may stand as `activation=` too.
 """
 
 FAMILIES = {

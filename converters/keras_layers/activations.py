@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from converters.errors import ConversionError
 from converters.graph import Graph, Value
@@ -16,6 +17,9 @@ from converters.keras_layers.registry import keras_layer
 from converters.network import Config, Layer
 
 Function = Callable[[Graph, Value], Value]
+
+INSIDE = "activation/"
+"""Begins the roles of weights that belong to a layer in a layer's `activation`."""
 
 
 def _simple(op: str, **attributes: Any) -> Function:
@@ -107,10 +111,28 @@ def function_named(name: str, keras: tuple[int, int]) -> Function:
 
 def activate(graph: Graph, layer: Layer, value: Value, keras: tuple[int, int]) -> Value:
     """Applies the layer's `activation` setting to its result."""
-    return apply(graph, layer.config.get("activation"), value, keras)
+    own = {
+        role.removeprefix(INSIDE): array
+        for role, array in layer.weights.items()
+        if role.startswith(INSIDE)
+    }
+    return apply(graph, layer.config.get("activation"), value, keras, own)
 
 
-def apply(graph: Graph, activation: object, value: Value, keras: tuple[int, int]) -> Value:
+def weights_inside(config: Config) -> tuple[str, ...]:
+    """Roles of the weights that a layer has by its `activation`: those of a PReLU in it."""
+    activation = config.get("activation")
+    is_prelu = isinstance(activation, dict) and activation.get("class_name") == "PReLU"
+    return (f"{INSIDE}alpha",) if is_prelu else ()
+
+
+def apply(
+    graph: Graph,
+    activation: object,
+    value: Value,
+    keras: tuple[int, int],
+    weights: dict[str, NDArray[np.generic]],
+) -> Value:
     """Applies an activation as Keras writes it down: None, a name, or a serialized object."""
     if activation is None:
         return value
@@ -123,7 +145,7 @@ def apply(graph: Graph, activation: object, value: Value, keras: tuple[int, int]
             if class_name == "function" and isinstance(config, str):
                 return function_named(config, keras)(graph, value)
             if class_name in _AS_LAYERS and isinstance(config, dict):
-                inner = Layer(str(config.get("name")), class_name, config)
+                inner = Layer(str(config.get("name")), class_name, config, weights)
                 return _AS_LAYERS[class_name](graph, inner, [value], keras)
             if class_name in FUNCTIONS:
                 return function_named(class_name, keras)(graph, value)
@@ -225,4 +247,5 @@ _AS_LAYERS = {
     "ELU": elu,
     "Softmax": softmax_layer,
     "ThresholdedReLU": thresholded_relu,
+    "PReLU": prelu,
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -66,6 +67,31 @@ def test_a_live_functional_model_converts(keras: Any, label: str) -> None:
     model = dict(all_cases())[label](keras)
     shake(model, 3)
     assert_converts(model, 4)
+
+
+@pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file")
+def test_prelu_as_an_activation_brings_its_weights(keras: Any, tmp_path: Path) -> None:
+    layers = keras.layers
+    model = keras.Sequential(
+        [
+            keras.Input((6, 5, 2)),
+            layers.Conv2D(3, 3, activation=layers.PReLU(shared_axes=[1, 2])),
+            layers.Activation(layers.PReLU()),
+            layers.Conv2D(2, 2, use_bias=False, activation=layers.PReLU()),
+            layers.Flatten(),
+            layers.Dense(4, activation=layers.PReLU()),
+        ]
+    )
+    model(np.zeros((1, 6, 5, 2), np.float32))  # an activation is built by its first call
+    shake(model, 5)
+    assert_converts(model, 6)
+    x = np.random.default_rng(7).uniform(-1, 1, (2, 6, 5, 2)).astype(np.float32)
+    expected = model.predict(x, verbose=0)
+    for name in ("model.keras", "model.h5"):
+        model.save(tmp_path / name)
+        converted = converters.convert(tmp_path / name)
+        np.testing.assert_allclose(converted.predict(x), expected, atol=1e-6)
+        assert sum(row.parameters for row in converted.layers) == model.count_params()
 
 
 def test_a_model_built_only_by_its_data_converts_given_a_shape(keras: Any) -> None:
