@@ -76,7 +76,7 @@ class Session:
 
         def deal() -> None:
             try:
-                ottt.deal(self.prepared.description, self._meshes(parties))
+                ottt.deal(self.prepared.description, self._meshes(parties), **(options or {}))
             except BaseException as failure:
                 self.failures.append(failure)
                 for wire in self.wires.values():

@@ -7,9 +7,10 @@ rest. All that ever comes back is how many packs party 0 has room for.
 
 from __future__ import annotations
 
+import math
 import struct
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,12 +18,12 @@ import numpy as np
 from privserve.engines import Mesh
 from privserve.engines.ottt import linear, lookup, product, tuples
 from privserve.engines.ottt.comparison import plan_comparison
-from privserve.engines.ottt.layout import lay_out
+from privserve.engines.ottt.layout import PIECE_BYTES, Piece, lay_out
 from privserve.engines.ottt.linear import Geometry
 from privserve.errors import PeerLost
 from privserve.fixedpoint import RingArray
 from privserve.prg import KEY_BYTES, Prg, fresh_key
-from privserve.program import Program
+from privserve.program import Op, Program
 
 LANE = "deal"
 CREDIT = struct.Struct("<q")
@@ -30,17 +31,22 @@ CREDIT = struct.Struct("<q")
 
 
 class PackMaker:
-    """Makes packs from the streams of all parties and the dealer's own.
+    """Makes packs, piece by piece, from the streams of all parties and the dealer's own.
 
     keys: one pack key per compute party; masks: per linear op index, the B of its weight.
     """
 
-    def __init__(self, program: Program, keys: list[bytes], masks: Mapping[int, RingArray]) -> None:
+    def __init__(
+        self,
+        program: Program,
+        keys: list[bytes],
+        masks: Mapping[int, RingArray],
+        piece_bytes: int = PIECE_BYTES,
+    ) -> None:
         self.program = program
-        self.layout = lay_out(program)
+        self.layout = lay_out(program, piece_bytes)
         self._streams = [Prg(key) for key in keys]
         self._own = Prg()
-        self._masks = masks
         self._linear = {
             index: (geometry.reading(), geometry.arrange(masks[index]), geometry)
             for index, op in enumerate(program.ops)
@@ -57,37 +63,54 @@ class PackMaker:
             for index, op in enumerate(program.ops)
             if op.kind == "lookup"
         }
-        self._buffers: dict[int, tuple[RingArray, RingArray, RingArray]] = {}
-        self._randomness: dict[tuple[int, int], RingArray] = {}
+        # By number of packs: room for the largest piece of each kind, shared by all pieces.
+        self._buffers: dict[int, list[RingArray]] = {}
 
-    def make(self, count: int) -> RingArray:
-        """The next `count` packs: int64[count, corrected words], party 0's fields.
+    def make(self, count: int) -> Iterator[RingArray]:
+        """The next `count` packs by piece: int64[count, corrected words], party 0's fields.
 
-        The array is reused by the next call of the same count.
+        The arrays are reused from piece to piece.
         """
-        layout = self.layout
         if count not in self._buffers:
-            self._buffers[count] = (
-                np.zeros((len(self._streams) - 1, count, layout.words), np.int64),
-                np.zeros((count, layout.mask_words), np.int64),
-                np.zeros((count, layout.corrected_words), np.int64),
+            others = len(self._streams) - 1
+            pieces, ops = self.layout.pieces, self.program.ops
+            sizes = (
+                others * max(piece.words for piece in pieces),
+                max(piece.mask_words for piece in pieces),
+                max(piece.corrected_words for piece in pieces),
+                max((self._fresh_words(op) for op in ops), default=0),
             )
-        others, first, out = self._buffers[count]
+            self._buffers[count] = [np.zeros(count * size, np.int64) for size in sizes]
+        for piece in self.layout.pieces:
+            yield self._make_piece(piece, count)
+
+    def _make_piece(self, piece: Piece, count: int) -> RingArray:
+        buffers, parties = self._buffers[count], len(self._streams)
+        others = _shaped(buffers[0], (parties - 1, count, piece.words))
+        first = _shaped(buffers[1], (count, piece.mask_words))
+        out = _shaped(buffers[2], (count, piece.corrected_words))
         self._streams[0].fill(first.data)
         for stream, share in zip(self._streams[1:], others, strict=True):
             stream.fill(share.data)
-        for index, op in enumerate(self.program.ops):
+        for index in range(piece.first, piece.last):
+            op = self.program.ops[index]
+            if index not in self.layout.fields:
+                continue
             value = self.program.values[op.output]
+            # Where the op's masks and fields lie in the piece, and its corrections in `out`.
+            mask = self.layout.masks.get(index, piece.start) - piece.start
+            base = self.layout.fields[index] - piece.start
+            target = base - piece.mask_words
             if op.kind == "linear":
                 reading, weight, geometry = self._linear[index]
                 inputs = self.program.values[op.inputs[0]].size
                 linear.deal(
                     first,
-                    layout.masks[index],
+                    mask,
                     others,
                     inputs,
-                    layout.fields[index],
-                    layout.fields[index] - layout.mask_words,
+                    base,
+                    target,
                     value.size,
                     *reading,
                     weight,
@@ -99,9 +122,9 @@ class PackMaker:
                 product.deal_product(
                     first,
                     others,
-                    layout.masks[index],
-                    layout.fields[index],
-                    layout.fields[index] - layout.mask_words,
+                    mask,
+                    base,
+                    target,
                     value.size,
                     self.program.values[op.inputs[1]].size,
                     op.attributes["inner"],
@@ -111,9 +134,9 @@ class PackMaker:
                 lookup.deal_lookup(
                     first,
                     others,
-                    layout.masks[index],
-                    layout.fields[index],
-                    layout.fields[index] - layout.mask_words,
+                    mask,
+                    base,
+                    target,
                     value.size,
                     op.attributes["comparison_bits"],
                     op.attributes["segment_bits"],
@@ -122,38 +145,42 @@ class PackMaker:
                 )
             elif op.kind in ("relu", "truncate"):
                 k = op.attributes["comparison_bits"]
-                base = layout.fields[index]
-                target = base - layout.mask_words
+                own = self._fresh(op, buffers[3], count)
                 if op.kind == "relu":
-                    own = self._fresh(index, (2, count, value.size))
                     spec = self._specs[index]
                     chunks = plan_comparison(k).chunks
                     tuples.deal_relu(
                         own, others, base, target, value.size, value.bits, k, spec, chunks, out
                     )
                 else:
-                    own = self._fresh(index, (1, count, value.size))
                     tuples.deal_truncate(
                         own[0], others, base, target, value.size, value.bits, k, out
                     )
         return out
 
-    def _fresh(self, index: int, shape: tuple[int, int, int]) -> RingArray:
-        """The dealer's own next randomness for op `index`, in a buffer that is reused."""
-        key = (index, shape[1])
-        if key not in self._randomness:
-            self._randomness[key] = np.empty(shape, np.int64)
-        self._own.fill(self._randomness[key].data)
-        return self._randomness[key]
+    def _fresh_words(self, op: Op) -> int:
+        """How much randomness of its own the dealer needs for an op, in words per query."""
+        value = self.program.values[op.output]
+        return {"relu": 2, "truncate": 1}.get(op.kind, 0) * value.size
+
+    def _fresh(self, op: Op, buffer: RingArray, count: int) -> RingArray:
+        """The dealer's own next randomness for `op`: int64[1 or 2, count, elements]."""
+        size = self.program.values[op.output].size
+        own = _shaped(buffer, (self._fresh_words(op) // size, count, size))
+        self._own.fill(own.data)
+        return own
 
 
-def mask_of_weights(program: Program, prg: Prg) -> dict[int, RingArray]:
-    """The next share of every B from a party's set-up stream, by index of the linear op."""
-    return {
-        index: prg.int64(Geometry.from_json(op.attributes["geometry"]).weight_shape)
-        for index, op in enumerate(program.ops)
-        if op.kind == "linear"
-    }
+def _shaped(flat: RingArray, shape: tuple[int, ...]) -> RingArray:
+    """The beginning of `flat` as an array of this shape."""
+    return flat[: math.prod(shape)].reshape(shape)
+
+
+def masks_of_weights(program: Program, prg: Prg) -> Iterator[tuple[int, RingArray]]:
+    """(index of a linear op, the share of its B) in turn, from a party's set-up stream."""
+    for index, op in enumerate(program.ops):
+        if op.kind == "linear":
+            yield index, prg.int64(Geometry.from_json(op.attributes["geometry"]).weight_shape)
 
 
 def deal(
@@ -161,6 +188,7 @@ def deal(
     meshes: Mapping[str, Mesh],
     *,
     stop: threading.Event | None = None,
+    piece_bytes: int = PIECE_BYTES,
     **_: Any,
 ) -> None:
     """Serve one session's packs; returns when party 0 ends it, or leaves, or at `stop`."""
@@ -173,16 +201,21 @@ def deal(
             setup_key, pack_key = fresh_key(), fresh_key()
             mesh.send(party, setup_key + pack_key)
             keys.append(pack_key)
-            for index, share in mask_of_weights(program, Prg(setup_key)).items():
-                masks[index] = masks[index] + share if index in masks else share
-        maker = PackMaker(program, keys, masks)
+            for index, share in masks_of_weights(program, Prg(setup_key)):
+                if index in masks:
+                    masks[index] += share
+                else:
+                    masks[index] = share
+        maker = PackMaker(program, keys, masks, piece_bytes)
+        del masks
         while stop is None or not stop.is_set():
             (room,) = CREDIT.unpack(mesh.recv(0))
             if room <= 0:
                 return
             while room and (stop is None or not stop.is_set()):
                 count = min(room, maker.layout.packs_per_message)
-                mesh.send(0, maker.make(count).data.cast("B"))
+                for corrections in maker.make(count):
+                    mesh.send(0, corrections.data.cast("B"))
                 room -= count
     except PeerLost:
         return

@@ -1,8 +1,11 @@
 """Where each op's tuple lies in a pack: word offsets that all parties and the dealer share.
 
-A pack is a run of 64-bit words: first the masks of all linear ops, products and lookups,
-which every party draws from its own stream, then the fields that party 0 is sent by the
-dealer and that the other parties draw from their streams too.
+A pack is a run of 64-bit words, cut into *pieces*: the tuples of some ops that follow each
+other. A piece begins with the masks of its linear ops, products and lookups, which every party
+draws from its own stream; then come the fields that party 0 is sent by the dealer and that
+the other parties draw from their streams too. The pack of a small network is one piece, and
+many packs travel in a message. Of a large network's pack each piece is a message, so that the
+dealer holds pieces only.
 """
 
 from __future__ import annotations
@@ -16,6 +19,26 @@ from privserve.engines.ottt.lookup import table_words
 from privserve.program import Op, Program
 
 MESSAGE_BYTES = 5 << 18
+PIECE_BYTES = 16 << 20
+"""A piece ends before the op with which it would exceed this; an op is never cut."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """The part of a pack that belongs to the ops first .. last - 1."""
+
+    first: int
+    last: int
+    start: int
+    """Its first word in the pack."""
+    mask_words: int
+    words: int
+    """The masks' among them."""
+
+    @property
+    def corrected_words(self) -> int:
+        """What party 0 is sent of it."""
+        return self.words - self.mask_words
 
 
 @dataclass(frozen=True)
@@ -26,18 +49,29 @@ class PackLayout:
     """Per index of an op with masks (A; A and B of a product; r of a lookup): their first word."""
     fields: Mapping[int, int]
     """Per index of an op with a tuple: its first corrected word (C of a linear op)."""
-    mask_words: int
-    words: int
+    pieces: tuple[Piece, ...]
+
+    @property
+    def words(self) -> int:
+        """Of a pack."""
+        return sum(piece.words for piece in self.pieces)
 
     @property
     def corrected_words(self) -> int:
         """What party 0 is sent per pack."""
-        return self.words - self.mask_words
+        return sum(piece.corrected_words for piece in self.pieces)
 
     @property
     def packs_per_message(self) -> int:
         """How many packs the dealer makes and sends at a time: about a megabyte's worth."""
-        return max(1, MESSAGE_BYTES // (8 * self.words))
+        return 1 if len(self.pieces) > 1 else max(1, MESSAGE_BYTES // (8 * self.words))
+
+
+def mask_words(program: Program, op: Op) -> int:
+    """Words of the op's masks per query."""
+    if op.kind in ("linear", "multiply", "lookup"):
+        return sum(program.values[i].size for i in op.inputs)
+    return 0
 
 
 def tuple_words(program: Program, op: Op) -> int:
@@ -58,19 +92,33 @@ def tuple_words(program: Program, op: Op) -> int:
     return 0
 
 
-def lay_out(program: Program) -> PackLayout:
+def lay_out(program: Program, piece_bytes: int = PIECE_BYTES) -> PackLayout:
     """The layout of `program`'s packs."""
+    sizes = [(mask_words(program, op), tuple_words(program, op)) for op in program.ops]
+    cuts, held = [0], 0
+    for index, (masked, corrected) in enumerate(sizes):
+        more = masked + corrected
+        if held and more and held + more > piece_bytes // 8:
+            cuts.append(index)
+            held = 0
+        held += more
     masks: dict[int, int] = {}
-    word = 0
-    for index, op in enumerate(program.ops):
-        if op.kind in ("linear", "multiply", "lookup"):
-            masks[index] = word
-            word += sum(program.values[i].size for i in op.inputs)
-    # Even a pack of nothing has a word of each part, so that no buffer is ever empty.
-    mask_words = word = max(word, 1)
     fields: dict[int, int] = {}
-    for index, op in enumerate(program.ops):
-        if words := tuple_words(program, op):
-            fields[index] = word
-            word += words
-    return PackLayout(masks, fields, mask_words, max(word, mask_words + 1))
+    pieces: list[Piece] = []
+    word = 0
+    for first, last in zip(cuts, [*cuts[1:], len(sizes)], strict=True):
+        start = word
+        for index in range(first, last):
+            if sizes[index][0]:
+                masks[index] = word
+                word += sizes[index][0]
+        # Even a piece of nothing has a word of each part, so that no buffer is ever empty.
+        of_masks = max(word - start, 1)
+        word = start + of_masks
+        for index in range(first, last):
+            if sizes[index][1]:
+                fields[index] = word
+                word += sizes[index][1]
+        word = max(word, start + of_masks + 1)
+        pieces.append(Piece(first, last, start, of_masks, word - start))
+    return PackLayout(masks, fields, tuple(pieces))

@@ -12,15 +12,16 @@ import numpy as np
 
 from privserve.engines import Mesh, RunStats
 from privserve.engines.ottt import linear, local, lookup, nonlinear, product
-from privserve.engines.ottt.bits import packed_words, unpack_add_batch, unpack_xor_batch
+from privserve.engines.ottt.bits import unpack_add_batch, unpack_xor_batch
+from privserve.engines.ottt.buffers import Buffers, expiring
 from privserve.engines.ottt.comparison import plan_comparison
 from privserve.engines.ottt.dealer import (
     CREDIT,
     LANE,
-    mask_of_weights,
+    masks_of_weights,
     split_keys,
 )
-from privserve.engines.ottt.layout import PackLayout, lay_out
+from privserve.engines.ottt.layout import PIECE_BYTES, PackLayout, Piece, lay_out
 from privserve.engines.ottt.linear import Geometry
 from privserve.engines.ottt.pool import Pool
 from privserve.errors import ClusterError, InputError
@@ -32,6 +33,8 @@ ONLINE = "online"
 
 POOL_QUERIES = 512
 POOL_BYTES = 256 << 20
+SETUP_BYTES = 16 << 20
+"""Masked weights are opened in exchanges of about this size."""
 
 
 @dataclass
@@ -65,17 +68,19 @@ class Compute:
         pool_queries: int = POOL_QUERIES,
         pool_bytes: int = POOL_BYTES,
         ready_packs: int = 16,
+        piece_bytes: int = PIECE_BYTES,
         **_: Any,
     ) -> None:
         self.program = Program.from_json(description)
-        self.layout = lay_out(self.program)
+        self.layout = lay_out(self.program, piece_bytes)
         self.stats = Stats()
         self._mesh, self._dealer = meshes[ONLINE], meshes[LANE]
         self._rank, self._parties = self._mesh.rank, self._mesh.n
         slots = max(1, min(pool_queries, pool_bytes // (8 * self.layout.words)))
         self.pool = Pool(slots, self.layout.words)
         self._broken = False
-        self._sizes: dict[int, _Buffers] = {}
+        self._sizes: dict[int, Buffers] = {}
+        self._expiring = expiring(self.program)
 
         setup_key, pack_key = split_keys(self._dealer.recv(self._parties))
         self._stream = Prg(pack_key)
@@ -103,35 +108,47 @@ class Compute:
 
     def _open_weights(self, shares: Mapping[str, RingArray], prg: Prg) -> dict[int, _Linear]:
         """Open What = W - B of every linear op and arrange it and W_i for the kernels."""
-        masks = mask_of_weights(self.program, prg)
-        ops = self.program.ops
-        own = np.concatenate(
-            [np.zeros(0, np.int64)]
-            + [(shares[ops[i].attributes["weight"]] - b).ravel() for i, b in masks.items()]
-        )
-        opened = own.copy()
-        for payload in self._mesh.exchange(own.data.cast("B")):
+        linears: dict[int, _Linear] = {}
+        waiting: list[tuple[int, RingArray]] = []
+        for index, mask in masks_of_weights(self.program, prg):
+            # Many small weights go in one exchange; large ones do not all lie here at once.
+            weight = shares[self.program.ops[index].attributes["weight"]]
+            waiting.append((index, weight - mask))
+            if sum(masked.nbytes for _, masked in waiting) >= SETUP_BYTES:
+                linears.update(self._open_some(shares, waiting))
+                waiting = []
+        return {**linears, **self._open_some(shares, waiting)}
+
+    def _open_some(
+        self, shares: Mapping[str, RingArray], masked: Sequence[tuple[int, RingArray]]
+    ) -> dict[int, _Linear]:
+        """Open some ops' What from this party's shares of it."""
+        if not masked:
+            return {}
+        opened = np.concatenate([share.ravel() for _, share in masked])
+        for payload in self._mesh.exchange(opened.copy().data.cast("B")):
             if payload is not None:
                 opened += _words(payload)
         linears: dict[int, _Linear] = {}
         start = 0
-        for index, mask in masks.items():
-            what = opened[start : start + mask.size].reshape(mask.shape)
-            start += mask.size
-            geometry = Geometry.from_json(ops[index].attributes["geometry"])
-            bias = np.zeros(self.program.values[ops[index].output].size, np.int64)
-            if name := ops[index].attributes["bias"]:
+        for index, share in masked:
+            op, what = self.program.ops[index], opened[start : start + share.size]
+            start += share.size
+            geometry = Geometry.from_json(op.attributes["geometry"])
+            bias = np.zeros(self.program.values[op.output].size, np.int64)
+            if name := op.attributes["bias"]:
                 positions = bias.size // geometry.outputs
                 bias += np.repeat(np.asarray(shares[name], np.int64), positions)
+            inputs = self.program.values[op.inputs[0]].size
             linears[index] = _Linear(
                 reading=geometry.reading(),
-                weight=geometry.arrange(shares[ops[index].attributes["weight"]]),
+                weight=geometry.arrange(shares[op.attributes["weight"]]),
                 opened=geometry.arrange(what),
                 bias=bias,
                 each=geometry.outputs // geometry.groups,
-                inputs=self.program.values[ops[index].inputs[0]].size,
-                group_size=self.program.values[ops[index].inputs[0]].size // geometry.groups,
-                bits=self.program.values[ops[index].output].bits,
+                inputs=inputs,
+                group_size=inputs // geometry.groups,
+                bits=self.program.values[op.output].bits,
                 a=self.layout.masks[index],
                 z=self.layout.fields[index],
             )
@@ -153,25 +170,37 @@ class Compute:
             self.pool.fail(failure)
 
     def _make_packs(self, most: int) -> int:
-        """Fill some next slots, `most` of them at most: the fields, then every Z_i."""
-        packs, slots, layout = self.pool.packs, self.pool.slots, self.layout
-        first = self.pool.made
-        count = min(most, layout.packs_per_message)
-        corrected = None
+        """Fill some next slots, `most` of them at most, piece by piece."""
+        count = min(most, self.layout.packs_per_message)
+        for number, piece in enumerate(self.layout.pieces):
+            corrected = None
+            if self._rank == 0:
+                frame = self._dealer.recv(self._parties)
+                corrected = _words(frame).reshape(-1, piece.corrected_words)
+                if number == 0:
+                    count = len(corrected)
+                if len(corrected) != count or count > most:
+                    raise ClusterError("the dealer sent more packs than there is room for")
+            self._fill_piece(piece, count, corrected)
         if self._rank == 0:
-            frame = self._dealer.recv(self._parties)
-            corrected = _words(frame).reshape(-1, layout.corrected_words)
-            count = len(corrected)
-            if count > most:
-                raise ClusterError("the dealer sent more packs than there is room for")
+            self.stats.bytes_dealt += 8 * count * self.layout.corrected_words
+        self.pool.publish(count)
+        return count
+
+    def _fill_piece(self, piece: Piece, count: int, corrected: RingArray | None) -> None:
+        """A piece of the next `count` packs: its words, then every Z_i of it."""
+        packs, first = self.pool.packs, self.pool.made
         for k in range(count):
-            row = packs[(first + k) % slots]
+            row = packs[(first + k) % self.pool.slots][piece.start : piece.start + piece.words]
             if corrected is None:
                 self._stream.fill(row.data)
             else:
-                self._stream.fill(row[: layout.mask_words].data)
-                row[layout.mask_words :] = corrected[k]
-        for op in self._linear.values():
+                self._stream.fill(row[: piece.mask_words].data)
+                row[piece.mask_words :] = corrected[k]
+        for index in range(piece.first, piece.last):
+            if index not in self._linear:
+                continue
+            op = self._linear[index]
             linear.precompute(
                 packs,
                 first,
@@ -185,9 +214,6 @@ class Compute:
                 op.each,
                 op.group_size,
             )
-        self.stats.bytes_dealt += 0 if corrected is None else corrected.nbytes
-        self.pool.publish(count)
-        return count
 
     # The online phase.
 
@@ -229,6 +255,8 @@ class Compute:
             buffers.pack_number = first
             for index, op in enumerate(self.program.ops):
                 values[op.output] = self._step(index, op, values, first, buffers)
+                for number in self._expiring[index]:
+                    del values[number]
             return [values[port.value].copy() for port in self.program.outputs]
         except BaseException:
             self._broken = True
@@ -238,7 +266,7 @@ class Compute:
             self.stats.run_seconds += time.perf_counter() - began
 
     def _step(
-        self, index: int, op: Op, values: Mapping[int, RingArray], first: int, buffers: _Buffers
+        self, index: int, op: Op, values: Mapping[int, RingArray], first: int, buffers: Buffers
     ) -> RingArray:
         x = values[op.inputs[0]]
         if op.kind == "linear":
@@ -257,7 +285,7 @@ class Compute:
         inputs = [values[i] for i in op.inputs]
         return local.apply(op.kind, op.attributes, inputs, shape, self._rank == 0, self._parameters)
 
-    def _run_linear(self, index: int, x: RingArray, first: int, buffers: _Buffers) -> RingArray:
+    def _run_linear(self, index: int, x: RingArray, first: int, buffers: Buffers) -> RingArray:
         op, b, packs = self._linear[index], buffers.of[index], self.pool.packs
         flat = np.ascontiguousarray(x).reshape(b.opened.shape)
         linear.mask_input(packs, first, op.a, flat, op.bits, b.opened, b.packed)
@@ -276,7 +304,7 @@ class Compute:
         )
         return b.shaped
 
-    def _run_relu(self, index: int, x: RingArray, first: int, buffers: _Buffers) -> RingArray:
+    def _run_relu(self, index: int, x: RingArray, first: int, buffers: Buffers) -> RingArray:
         op, b, packs = self._compared[index], buffers.of[index], self.pool.packs
         flat = np.ascontiguousarray(x).reshape(b.opened.shape)
         nonlinear.mask_shifted(
@@ -310,7 +338,7 @@ class Compute:
         )
         return b.shaped
 
-    def _run_truncate(self, index: int, x: RingArray, first: int, buffers: _Buffers) -> RingArray:
+    def _run_truncate(self, index: int, x: RingArray, first: int, buffers: Buffers) -> RingArray:
         op, b, packs = self._compared[index], buffers.of[index], self.pool.packs
         flat = np.ascontiguousarray(x).reshape(b.opened.shape)
         nonlinear.mask_shifted(
@@ -320,7 +348,7 @@ class Compute:
         nonlinear.finish_truncate(packs, first, op.base, b.opened, op.bits, op.k, op.lead, b.out)
         return b.shaped
 
-    def _run_lookup(self, index: int, x: RingArray, first: int, buffers: _Buffers) -> RingArray:
+    def _run_lookup(self, index: int, x: RingArray, first: int, buffers: Buffers) -> RingArray:
         op, b, packs = self._looked_up[index], buffers.of[index], self.pool.packs
         flat = np.ascontiguousarray(x).reshape(b.opened.shape)
         nonlinear.mask_shifted(
@@ -331,7 +359,7 @@ class Compute:
         return b.shaped
 
     def _run_multiply(
-        self, index: int, x: RingArray, y: RingArray, first: int, buffers: _Buffers
+        self, index: int, x: RingArray, y: RingArray, first: int, buffers: Buffers
     ) -> RingArray:
         op, b, packs = self.program.ops[index], buffers.of[index], self.pool.packs
         masks, bits = self.layout.masks[index], self.program.values[op.output].bits
@@ -353,7 +381,7 @@ class Compute:
         return b.shaped
 
     def _open(
-        self, packed: RingArray, total: RingArray, bits: int, buffers: _Buffers, xor: bool = False
+        self, packed: RingArray, total: RingArray, bits: int, buffers: Buffers, xor: bool = False
     ) -> None:
         """Add (or XOR) the other parties' packed shares to `total`, this party's share.
 
@@ -381,11 +409,11 @@ class Compute:
                 frame = frame[CREDIT.size :]
             unpack(_words(frame).reshape(packed.shape), total.shape[1], bits, total)
 
-    def _buffers(self, batch: int) -> _Buffers:
+    def _buffers(self, batch: int) -> Buffers:
         if batch not in self._sizes:
             if len(self._sizes) >= 16:  # a server sees few sizes; forget the oldest
                 self._sizes.pop(next(iter(self._sizes)))
-            self._sizes[batch] = _Buffers.for_batch(self.program, batch)
+            self._sizes[batch] = Buffers.for_batch(self.program, batch)
         return self._sizes[batch]
 
     def close(self) -> None:
@@ -486,46 +514,3 @@ class _LookedUp:
             masks=layout.masks[index],
             tables=layout.fields[index],
         )
-
-
-@dataclass(frozen=True)
-class _OpBuffers:
-    """What one op writes into at one batch size."""
-
-    opened: RingArray
-    packed: RingArray
-    out: RingArray
-    shaped: RingArray
-    """`out` in the value's shape."""
-    matrix: RingArray
-    packed_matrix: RingArray
-
-
-@dataclass
-class _Buffers:
-    """The buffers of all ops at one batch size, made once."""
-
-    of: dict[int, _OpBuffers]
-    pack_number: int | None = None
-
-    @classmethod
-    def for_batch(cls, program: Program, batch: int) -> _Buffers:
-        of: dict[int, _OpBuffers] = {}
-        for index, op in enumerate(program.ops):
-            if op.kind not in ("linear", "relu", "truncate", "multiply", "lookup"):
-                continue
-            value = program.values[op.output]
-            count = sum(program.values[i].size for i in op.inputs)
-            bits = op.attributes.get("comparison_bits", value.bits)
-            opened_bits = plan_comparison(bits).opened_bits if op.kind == "relu" else 0
-            kept = count if op.kind == "relu" else 0
-            out = np.zeros((batch, value.size), np.int64)
-            of[index] = _OpBuffers(
-                opened=np.zeros((batch, count), np.int64),
-                packed=np.zeros((batch, packed_words(count, bits)), np.int64),
-                out=out,
-                shaped=out.reshape(batch, *value.shape),
-                matrix=np.zeros((batch, kept), np.int64),
-                packed_matrix=np.zeros((batch, packed_words(count, opened_bits)), np.int64),
-            )
-        return cls(of)
