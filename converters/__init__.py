@@ -9,7 +9,7 @@ Neither Keras nor TensorFlow is needed, and no code from a file is ever run.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from converters.errors import ConversionError
+from converters.keras1 import depends_on_backend
 from converters.keras_file import parse_architecture, read_file, read_live
 from converters.keras_to_onnx import LayerRow, Tensor, Translated, translate
 from converters.network import Network
@@ -42,6 +43,7 @@ class Converted:
     inputs, outputs: names and shapes, the batch as None.
     layers: the rows of the layer table.
     source: what was converted, for people.
+    notes: what the source left open, and how it was taken.
     """
 
     module: torch.nn.Module
@@ -50,6 +52,7 @@ class Converted:
     outputs: tuple[Tensor, ...]
     layers: tuple[LayerRow, ...]
     source: str
+    notes: tuple[str, ...] = ()
 
     def predict(self, x: Any) -> Any:
         """The network's outputs for a batch of samples, as Keras' predict gives them.
@@ -82,6 +85,7 @@ def convert(
     source: Any,
     architecture: str | Path | dict[str, Any] | None = None,
     input_shape: Sequence[Any] | None = None,
+    backend: str | None = None,
 ) -> Converted:
     """Converts a trained network.
 
@@ -92,6 +96,8 @@ def convert(
     input_shape: without the batch; for models that leave it open. A list of shapes for
         several inputs. A torch module's inputs are called input_0, input_1, ..., its outputs
         likewise, or by their keys where it returns a dictionary.
+    backend: "theano" for HDF5 files that Keras 1 wrote on Theano, which turns kernels around,
+        and that do not say so; files of Keras 2 do. TensorFlow where neither tells.
 
     Raises: ConversionError, one line that names the file, the layer and the remedy.
     """
@@ -102,7 +108,7 @@ def convert(
                 translated = read_onnx(path, input_shape)
                 return _converted(translated, f"{path.name} (ONNX)")
             config = None if architecture is None else parse_architecture(architecture)
-            network, metadata = read_file(path, config)
+            network, metadata = read_file(path, config, backend)
             return _from_keras(network, metadata, path.name, input_shape)
         except ConversionError as error:
             raise error.at(str(source)) from None
@@ -135,7 +141,13 @@ def _from_keras(
         shapes = [input_shape] if is_single else input_shape
     translated = translate(network, metadata, shapes)
     about = f"{source} ({metadata['source_format']}, Keras {metadata['keras_version']})"
-    return _converted(translated, about)
+    notes = []
+    if "keras_backend" not in metadata and depends_on_backend(network):
+        notes.append(
+            "Keras 1 does not say in its files what it ran on; the convolutions are taken for "
+            'TensorFlow\'s. If it was Theano, give backend="theano" (--backend theano)'
+        )
+    return replace(_converted(translated, about), notes=tuple(notes))
 
 
 def _converted(translated: Translated, source: str) -> Converted:

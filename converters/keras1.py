@@ -80,18 +80,31 @@ def _merge(config: Config) -> tuple[str, Config]:
     return _MERGES[mode], {"name": config.get("name"), "axis": config.get("concat_axis", -1)}
 
 
+_TURNED = ("Conv1D", "Conv2D", "Conv2DTranspose")
+
+
+def depends_on_backend(network: Network) -> bool:
+    """Whether Keras 1 wrote the network, and layers in it mean another thing on Theano."""
+    return network.keras[0] == 1 and any(
+        layer.class_name in _TURNED
+        or (layer.network is not None and depends_on_backend(layer.network))
+        for layer in network.layers
+    )
+
+
 def modernize_weights(network: Network, backend: str | None) -> None:
     """Brings the kernels of old files into today's order, in place.
 
     Keras 1 kept kernels of its 'th' ordering as (out, in, rows, columns), those of Conv1D
     with a dummy axis, and those of transposed convolutions with in and out exchanged.
     Files written on Theano, by Keras 1 or 2, hold true convolutions: kernels flipped in
-    space. Files that do not tell the backend are taken for TensorFlow's, as Keras 2 does.
+    space; but for depthwise ones, which Keras flipped itself. Files that do not tell the
+    backend are taken for TensorFlow's, as Keras 2 does.
     """
     for layer in network.layers:
         if layer.network is not None:
             modernize_weights(layer.network, backend)
-        elif layer.class_name in ("Conv1D", "Conv2D", "Conv2DTranspose") and layer.weights:
+        elif layer.class_name in _TURNED and layer.weights:
             kernel = layer.weights["kernel"]
             if network.keras[0] == 1:
                 kernel = _from_keras1(kernel, layer.class_name, layer.config)

@@ -38,10 +38,13 @@ _LOOKALIKES = (
 )  # fmt: skip
 
 
-def read_file(path: Path, architecture: Config | None) -> tuple[Network, dict[str, str]]:
+def read_file(
+    path: Path, architecture: Config | None, backend: str | None = None
+) -> tuple[Network, dict[str, str]]:
     """The network in a Keras file, and what is known about the file.
 
     architecture: the model's configuration, for files that hold weights alone.
+    backend: what Keras 1 or 2 ran on, "theano" or another, for files that do not say it.
 
     Raises: ConversionError, without the file's name.
     """
@@ -63,7 +66,7 @@ def read_file(path: Path, architecture: Config | None) -> tuple[Network, dict[st
     if not head.startswith(HDF5_SIGNATURE):
         raise ConversionError(f"not a Keras model: {_looks_like(head)}")
     with open_hdf5(path, size) as file:
-        return _read_hdf5(file, architecture)
+        return _read_hdf5(file, architecture, backend)
 
 
 def parse_architecture(architecture: str | Path | Config) -> Config:
@@ -111,12 +114,15 @@ def read_live(model: Any) -> tuple[Network, dict[str, str]]:
 # --- HDF5 ------------------------------------------------------------------------------
 
 
-def _read_hdf5(file: Hdf5, architecture: Config | None) -> tuple[Network, dict[str, str]]:
+def _read_hdf5(
+    file: Hdf5, architecture: Config | None, backend: str | None
+) -> tuple[Network, dict[str, str]]:
     root = file.root
     holder = file.group(root, "model_weights")
     text = file.text(root, "model_config")
     weights = root if holder is None else holder
     is_legacy = file.names(weights, "layer_names") is not None
+    backend = file.text(weights, "backend") or file.text(root, "backend") or backend
     has_tree = file.group(root, "layers") or file.group(root, "_layer_checkpoint_dependencies")
     if text is None and not is_legacy and has_tree is None:
         raise ConversionError("this HDF5 file holds no Keras model")
@@ -137,13 +143,13 @@ def _read_hdf5(file: Hdf5, architecture: Config | None) -> tuple[Network, dict[s
     if is_legacy:
         assign_legacy(network, file, weights)
         if network.keras[0] < 3:
-            backend = file.text(weights, "backend") or file.text(root, "backend")
             modernize_weights(network, backend)
     elif has_tree is not None:
         assign_v3(network, file, root)
     else:
         raise ConversionError("this file holds an architecture but no weights; use model.save()")
-    return network, _metadata("HDF5" if text is not None else "HDF5 weights", version)
+    metadata = _metadata("HDF5" if text is not None else "HDF5 weights", version)
+    return network, metadata | ({"keras_backend": backend[:40]} if backend else {})
 
 
 # --- the zip of Keras 3 ----------------------------------------------------------------

@@ -32,10 +32,14 @@ def main() -> int:
     try:
         if target.resolve() == arguments.model.resolve():
             raise ConversionError(f"{target}: would be overwritten; name another file with -o")
-        converted = convert(arguments.model, arguments.architecture, arguments.input_shape)
+        converted = convert(
+            arguments.model, arguments.architecture, arguments.input_shape, arguments.backend
+        )
         _write(target, converted.onnx.SerializeToString())
         print(converted.source)
         print(_table(converted))
+        for note in converted.notes:
+            print(f"note: {note}")
         print(f"wrote {target}")
         if arguments.check is None:
             return 0
@@ -58,6 +62,11 @@ def _parser() -> argparse.ArgumentParser:
         "--input-shape",
         type=_shape,
         help="without the batch, such as 224,224,3, for models that leave it open",
+    )
+    parser.add_argument(
+        "--backend",
+        choices=("tensorflow", "theano"),
+        help="what Keras 1 ran on, for files that do not say it (default: tensorflow)",
     )
     parser.add_argument(
         "--check",

@@ -73,6 +73,58 @@ def test_a_convolution_in_theanos_ordering(tmp_path: Path, backend: str | None) 
     np.testing.assert_allclose(found.transpose(0, 2, 3, 1), keras2(tmp_path), atol=1e-6)
 
 
+def theanos_convolution(x: np.ndarray, kernel: np.ndarray) -> np.ndarray:
+    """A true convolution, as Theano means it: out[i] = sum over a of x[i + size - 1 - a] k[a].
+
+    x: [B, C, H, W], kernel: [rows, columns, C, O]; valid padding.
+    """
+    rows, columns = kernel.shape[:2]
+    height, width = x.shape[2] - rows + 1, x.shape[3] - columns + 1
+    out = np.zeros((len(x), kernel.shape[3], height, width))
+    for a in range(rows):
+        for b in range(columns):
+            top, left = rows - 1 - a, columns - 1 - b
+            window = x[:, :, top : top + height, left : left + width]
+            out += np.einsum("bchw,co->bohw", window, kernel[a, b])
+    return out
+
+
+@pytest.mark.parametrize("stated", [True, False])
+def test_a_file_of_keras_1_on_theano(tmp_path: Path, stated: bool) -> None:
+    settings = keras1_settings("th") | {"subsample": [1, 1], "border_mode": "valid"}
+    weights = {"c": [KERNEL.transpose(3, 2, 0, 1), BIAS]}
+    layers = [("Convolution2D", settings)]
+    path = write(tmp_path / "1.h5", "1.1.0", layers, weights, "theano" if stated else None)
+    x = IMAGES.transpose(0, 3, 1, 2)
+    expected = theanos_convolution(x, KERNEL) + BIAS[:, None, None]
+    converted = convert(path, backend=None if stated else "theano")
+    np.testing.assert_allclose(converted.predict(x), expected, atol=1e-5)
+    assert converted.notes == ()
+    taken = convert(path)
+    assert bool(taken.notes) != stated
+    assert stated or "Theano" in taken.notes[0]
+
+
+def test_a_file_of_keras_2_on_theano_holds_turned_kernels_but_for_depthwise_ones(
+    tmp_path: Path,
+) -> None:
+    shape = {"data_format": "channels_first", "batch_input_shape": [None, 2, 6, 5]}
+    settings = {"name": "c", "filters": 4, "kernel_size": [3, 2], "padding": "valid"} | shape
+    weights = {"c": [KERNEL, BIAS]}
+    path = write(tmp_path / "2.h5", "2.2.4", [("Conv2D", settings)], weights, "theano")
+    x = IMAGES.transpose(0, 3, 1, 2)
+    expected = theanos_convolution(x, KERNEL) + BIAS[:, None, None]
+    np.testing.assert_allclose(convert(path).predict(x), expected, atol=1e-5)
+
+    each = RANDOM.normal(size=(3, 2, 2, 1)).astype(np.float32)  # rows, columns, in, multiplier
+    settings = {"name": "c", "kernel_size": [3, 2], "padding": "valid", "use_bias": False} | shape
+    path = write(tmp_path / "d.h5", "2.2.4", [("DepthwiseConv2D", settings)], {"c": [each]},
+                 "theano")  # fmt: skip
+    diagonal = np.einsum("rci,io->rcio", each[..., 0], np.eye(2))
+    expected = theanos_convolution(x, diagonal[::-1, ::-1])  # Keras turned it before Theano did
+    np.testing.assert_allclose(convert(path).predict(x), expected, atol=1e-5)
+
+
 def test_a_network_in_the_words_of_keras_1(tmp_path: Path) -> None:
     kernel = RANDOM.normal(size=(3, 2, 4)).astype(np.float32)  # length, in, out
     dense = RANDOM.normal(size=(12, 2)).astype(np.float32)
