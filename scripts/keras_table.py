@@ -26,14 +26,15 @@ HEAD = """\
 | source | of |
 |---|---|
 | HDF5 with the whole model (`.h5`, `.hdf5`, also named `.keras`) | Keras 1, 2, 3, tf.keras |
-| `.keras` zip | Keras 3, tf.keras from 2.13 |
+| `.keras` zip | Keras 3, tf.keras from 2.12 |
 | HDF5 with weights alone, given `--architecture model.json` (`model.to_json()`) | Keras 1, 2, 3 |
 | a live model, `converters.convert(model)` | tf.keras, Keras 2, Keras 3 |
 | `.onnx`; `torch.nn.Module` with `input_shape` | operators in `converters/onnx_ops.py` |
 
 Sequential and functional models convert: branches, several inputs and outputs, models in
 models, layers called more than once; `channels_last` and `channels_first`. Padding is
-TensorFlow's. A model that leaves the sizes of its input open needs `--input-shape`.
+TensorFlow's. A model that leaves the sizes of its input open needs `--input-shape`. Files that
+Keras 1 wrote on Theano need `--backend theano`, since they do not say so; those of Keras 2 do.
 
 The last column of the table that `scripts/convert.py` prints says who runs a layer: the engines
 that can (`ottt, crypten`), `client` for a final activation such as softmax, `none` where no
