@@ -18,6 +18,7 @@ import pytest
 from serving import make_config, wait_until
 
 from privserve import transport
+from privserve.channel import MAX_FRAME, Tap
 from privserve.config import ClusterConfig, read_config
 from privserve.errors import ClusterError, PeerLost
 from privserve.transport import LaneMesh, Listener, client_context, server_context
@@ -45,7 +46,7 @@ class Parties:
         name = self.config.parties[rank].name
         return read_config(self.config.path.parent / name / "cluster.toml")
 
-    def tap(self, rank: int) -> transport.Tap:
+    def tap(self, rank: int) -> Tap:
         return lambda way, peer, payload: self.events.append((rank, way, peer, payload))
 
     def open(self, session: str = "s", timeout: float = 10.0) -> None:
@@ -188,7 +189,7 @@ def test_a_silent_peer_is_given_up_after_the_timeout(parties: Parties, size: int
 
 def test_a_frame_that_announces_too_much_is_refused(parties: Parties) -> None:
     channel = parties.mesh(1).channels[0]
-    channel._sock.sendall(struct.pack("<Q", transport.MAX_FRAME + 1))
+    channel._sock.sendall(channel.encrypt(struct.pack("<Q", MAX_FRAME + 1)))
     with pytest.raises(PeerLost, match="is announced"):
         parties.mesh(0).recv(1)
 

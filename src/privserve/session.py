@@ -23,12 +23,13 @@ from typing import Any
 
 import numpy as np
 
+from privserve.channel import Channel
 from privserve.config import ClusterConfig, PartyConfig
 from privserve.engines import Compute, load_engine
 from privserve.errors import NotServing, PeerLost, PrivserveError, QueryError
 from privserve.fixedpoint import RingArray
 from privserve.queries import LeaderQueue, Pending, PendingQueries, Refusal
-from privserve.transport import Channel, LaneMesh, Listener
+from privserve.transport import LaneMesh, Listener
 
 log = logging.getLogger("privserve")
 

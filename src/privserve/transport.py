@@ -1,45 +1,33 @@
-"""Party-to-party channels: framed, mutually authenticated TLS 1.3 over TCP.
+"""How parties find each other: lanes of mutually authenticated channels.
 
-A frame is an 8-byte little-endian length and that many bytes. Two parties hold one
-connection per lane (a purpose such as "online" or "deal"); each connection begins with a
-hello frame that names the session, the lane and the sender, and the sender's certificate
-must carry that name. A channel belongs to one thread at a time.
-
-Nothing here looks into a frame, and no frame is unpickled anywhere.
+Two parties hold one connection (`channel.Channel`) per lane, a purpose such as "online" or
+"deal"; each connection begins with a hello frame that names the session, the lane and the
+sender, and the sender's certificate must carry that name. No frame is unpickled anywhere.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import os
-import select
 import socket
 import ssl
-import struct
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from privserve.channel import Channel, Tap, TlsStream, exchange_duplex, reason_of
 from privserve.config import ClusterConfig, PartyConfig
 from privserve.engines import Payload
 from privserve.errors import ClusterError, PeerLost
 
-HEADER = struct.Struct("<Q")
-MAX_FRAME = 1 << 34
 HANDSHAKE_SECONDS = 10.0
 # A frame of this size always fits the socket buffers, so that a plain send never waits for
 # a peer who is itself sending; larger ones go through the full-duplex loop.
 DIRECT_BYTES = 64 * 1024
-# Frames up to this size are joined with their header and go out in one piece.
-JOINED_BYTES = 64 * 1024
 # In an exchange the peer's frame is usually a few microseconds away: asking for it for a
 # while costs less than being put to sleep and woken up.
 SPIN_SECONDS = 100e-6
-
-Tap = Callable[[str, str, bytes], None]
 
 
 def server_context(config: ClusterConfig, me: PartyConfig) -> ssl.SSLContext:
@@ -60,242 +48,6 @@ def client_context(config: ClusterConfig, me: PartyConfig) -> ssl.SSLContext:
     context.load_verify_locations(config.ca)
     context.load_cert_chain(me.cert, me.key)
     return context
-
-
-class Channel:
-    """One authenticated connection to one peer."""
-
-    def __init__(self, sock: ssl.SSLSocket, peer: str, lane: str, tap: Tap | None = None) -> None:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        sock.setblocking(False)
-        self.peer = peer
-        self.lane = lane
-        self.bytes_sent = 0
-        self.bytes_received = 0
-        self.frames_sent = 0
-        self._sock = sock
-        self._timeout: float | None = None
-        self._tap = tap
-        self._buffer = bytearray(1 << 16)
-        self._closed = False
-
-    def fileno(self) -> int:
-        """The socket's descriptor, for `select`."""
-        return self._sock.fileno()
-
-    def set_timeout(self, seconds: float | None) -> None:
-        """Bound every later wait for the peer; None waits for ever."""
-        self._timeout = seconds
-
-    def _lost(self, why: str) -> PeerLost:
-        return PeerLost(f"the connection to {self.peer} ({self.lane}) broke: {why}")
-
-    def send(self, *buffers: Payload) -> None:
-        """Send one frame made of `buffers`."""
-        parts = _frame(buffers)
-        for part in parts:
-            self._send_all(memoryview(part))
-        self._count_sent(parts)
-
-    def _send_all(self, left: memoryview) -> None:
-        while left:
-            try:
-                left = left[self._sock.send(left) :]
-            except ssl.SSLWantWriteError:
-                self._await(select.POLLOUT, "it does not take what is sent to it")
-            except ssl.SSLWantReadError:
-                self._await(select.POLLIN, "it does not take what is sent to it")
-            except (OSError, ValueError) as error:
-                raise self._lost(_reason(error)) from None
-
-    def recv(self, spin: float = 0.0) -> memoryview:
-        """The next frame; the view is valid until the next `recv` on this channel.
-
-        spin: seconds to keep asking before the thread sleeps until something comes.
-        """
-        size = self._parse_header(self._fill(memoryview(self._buffer)[: HEADER.size], spin))
-        if size > len(self._buffer):
-            self._buffer = bytearray(size)
-        view = memoryview(self._buffer)[:size]
-        self._fill(view, spin)
-        self._count_received(view)
-        return view
-
-    def close(self) -> None:
-        """Break the connection; a thread that waits in `recv` or `send` gets PeerLost."""
-        if self._closed:
-            return
-        self._closed = True
-        # SSLSocket.shutdown would drop TLS and leave a plaintext socket behind. An error
-        # only says that the peer was faster.
-        with contextlib.suppress(OSError):
-            socket.socket.shutdown(self._sock, socket.SHUT_RDWR)
-
-    def release(self) -> None:
-        """Free the descriptor; only once no thread uses the channel."""
-        self.close()
-        self._sock.close()
-
-    def _parse_header(self, header: memoryview) -> int:
-        size: int = HEADER.unpack(header)[0]
-        if size > MAX_FRAME:
-            raise self._lost(f"a frame of {size} bytes is announced, more than {MAX_FRAME}")
-        return size
-
-    def _fill(self, view: memoryview, spin: float) -> memoryview:
-        done, size = 0, len(view)
-        spin_until = 0.0
-        while done < size:
-            try:
-                got = self._sock.recv_into(view[done:])
-            except ssl.SSLWantReadError:
-                if spin:
-                    now = time.perf_counter()
-                    spin_until = spin_until or now + spin
-                    if now < spin_until:
-                        # The peer may be waiting for this very core.
-                        os.sched_yield()
-                        continue
-                self._await(select.POLLIN, "no answer in time; is it overloaded or stopped?")
-                continue
-            except ssl.SSLWantWriteError:
-                self._await(select.POLLOUT, "it does not take what is sent to it")
-                continue
-            except (OSError, ValueError) as error:
-                raise self._lost(_reason(error)) from None
-            if got == 0:
-                raise self._lost("it closed the connection")
-            done += got
-        return view
-
-    def _await(self, event: int, complaint: str) -> None:
-        """Sleep until the socket can be read or written; PeerLost after the timeout."""
-        _wait({self: event}, self._timeout, complaint)
-
-    def _count_sent(self, parts: Sequence[Payload]) -> None:
-        self.bytes_sent += sum(len(part) for part in parts)
-        self.frames_sent += 1
-        if self._tap:
-            self._tap("sent", self.peer, b"".join(parts)[HEADER.size :])
-
-    def _count_received(self, view: memoryview) -> None:
-        self.bytes_received += HEADER.size + len(view)
-        if self._tap:
-            self._tap("received", self.peer, bytes(view))
-
-
-def _frame(buffers: Sequence[Payload]) -> list[Payload]:
-    """The header and `buffers` as the pieces to send: joined where that is cheaper.
-
-    A small frame is one TLS record. Joining a large one would touch a megabyte of fresh
-    pages, which costs as much as encrypting it.
-    """
-    parts: list[Payload] = [memoryview(b).cast("B") for b in buffers]
-    frame: list[Payload] = [HEADER.pack(sum(len(p) for p in parts)), *parts]
-    return frame if sum(len(p) for p in frame) > JOINED_BYTES else [b"".join(frame)]
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, ssl.SSLError):
-        return error.reason or "TLS error"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror.lower()
-    return "the connection is closed"
-
-
-def exchange_duplex(channels: Iterable[Channel], payload: Payload) -> list[memoryview]:
-    """Send `payload` on every channel while reading one frame from each, in order.
-
-    Reads and writes are interleaved as the sockets allow, so that two parties who send
-    large frames to each other at the same time both get through.
-    """
-    frame = [memoryview(part) for part in _frame([payload])]
-    jobs = [_Duplex(channel, frame) for channel in channels]
-    waiting = list(jobs)
-    while waiting:
-        for job in waiting:
-            job.advance()
-        waiting = [job for job in waiting if not job.done]
-        if waiting and not any(job.progressed for job in waiting):
-            wanted = {job.channel: job.wants for job in waiting}
-            timeout = waiting[0].channel._timeout
-            _wait(wanted, timeout, "no answer in time; is it overloaded or stopped?")
-    return [job.result() for job in jobs]
-
-
-class _Duplex:
-    """One channel's progress through a full-duplex exchange."""
-
-    def __init__(self, channel: Channel, frame: list[memoryview]) -> None:
-        self.channel = channel
-        self.progressed = True
-        self._out = frame[0]
-        self._later = frame[1:]
-        self._frame = frame
-        self._header = memoryview(bytearray(HEADER.size))
-        self._body: memoryview | None = None
-        self._got = 0
-        self.wants = 0
-
-    @property
-    def done(self) -> bool:
-        return not self._out and self._body is not None and self._got == len(self._body)
-
-    def advance(self) -> None:
-        """Write and read as much as the socket takes and gives without waiting."""
-        self.wants = 0
-        before = (len(self._out), self._got, self._body is None)
-        if self._out:
-            sent = self._try(lambda: self.channel._sock.send(self._out[: 1 << 20]))
-            if sent:
-                self._out = self._out[sent:]
-                if not self._out and self._later:
-                    self._out = self._later.pop(0)
-                elif not self._out:
-                    self.channel._count_sent(self._frame)
-        if self._body is None or self._got < len(self._body):
-            view = self._header if self._body is None else self._body
-            got = self._try(lambda: self.channel._sock.recv_into(view[self._got :]))
-            if got == 0:
-                raise self.channel._lost("it closed the connection")
-            self._got += got or 0
-            if self._body is None and self._got == HEADER.size:
-                size = self.channel._parse_header(self._header)
-                if size > len(self.channel._buffer):
-                    self.channel._buffer = bytearray(size)
-                self._body = memoryview(self.channel._buffer)[:size]
-                self._got = 0
-        self.progressed = before != (len(self._out), self._got, self._body is None)
-
-    def _try(self, operation: Callable[[], int]) -> int | None:
-        try:
-            return operation()
-        except ssl.SSLWantReadError:
-            self.wants |= select.POLLIN
-        except ssl.SSLWantWriteError:
-            self.wants |= select.POLLOUT
-        except (OSError, ValueError) as error:
-            raise self.channel._lost(_reason(error)) from None
-        return None
-
-    def result(self) -> memoryview:
-        assert self._body is not None
-        self.channel._count_received(self._body)
-        return self._body
-
-
-def _wait(wanted: Mapping[Channel, int], timeout: float | None, complaint: str) -> None:
-    """Sleep until one of the channels is ready for what is wanted of it."""
-    poll = select.poll()
-    try:
-        for channel, events in wanted.items():
-            poll.register(channel.fileno(), events)
-        ready = poll.poll(None if timeout is None else timeout * 1000)
-    except (OSError, ValueError) as error:  # released meanwhile
-        raise next(iter(wanted))._lost(_reason(error)) from None
-    if not ready:
-        raise next(iter(wanted))._lost(complaint)
 
 
 class LaneMesh:
@@ -343,12 +95,6 @@ class LaneMesh:
         """Free the descriptors; only once no thread uses the lane."""
         for channel in self.channels.values():
             channel.release()
-
-
-def _certified_names(sock: ssl.SSLSocket) -> set[str]:
-    """The DNS names in the peer's verified certificate."""
-    entries: Any = (sock.getpeercert() or {}).get("subjectAltName", ())
-    return {value for kind, value in entries if kind == "DNS"}
 
 
 @dataclass(frozen=True)
@@ -404,10 +150,10 @@ class Listener:
 
     def _welcome(self, raw: socket.socket) -> None:
         try:
-            raw.settimeout(HANDSHAKE_SECONDS)
-            tls = self._server.wrap_socket(raw, server_side=True)
-            names = _certified_names(tls)
-            channel = Channel(tls, "an unknown peer", "hello")
+            stream = TlsStream(raw, self._server, server_side=True)
+            stream.handshake(HANDSHAKE_SECONDS)
+            names = stream.certified_names()
+            channel = Channel(stream, "an unknown peer", "hello")
             channel.set_timeout(HANDSHAKE_SECONDS)
             fields = json.loads(bytes(channel.recv()))
             hello = _Hello(str(fields["session"]), str(fields["lane"]), str(fields["from"]))
@@ -417,7 +163,7 @@ class Listener:
         except (OSError, PeerLost, ValueError, KeyError, TypeError):
             raw.close()  # not one of our parties, or gone: it learns nothing by asking
             return
-        channel = Channel(tls, hello.sender, hello.lane, self._tap)
+        channel = Channel(stream, hello.sender, hello.lane, self._tap)
         with self._changed:
             if self._closed:
                 channel.release()
@@ -452,10 +198,11 @@ class Listener:
                 raw = socket.create_connection(
                     (host, port), timeout=wait.at_most(HANDSHAKE_SECONDS)
                 )
-                tls = self._client.wrap_socket(raw, server_hostname=peer.name)
+                stream = TlsStream(raw, self._client, server_hostname=peer.name)
+                stream.handshake(HANDSHAKE_SECONDS)
                 hello = {"session": session, "lane": lane, "from": self._me.name}
-                Channel(tls, peer.name, lane).send(json.dumps(hello).encode())
-                return Channel(tls, peer.name, lane, self._tap)
+                Channel(stream, peer.name, lane).send(json.dumps(hello).encode())
+                return Channel(stream, peer.name, lane, self._tap)
             except ssl.SSLCertVerificationError as error:
                 raise ClusterError(
                     f"{peer.name} at {peer.peer} shows a certificate that this cluster's "
@@ -463,7 +210,7 @@ class Listener:
                     "one and the same cluster on all hosts"
                 ) from None
             except OSError as error:
-                reason = _reason(error)
+                reason = reason_of(error)
                 with self._changed:
                     self._changed.wait(0.05)
 
