@@ -37,6 +37,23 @@ class Keep(nn.Module):
         return torch.relu(x + self.conv(x))
 
 
+class Bent(nn.Module):
+    """Hidden tanh, GELU and softmax, and a product of two computed values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2, 4, 3, padding=1)
+        self.squeeze = nn.Linear(4, 4)
+        self.head = nn.Linear(4, 5)
+        self.last = nn.Linear(5, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        features = nn.functional.gelu(self.conv(x))
+        gate = torch.tanh(self.squeeze(features.mean((2, 3))))
+        pooled = (features * gate[:, :, None, None]).mean((2, 3))
+        return self.last(torch.softmax(4 * self.head(pooled), -1))
+
+
 def nets() -> dict[str, tuple[nn.Module, tuple[int, ...]]]:
     torch.manual_seed(7)
     return {
@@ -93,6 +110,19 @@ def test_answers_are_those_of_the_plaintext_network(
     batches = [draw.uniform(-4, 4, (rows, *shape)).astype(np.float32) for rows in (1, 5, 1)]
     for batch, got in zip(batches, answer(prepared, batches, compute_parties), strict=True):
         np.testing.assert_allclose(got, predict(converted, batch), atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("compute_parties", [2, 3])
+def test_hidden_functions_and_products_are_those_of_the_plaintext_network(
+    compute_parties: int,
+) -> None:
+    """`ottt` only: CrypTen's own approximations are not offered."""
+    torch.manual_seed(8)
+    converted = converters.convert(Bent(), input_shape=(2, 6, 6))
+    prepared = load_engine("ottt").prepare(converted.onnx, input_range=(-4, 4))
+    batch = np.random.default_rng(2).uniform(-4, 4, (5, 2, 6, 6)).astype(np.float32)
+    (got,) = answer(prepared, [batch], compute_parties)
+    np.testing.assert_allclose(got, predict(converted, batch), atol=4e-3)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
