@@ -9,7 +9,7 @@ a count, its weights by their number.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import h5py
 import numpy as np
@@ -129,13 +129,16 @@ def _agrees(found: Sequence[str], expected: Sequence[str]) -> bool:
 
 def assign_v3(network: Network, file: Hdf5, root: h5py.Group) -> None:
     """Weights from the version 3 layout; `root` holds the tree of the whole model."""
-    # tf.keras 2.12 named the list of layers after an attribute of its own.
+    # tf.keras 2.12 and 2.13 named the list of layers after an attribute of their own.
     group = file.group(root, "layers") or file.group(root, "_layer_checkpoint_dependencies")
     if group is None:
         if any(_slots(layer) for layer in network.layers):
             raise ConversionError("its weights have no layers; save the model anew")
         return
-    for layer, name in _v3_names(network.layers):
+    names = _v3_names(network.layers)
+    if any(name not in group for layer, name in names if _slots(layer)):
+        names = _v3_names(network.layers, twice=True)
+    for layer, name in names:
         found = file.group(group, name)
         try:
             _fill_v3(layer, file, found)
@@ -173,14 +176,19 @@ def _fill_vars(layer: Layer, roles: Sequence[str], file: Hdf5, group: h5py.Group
         layer.weights[role] = file.array(held, str(i))
 
 
-def _v3_names(layers: Sequence[Layer]) -> Iterator[tuple[Layer, str]]:
-    """Each layer with its name in the file: its class in snake case, counted."""
+def _v3_names(layers: Sequence[Layer], twice: bool = False) -> list[tuple[Layer, str]]:
+    """Each layer with its name in the file: its class in snake case, counted.
+
+    twice: as tf.keras 2.12 counts, whose list has every layer with weights two times in a row.
+    """
     counts: dict[str, int] = {}
+    names = []
     for layer in layers:
         name = snake_case(layer.class_name)
         count = counts.get(name, 0)
-        counts[name] = count + 1
-        yield layer, f"{name}_{count}" if count else name
+        counts[name] = count + (2 if twice and _slots(layer) else 1)
+        names.append((layer, f"{name}_{count}" if count else name))
+    return names
 
 
 def snake_case(name: str) -> str:

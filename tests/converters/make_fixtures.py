@@ -6,6 +6,7 @@ round differently and pad some averages differently):
 
     KERAS_BACKEND=tensorflow python tests/converters/make_fixtures.py
     KERAS_BACKEND=torch python tests/converters/make_fixtures.py     # channels_first alone
+    python tests/converters/make_fixtures.py     # with tensorflow 2.12: its own .keras files alone
 
 files/<name>.h5|.keras  a model as Keras saved it; <name>.npz holds x, y (x_1, y_1, ...)
 layers_<keras>.npz      many models, each as to_json() text, weights, inputs and outputs
@@ -55,8 +56,8 @@ def sample(model, seed: int, batch: int = 3) -> tuple[list[np.ndarray], list[np.
     return inputs, outputs if isinstance(outputs, list) else [outputs]
 
 
-def save(model, file_name: str, seed: int, weights_only: bool = False) -> None:
-    """Saves one model as a file with its golden values."""
+def save(model, file_name: str, seed: int, weights_only: bool = False, **options: str) -> None:
+    """Saves one model as a file with its golden values; options go to Keras' save."""
     shake(model, seed)
     folder = DATA / "files"
     folder.mkdir(parents=True, exist_ok=True)
@@ -65,7 +66,7 @@ def save(model, file_name: str, seed: int, weights_only: bool = False) -> None:
         model.save_weights(folder / file_name)
         (folder / f"{name}.json").write_text(model.to_json())
     else:
-        model.save(folder / file_name)
+        model.save(folder / file_name, **options)
     inputs, outputs = sample(model, seed)
     arrays = {f"x_{i}" if i else "x": x for i, x in enumerate(inputs)}
     arrays |= {f"y_{i}" if i else "y": y for i, y in enumerate(outputs)}
@@ -177,7 +178,12 @@ def leaf_layers(model, prefix: str = ""):
 if __name__ == "__main__":
     import keras
 
-    if keras.backend.backend() == "torch":
+    if keras.__version__.startswith("2.12."):
+        for number, kind in enumerate(("nested", "several", "residual")):
+            model = dict(all_cases())[kind](keras)
+            # "keras" alone still meant HDF5 for this version.
+            save(model, f"{kind}_tf_keras212.keras", 30 + number, save_format="keras_v3")
+    elif keras.backend.backend() == "torch":
         layer_cases(keras, "keras3_first", 900, backend="torch")
     else:
         import tf_keras
