@@ -218,6 +218,8 @@ class ProgramBuilder:
         self, x: Traced, expression: Expression, piece: Piece, bounds: Range, layer: str
     ) -> Traced:
         """A function of x on one of its pieces, a spline; `bounds`: of the result."""
+        if self.excess(x) > 30:  # shift and K together must fit in the ring
+            x = self.truncate(x, layer)
         attributes = lookup_format(x.step, self.excess(x), piece, bounds.magnitude)
         if attributes["output_bits"] < self.fraction_bits:
             self._refuse(bounds.magnitude, layer)

@@ -142,6 +142,7 @@ def resize(c: _Compiler, node: onnx.NodeProto, attributes: Attributes) -> Tensor
         at = np.clip((np.arange(wanted) + 0.5) / factors[axis + 1] - 0.5, 0, size - 1)
         lower = np.minimum(np.floor(at), max(size - 2, 0)).astype(int)
         upper = np.minimum(lower + 1, size - 1)
+        x = b.narrow(x, layer)
         bits = exact_bits(at - lower)
         weight = np.rint((at - lower) * 2**bits).astype(np.int64)
         column = (-1, *(1,) * (len(x.shape) - axis - 1))

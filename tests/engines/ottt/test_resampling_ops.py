@@ -77,6 +77,17 @@ MODELS = {
     "fewer nearest neighbours": resizing((2, 7, 9), [2, 3, 4], **NEAREST),
     "linear upsampling": resizing((2, 3, 4), [2, 6, 8], **LINEAR),
     "linear resizing": resizing((2, 5, 7), [2, 8, 4], **LINEAR),
+    "linear resizing of what carries many fraction bits, then a sigmoid": graph(
+        [
+            node("Conv", ["x", "w"], "h"),
+            node("AveragePool", ["h"], "p", kernel_shape=[3, 3], pads=[1, 1, 1, 1]),
+            node("Resize", ["p", "", "", "sizes"], "r", **LINEAR),
+            node("Sigmoid", ["r"], "s"),
+            node("Identity", ["s"]),
+        ],
+        {"w": weights(2, 2, 2, 2), "sizes": np.array([1, 2, 7, 5])},
+        (2, 5, 4),
+    ),
     "gathered rows": graph(
         [node("Gather", ["x", "i"], axis=2)], {"i": np.array([[3, -1], [0, 0]])}, (2, 4, 3)
     ),
