@@ -143,7 +143,7 @@ def average_pool(c: _Compiler, node: onnx.NodeProto, attributes: Attributes) -> 
     if any(d != 1 for d in window["dilations"]):
         raise c.refuse(node, "dilated pooling is not supported")
     pending = c.foldable(_name(node))
-    if pending and not pending.channels_last and not any(pads):
+    if pending and not any(pads) and _is_image(pending):
         fused = _fuse_mean(pending, kernel, strides, len(tensor.shape) == 2)
         if fused.geometry.products <= pending.geometry.products:
             return fused
@@ -169,6 +169,13 @@ def average_pool(c: _Compiler, node: onnx.NodeProto, attributes: Attributes) -> 
         sums = c.builder.scale(sums, factor, sums.step / 2**bits, layer)
     out = c.builder.with_step(sums, 1 / area)
     return c.builder.reshape(out, out.shape[:2] if flat else out.shape, layer)
+
+
+def _is_image(p: Pending) -> bool:
+    """Whether the linear op's own axes are the tensor's, as with convolutions."""
+    return not p.channels_last and (*p.shape, 1)[: len(p.geometry.output_shape)] == (
+        p.geometry.output_shape
+    )
 
 
 def _pool_pads(

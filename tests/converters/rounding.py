@@ -7,7 +7,7 @@ samples, a node's output is off by at most
     linear ops     max_o sum |w_o| (e + unit) + fan_in X 2^-19 + 2^-19
     scaled         |scale| (e + unit) + X 2^-19 + 2^-19
     products       X e' + X' e + e e' + unit
-    clips          e + 2 units: two ReLUs each
+    clips, leaky   e + 2 units: two roundings each; and X 2^-15 for the slope's
     functions      slope e + 1.5 TOLERANCE max(1, slope / 4), what splines promise
     the others     e + unit: they move elements, or cannot grow a difference (ReLU, maximum)
 
@@ -73,8 +73,8 @@ def _error(
         return max(1.0, float(np.abs(factor).max())) * (e + UNIT) + reach * WEIGHT
     if kind in ("Add", "Sub", "Sum"):
         return len(computed) * e + UNIT
-    if kind in ("HardSigmoid", "Clip"):
-        return e + 2 * UNIT
+    if kind in ("HardSigmoid", "Clip", "LeakyRelu"):
+        return e + 2 * UNIT + reach * UNIT / 2 * (kind == "LeakyRelu")
     if kind in SLOPES:
         return SLOPES[kind] * (e + UNIT) + _spline(SLOPES[kind])
     return e + UNIT

@@ -125,12 +125,13 @@ def networks(draw: Any) -> list[tuple[str, dict[str, Any]]]:
     layers: list[tuple[str, dict[str, Any]]] = []
     height, width = 9, 8
     for _ in range(draw(st.integers(1, 4))):
-        kind = draw(st.sampled_from(["conv", "separable", "pool", "pad", "crop", "norm", "act",
-                                     "dense", "up", "permute"]))  # fmt: skip
-        padding = draw(st.sampled_from(["valid", "same"]))
+        kind = draw(st.sampled_from(["conv", "separable", "pool", "average", "pad", "crop", "norm",
+                                     "act", "dense", "up", "permute"]))  # fmt: skip
+        # On torch, Keras averages over asymmetric padding in a way of its own.
+        padding = "valid" if kind == "average" else draw(st.sampled_from(["valid", "same"]))
         size = (draw(st.integers(1, 3)), draw(st.integers(1, 3)))
         stride = draw(st.integers(1, 2))
-        if kind in ("conv", "separable", "pool"):
+        if kind in ("conv", "separable", "pool", "average"):
             if padding == "valid" and (height < size[0] or width < size[1]):
                 continue
             height = -(-(height - (size[0] - 1) * (padding == "valid")) // stride)
@@ -140,9 +141,9 @@ def networks(draw: Any) -> list[tuple[str, dict[str, Any]]]:
                 "filters": draw(st.integers(1, 4)), "kernel_size": size, "strides": stride,
                 "padding": padding, "activation": draw(st.sampled_from([None, "relu", "tanh"])),
             }))  # fmt: skip
-        elif kind == "pool":
-            layers.append(("MaxPooling2D",
-                           {"pool_size": size, "strides": stride, "padding": padding}))  # fmt: skip
+        elif kind in ("pool", "average"):
+            name = "MaxPooling2D" if kind == "pool" else "AveragePooling2D"
+            layers.append((name, {"pool_size": size, "strides": stride, "padding": padding}))
         elif kind == "pad":
             layers.append(("ZeroPadding2D", {"padding": ((1, 0), (0, 2))}))
             height, width = height + 1, width + 2
@@ -152,7 +153,8 @@ def networks(draw: Any) -> list[tuple[str, dict[str, Any]]]:
         elif kind == "norm":
             layers.append(("BatchNormalization", {"axis": draw(st.sampled_from([1, 2, -1]))}))
         elif kind == "act":
-            name = draw(st.sampled_from(["sigmoid", "elu", "softmax", "gelu", "hard_sigmoid"]))
+            name = draw(st.sampled_from(["sigmoid", "elu", "softmax", "gelu", "hard_sigmoid",
+                                         "leaky_relu", "relu6", "swish", "softplus"]))  # fmt: skip
             layers.append(("Activation", {"activation": name}))
         elif kind == "dense":
             layers.append(("Dense", {"units": draw(st.integers(1, 4))}))

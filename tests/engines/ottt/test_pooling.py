@@ -48,3 +48,17 @@ def test_one_dimensional_pooling_rounds_up_as_well() -> None:
         with Session(converted.onnx, input_range=(-8, 8)) as session:
             (answer,) = session.query(x)
         np.testing.assert_allclose(answer, expected, atol=3e-4)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 2), (2, 2), (3, 1)])
+@pytest.mark.parametrize("first", [nn.BatchNorm2d(2), nn.Conv2d(2, 2, 2, groups=2)])
+def test_a_mean_follows_what_is_linear_but_no_image(first: nn.Module, size: tuple) -> None:
+    shape = (2, 6, 5)
+    net = nn.Sequential(first, nn.AvgPool2d(size, stride=1)).eval()
+    x = uniform((3, *shape), -2, 2).astype(np.float32)
+    with torch.no_grad():
+        expected = net(torch.from_numpy(x)).numpy()
+    converted = converters.convert(net, input_shape=shape)
+    with Session(converted.onnx, input_range=(-2, 2)) as session:
+        (answer,) = session.query(x)
+    np.testing.assert_allclose(answer, expected, atol=3e-4)
