@@ -120,7 +120,8 @@ class ProgramBuilder:
     def __init__(self, fraction_bits: int) -> None:
         self.fraction_bits = fraction_bits
         self.parameters: dict[str, RingArray] = {}
-        self._values: list[Traced] = []
+        # Without their ranges: those of a large network are gigabytes.
+        self._values: list[Value] = []
         self._ops: list[Op] = []
         self._calibrated: list[str] = []
         self._notes: list[str] = []
@@ -433,7 +434,7 @@ class ProgramBuilder:
                 bits[number] = max(bits[number], needed)
         # A power of two: exact bounds would tell about the weights, K tells this much.
         return tuple(
-            Value(v.shape, b, v.step, 2.0 ** math.ceil(math.log2(max(v.range.magnitude, 1e-9))))
+            Value(v.shape, b, v.step, 2.0 ** math.ceil(math.log2(max(v.bound, 1e-9))))
             for v, b in zip(self._values, bits, strict=True)
         )
 
@@ -520,11 +521,11 @@ class ProgramBuilder:
 
     def _new(self, shape: tuple[int, ...], step: float, bounds: Range) -> Traced:
         out = Traced(len(self._values), shape, step, bounds)
-        self._values.append(out)
+        self._values.append(Value(shape, step=step, bound=bounds.magnitude))
         return out
 
     def replace_range(self, x: Traced, bounds: Range) -> Traced:
         """x, of which the caller knows a better range than interval arithmetic does."""
         better = Traced(x.number, x.shape, x.step, bounds)
-        self._values[x.number] = better
+        self._values[x.number] = Value(x.shape, step=x.step, bound=bounds.magnitude)
         return better

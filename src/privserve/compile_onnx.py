@@ -114,6 +114,8 @@ class _Compiler:
         for node in self.graph.node:
             for name in node.input:
                 self.readers[name] = self.readers.get(name, 0) + 1
+        # Tensors go after their last reader: the ranges of a large network's are gigabytes.
+        self.unread = dict(self.readers)
         self.layers = {name: _layer(node) for node in self.graph.node for name in node.output}
         self.inputs = [i for i in self.graph.input if i.name not in self.tensors]
         if isinstance(calibration, np.ndarray):
@@ -134,6 +136,10 @@ class _Compiler:
         for node in self.graph.node:
             if node.output[0] not in activations:
                 self._lower(node)
+                for name in filter(None, node.input):
+                    self.unread[name] -= 1
+                    if not self.unread[name]:
+                        del self.tensors[name]
         outputs = []
         for port in self.graph.output:
             source, activation = activations.get(port.name, (port.name, None))

@@ -34,7 +34,7 @@ class Range:
         """The largest absolute value that the interval allows."""
         if not self.low.size:
             return 0.0
-        return float(max(np.abs(self.low).max(), np.abs(self.high).max()))
+        return float(max(-self.low.min(), self.high.max()))
 
     @property
     def sampled_magnitude(self) -> float:
@@ -62,6 +62,9 @@ class Range:
     def scaled(self, factor: Floats | float) -> Range:
         """The range of factor * x."""
         one, other = self.low * factor, self.high * factor
+        if isinstance(factor, float):
+            low, high = (one, other) if factor >= 0 else (other, one)
+            return Range(low, high, self.samples * factor)
         return Range(np.minimum(one, other), np.maximum(one, other), self.samples * factor)
 
     def plus(self, other: Range) -> Range:
