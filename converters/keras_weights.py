@@ -179,7 +179,7 @@ def _fill_vars(layer: Layer, roles: Sequence[str], file: Hdf5, group: h5py.Group
 def _v3_names(layers: Sequence[Layer], twice: bool = False) -> list[tuple[Layer, str]]:
     """Each layer with its name in the file: its class in snake case, counted.
 
-    twice: as tf.keras 2.12 counts, whose list has every layer with weights two times in a row.
+    twice: as tf.keras 2.12 and 2.13 count: their list has every layer with weights two times.
     """
     counts: dict[str, int] = {}
     names = []

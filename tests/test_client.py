@@ -72,6 +72,12 @@ def test_lists_and_dicts_are_taken_as_arrays_are(digits: Digits, client: ps.Clie
     np.testing.assert_allclose(by_name, nested, atol=1e-2)
 
 
+def test_a_list_of_one_array_is_that_array_as_for_keras(digits: Digits, client: ps.Client) -> None:
+    with digits.serving():
+        answer = client.query_model([digits.images[:2]])
+    np.testing.assert_allclose(answer, predicted(digits, slice(2)), atol=2e-2)
+
+
 def test_a_client_is_made_from_a_file_or_from_addresses(digits: Digits) -> None:
     config = digits.cluster.config
     addresses = [p.http for p in config.compute]

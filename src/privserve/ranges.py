@@ -110,9 +110,9 @@ def joined(ranges: Sequence[Range], axis: int) -> Range:
 def convolve(x: Floats, weight: Floats, geometry: Geometry) -> Floats:
     """weight * x in float64, for x: [B, C, H, W]."""
     top, left, bottom, right = geometry.pads
-    padded = torch.nn.functional.pad(
-        torch.from_numpy(np.ascontiguousarray(x)), (left, right, top, bottom)
-    )
+    # Writable, because torch warns of what it might write to; bounds may be broadcast views.
+    values = np.require(x, np.float64, ["C", "W"])
+    padded = torch.nn.functional.pad(torch.from_numpy(values), (left, right, top, bottom))
     out = torch.nn.functional.conv2d(
         padded,
         torch.from_numpy(np.ascontiguousarray(weight)),
