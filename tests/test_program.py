@@ -130,7 +130,14 @@ def test_the_summary_shows_every_op_and_the_totals():
             ["Div", "quotient"],
         ),
         (
-            graph([helper.make_node("Exp", ["x"], ["y"], name="growth")], {}, (4,)),
+            graph(  # a final Exp would be the client's
+                [
+                    helper.make_node("Exp", ["x"], ["e"], name="growth"),
+                    helper.make_node("Relu", ["e"], ["y"]),
+                ],
+                {},
+                (4,),
+            ),
             {"input_range": (-1000, 1000)},
             ["growth", "scale"],
         ),
