@@ -131,6 +131,7 @@ def _party(
     engine: str,
     description: dict[str, Any],
     shares: dict[str, RingArray],
+    options: dict[str, Any],
     pipe: Any,
 ) -> None:
     """The process of one party: does what the pipe says until it closes."""
@@ -141,9 +142,9 @@ def _party(
     lanes = listener.open_lanes("bench", module.LANES, START_SECONDS)
     if config.role(name) == "dealer":
         with contextlib.suppress(PeerLost):  # the parties left: the benchmark is over
-            module.deal(description, lanes)
+            module.deal(description, lanes, **options)
         return
-    compute: Any = module.Compute(description, shares, lanes)
+    compute: Any = module.Compute(description, shares, lanes, **options)
     pipe.send("ready")
     dealer = len(config.compute)
     try:
@@ -172,7 +173,7 @@ def _party(
             # Packs are dealt ahead: the bytes belong to the packs made, not to the queries run.
             pool = getattr(compute, "pool", None)
             rows = runs * len(inputs[0])
-            dealt = after[1] / pool.made if pool else (after[1] - before[1]) / rows
+            dealt = compute.stats.bytes_dealt / pool.made if pool else (after[1] - before[1]) / rows
             total = sum(seconds)
             waits = [b - a for a, b in zip(times_before, times_after, strict=True)]
             parts = {"exchange": waits[0] / total, "waiting": waits[1] / total}
@@ -197,7 +198,7 @@ def _party(
 class Bench:
     """The processes of one engine, party count and model."""
 
-    def __init__(self, name: str, prepared: Prepared, parties: int) -> None:
+    def __init__(self, name: str, prepared: Prepared, parties: int, **options: Any) -> None:
         self.name = name
         self.engine = prepared.engine
         self.parties = parties
@@ -225,6 +226,7 @@ class Bench:
                     prepared.engine,
                     prepared.description,
                     shares,
+                    options,
                     theirs,
                 ),
                 daemon=True,
@@ -259,6 +261,14 @@ class Bench:
         leader.memory_mb = max(r.memory_mb for r in reports)
         logits = decode(sharing.join([r.output for r in reports]), self.output_bits)
         return leader, logits
+
+    def peak_memory_mb(self) -> dict[str, float]:
+        """By party: the most resident memory that its process ever had (Linux)."""
+        peaks = {}
+        for name, process in zip(party_names(self.parties), self._processes, strict=True):
+            lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+            peaks[name] = next(int(s.split()[1]) / 1024 for s in lines if s.startswith("VmHWM:"))
+        return peaks
 
     def close(self) -> None:
         """End all processes."""
@@ -640,6 +650,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", type=Path, default=EXAMPLES / "digits-model.h5")
     parser.add_argument("--rounds", type=int, default=3, help="of the round robin")
     parser.add_argument("--sizes", action="store_true", help="also wider models and a ResNet-20")
+    parser.add_argument(
+        "--large",
+        action="append",
+        metavar="MODEL",
+        help="instead, single queries through resnet50, mobilenetv2, densenet121 or a file",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--plot", type=Path, metavar="PNG", help="draw latency and throughput")
     options = parser.parse_args(arguments)
@@ -649,6 +665,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("--rounds must be at least 1")
     try:
         facts = machine()
+        if options.large:
+            from privserve.bench_large import run_large
+
+            return run_large(options, facts)
         results = run(options)
         if options.json:
             print(json.dumps({"machine": facts, "results": [asdict(r) for r in results]}, indent=1))
