@@ -39,7 +39,6 @@ class Buffers:
     """The buffers of all ops at one batch size."""
 
     of: dict[int, OpBuffers]
-    pack_number: int | None = None
 
     @classmethod
     def for_batch(cls, program: Program, batch: int) -> Buffers:
