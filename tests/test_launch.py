@@ -369,6 +369,29 @@ def test_a_dry_run_starts_nothing(
     assert not (tmp_path / ".privserve").exists()
 
 
+def test_samples_for_calibration_are_read_from_a_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = ps.load_model(SAMPLE_MODEL).converted.inputs[0].name
+    samples = np.zeros((2, 28, 28, 1))
+    np.save(tmp_path / "good.npy", samples)
+    np.savez(tmp_path / "good.npz", **{name: samples})
+    np.save(tmp_path / "small.npy", samples[:, :5])
+    np.savez(tmp_path / "other.npz", pixels=samples)
+    (tmp_path / "text.npy").write_text("no array")
+    dry_run = ["--model", str(SAMPLE_MODEL), "--dry-run", "--calibration"]
+    for file in ("good.npy", "good.npz"):
+        assert launch.main([*dry_run, str(tmp_path / file)]) == 0
+    for file, complaint in (
+        ("small.npy", "calibration samples have shape"),
+        ("other.npz", f"the model takes the inputs '{name}' (B, 28, 28, 1), not ['pixels']"),
+        ("text.npy", "text.npy is no .npy or .npz file"),
+        ("none.npy", "there is no"),
+    ):
+        assert launch.main([*dry_run, str(tmp_path / file)]) == 2
+        assert complaint in capsys.readouterr().err
+
+
 def test_the_files_of_an_earlier_cluster_are_replaced_and_others_kept(tmp_path: Path) -> None:
     old = tmp_path / ".privserve"
     old.mkdir()

@@ -17,6 +17,8 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
+from typing import Any
+from zipfile import BadZipFile
 
 from privserve.config import party_names, split_address
 from privserve.errors import ConfigError, PrivserveError
@@ -50,6 +52,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="what every input value stays within, such as 0,1 (default: -8,8)",
     )
     parser.add_argument("--fraction-bits", type=int, help="of the fixed point")
+    parser.add_argument(
+        "--calibration",
+        type=Path,
+        metavar="FILE",
+        help="inputs like those to come, for deep networks: .npy, or .npz with an array per input",
+    )
     parser.add_argument("--host", default="localhost", help="where the parties listen")
     parser.add_argument(
         "--port",
@@ -87,6 +95,21 @@ def parse_range(text: str | None) -> tuple[float, float] | None:
     return low, high
 
 
+def read_samples(path: Path | None) -> Any:
+    """The array of an .npy file, or the arrays of an .npz file by name."""
+    if path is None:
+        return None
+    import numpy as np
+
+    try:
+        found = np.load(path, allow_pickle=False)
+        return found if isinstance(found, np.ndarray) else {n: found[n] for n in found.files}
+    except FileNotFoundError:
+        raise ConfigError(f"--calibration: there is no {path}") from None
+    except (OSError, EOFError, ValueError, BadZipFile) as error:
+        raise ConfigError(f"--calibration: {path} is no .npy or .npz file: {error}") from None
+
+
 def run_one_party(name: str, config: Path) -> int:
     """Run one party of an existing cluster until it is interrupted."""
     from privserve.party import main as party_main
@@ -122,9 +145,10 @@ def launch(options: argparse.Namespace) -> int:
     from privserve.api import DEFAULT_ENGINE, Cluster, Worker, load_model
 
     engine = options.engine or DEFAULT_ENGINE
-    ranges = {
+    ranges: dict[str, Any] = {
         "input_range": parse_range(options.input_range),
         "fraction_bits": options.fraction_bits,
+        "calibration": read_samples(options.calibration),
     }
     if options.model == DEFAULT_MODEL and not DEFAULT_MODEL.exists():
         raise ConfigError(
