@@ -12,6 +12,7 @@ from ottt_models import float_logits, graph, random_weights, tutorial_net
 from ottt_session import Session, uniform
 
 from privserve.engines import ottt
+from privserve.engines.ottt import layout
 from privserve.engines.ottt.buffers import COMMUNICATING, Buffers, expiring, last_readers
 from privserve.engines.ottt.dealer import PackMaker, masks_of_weights
 from privserve.engines.ottt.layout import PackLayout, lay_out, mask_words, tuple_words
@@ -50,35 +51,35 @@ def program() -> Program:
     return Program.from_json(ottt.prepare(branching_net()).description)
 
 
-def parts(layout: PackLayout, program: Program) -> list[tuple[int, int]]:
+def parts(pack: PackLayout, program: Program) -> list[tuple[int, int]]:
     """(first word, words) of every op's masks and fields, in the order of the words."""
-    masks = [(word, mask_words(program, program.ops[i])) for i, word in layout.masks.items()]
-    fields = [(word, tuple_words(program, program.ops[i])) for i, word in layout.fields.items()]
+    masks = [(word, mask_words(program, program.ops[i])) for i, word in pack.masks.items()]
+    fields = [(word, tuple_words(program, program.ops[i])) for i, word in pack.fields.items()]
     return sorted(masks + fields)
 
 
 @given(piece_bytes=st.integers(1, 200_000))
 @settings(max_examples=60, deadline=None)
 def test_however_a_pack_is_cut_its_parts_do_not_overlap(program, piece_bytes):
-    layout = lay_out(program, piece_bytes)
-    assert layout.pieces[0].first == 0
-    assert layout.pieces[-1].last == len(program.ops)
+    pack = lay_out(program, piece_bytes)
+    assert pack.pieces[0].first == 0
+    assert pack.pieces[-1].last == len(program.ops)
     word = 0
-    for piece, following in zip(layout.pieces, [*layout.pieces[1:], None], strict=True):
+    for piece, following in zip(pack.pieces, [*pack.pieces[1:], None], strict=True):
         assert piece.start == word
         assert following is None or following.first == piece.last
         word += piece.words
         for index in range(piece.first, piece.last):
             start = piece.start
-            if index in layout.masks:
-                assert start <= layout.masks[index] < start + piece.mask_words
-            if index in layout.fields:
-                assert start + piece.mask_words <= layout.fields[index] < start + piece.words
-    assert layout.words == word
-    found = parts(layout, program)
+            if index in pack.masks:
+                assert start <= pack.masks[index] < start + piece.mask_words
+            if index in pack.fields:
+                assert start + piece.mask_words <= pack.fields[index] < start + piece.words
+    assert pack.words == word
+    found = parts(pack, program)
     for (at, words), (after, _) in zip(found, [*found[1:], (word, 0)], strict=True):
         assert at + words <= after
-    assert layout.corrected_words == lay_out(program, 1 << 40).corrected_words
+    assert pack.corrected_words == lay_out(program, 1 << 40).corrected_words
 
 
 class Constant:
@@ -98,9 +99,9 @@ def corrections(
     maker = PackMaker(program, [fresh_key() for _ in words], masks, piece_bytes)
     maker._own = Prg(own)
     maker._streams = [Constant(word) for word in words]  # type: ignore[misc]
-    layout, sent = maker.layout, {}
-    for piece, made in zip(layout.pieces, maker.make(1), strict=True):
-        places = {i: w for i, w in layout.fields.items() if piece.first <= i < piece.last}
+    sent = {}
+    for piece, made in zip(maker.layout.pieces, maker.make(1), strict=True):
+        places = {i: w for i, w in maker.layout.fields.items() if piece.first <= i < piece.last}
         ends = [*sorted(places.values())[1:], piece.start + piece.words]
         for (index, word), end in zip(sorted(places.items()), ends, strict=True):
             skipped = piece.start + piece.mask_words
@@ -135,13 +136,24 @@ def test_a_net_in_pieces_answers_alike_and_sends_alike(parties, piece_bytes):
         online = session.wires["online"].sent
         frames = [len(f) for a, b, f in session.wires["deal"].sent if (a, b) == (parties, 0)]
         made = session.computes[0].pool.made
-        layout = session.computes[0].layout
+        pack = session.computes[0].layout
         sizes.append([len(f) for a, b, f in online if (a, b) == (0, 1)])
-        assert sum(frames[1:]) == 8 * layout.corrected_words * made
+        assert sum(frames[1:]) == 8 * pack.corrected_words * made
         if "piece_bytes" in options:
-            assert len(frames) - 1 == len(layout.pieces) * made
-            assert len(layout.pieces) > 2
+            assert len(frames) - 1 == len(pack.pieces) * made
+            assert len(pack.pieces) > 2
     assert sizes[0] == sizes[1]
+
+
+def test_a_single_packs_piece_travels_in_small_frames(monkeypatch):
+    monkeypatch.setattr(layout, "FRAME_WORDS", 1000)
+    net, x = tutorial_net(WEIGHTS), uniform((2, 28, 28, 1), 0, 1)
+    with Session(net, options={"pool_queries": 1}) as session:
+        (out,) = session.query(x)
+        assert np.abs(out - float_logits(WEIGHTS, x)).max() < 1e-3
+    frames = [len(f) for a, b, f in session.wires["deal"].sent if (a, b) == (2, 0)]
+    assert max(frames) == 8 * 1000
+    assert len(frames) > 20 * session.computes[0].pool.made
 
 
 def test_every_kind_of_op_works_in_pieces():

@@ -214,8 +214,9 @@ def deal(
                 return
             while room and (stop is None or not stop.is_set()):
                 count = min(room, maker.layout.packs_per_message)
-                for corrections in maker.make(count):
-                    mesh.send(0, corrections.data.cast("B"))
+                for piece, corrections in zip(maker.layout.pieces, maker.make(count), strict=True):
+                    for frame in piece.frames(count):
+                        mesh.send(0, corrections[:, frame].data.cast("B"))
                 room -= count
     except PeerLost:
         return

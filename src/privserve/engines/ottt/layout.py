@@ -21,6 +21,8 @@ from privserve.program import Op, Program
 MESSAGE_BYTES = 5 << 18
 PIECE_BYTES = 16 << 20
 """A piece ends before the op with which it would exceed this; an op is never cut."""
+FRAME_WORDS = 1 << 17
+"""A single pack's piece travels in frames of at most so many words, which stay in the cache."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,12 @@ class Piece:
     def corrected_words(self) -> int:
         """What party 0 is sent of it."""
         return self.words - self.mask_words
+
+    def frames(self, count: int) -> list[slice]:
+        """The corrected words of `count` packs' pieces that travel together."""
+        each = FRAME_WORDS if count == 1 else self.corrected_words
+        starts = range(0, self.corrected_words, each)
+        return [slice(at, min(at + each, self.corrected_words)) for at in starts]
 
 
 @dataclass(frozen=True)

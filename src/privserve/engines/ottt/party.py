@@ -152,31 +152,29 @@ class Compute:
     def _make_packs(self, most: int) -> int:
         """Fill some next slots, `most` of them at most, piece by piece."""
         count = min(most, self.layout.packs_per_message)
-        for number, piece in enumerate(self.layout.pieces):
-            corrected = None
-            if self._rank == 0:
-                frame = self._dealer.recv(self._parties)
-                corrected = received_words(frame).reshape(-1, piece.corrected_words)
-                if number == 0:
-                    count = len(corrected)
-                if len(corrected) != count or count > most:
-                    raise ClusterError("the dealer sent more packs than there is room for")
-            self._fill_piece(piece, count, corrected)
+        for piece in self.layout.pieces:
+            self._fill_piece(piece, count)
         if self._rank == 0:
             self.stats.bytes_dealt += 8 * count * self.layout.corrected_words
         self.pool.publish(count)
         return count
 
-    def _fill_piece(self, piece: Piece, count: int, corrected: RingArray | None) -> None:
+    def _fill_piece(self, piece: Piece, count: int) -> None:
         """A piece of the next `count` packs: its words, then every Z_i of it."""
         packs, first = self.pool.packs, self.pool.made
-        for k in range(count):
-            row = packs[(first + k) % self.pool.slots][piece.start : piece.start + piece.words]
-            if corrected is None:
-                self._stream.fill(row.data)
-            else:
-                self._stream.fill(row[: piece.mask_words].data)
-                row[piece.mask_words :] = corrected[k]
+        rows = [
+            packs[(first + k) % self.pool.slots][piece.start : piece.start + piece.words]
+            for k in range(count)
+        ]
+        drawn = piece.words if self._rank else piece.mask_words
+        for row in rows:
+            self._stream.fill(row[:drawn].data)
+        for frame in piece.frames(count) if self._rank == 0 else ():
+            words = received_words(self._dealer.recv(self._parties))
+            if words.size != count * (frame.stop - frame.start):
+                raise ClusterError("the dealer sent other packs than there is room for")
+            for row, corrected in zip(rows, words.reshape(count, -1), strict=True):
+                row[piece.mask_words :][frame] = corrected
         for index in range(piece.first, piece.last):
             if index not in self._linear:
                 continue
