@@ -91,10 +91,12 @@ class TlsStream:
 
         Raises ConnectionResetError at the connection's end, OSError for what TLS rejects.
         """
-        try:
-            return self._tls.read(len(view), view)  # type: ignore[return-value]
-        except ssl.SSLWantReadError:
-            pass
+        # Asked first: an exception for "nothing yet" costs as much as decrypting.
+        if self._received.pending or self._tls.pending():
+            try:
+                return self._tls.read(len(view), view)  # type: ignore[return-value]
+            except ssl.SSLWantReadError:  # a part of a record
+                pass
         try:
             got = self.sock.recv_into(self._arrived)
         except BlockingIOError:
@@ -104,7 +106,7 @@ class TlsStream:
         self._received.write(self._arrived[:got])
         try:
             return self._tls.read(len(view), view)  # type: ignore[return-value]
-        except ssl.SSLWantReadError:  # a part of a record
+        except ssl.SSLWantReadError:
             return 0
 
 
@@ -138,13 +140,17 @@ class Channel:
 
     def send(self, *buffers: Payload) -> None:
         """Send one frame made of `buffers`."""
-        parts = frame_of(buffers)
-        for chunk in _chunks(parts):
-            left = memoryview(self.encrypt(chunk))
-            while left:
-                if not (sent := self.try_send(left)):
+        self.send_frame(frame_of(buffers))
+
+    def send_frame(self, parts: Sequence[Payload]) -> None:
+        """Send what `frame_of` made."""
+        for chunk in parts if len(parts) == 1 else _chunks(parts):
+            encrypted = self.encrypt(chunk)
+            sent = self.try_send(encrypted)
+            while sent < len(encrypted):
+                if not (more := self.try_send(memoryview(encrypted)[sent:])):
                     self._await(select.POLLOUT, "it does not take what is sent to it")
-                left = left[sent:]
+                sent += more
         self.count_sent(parts)
 
     def recv(self, spin: float = 0.0) -> memoryview:
@@ -201,7 +207,7 @@ class Channel:
         except (OSError, ValueError) as error:
             raise self.lost(reason_of(error)) from None
 
-    def try_send(self, encrypted: memoryview) -> int:
+    def try_send(self, encrypted: Payload) -> int:
         """How much of it the socket takes now."""
         try:
             return self._sock.send(encrypted)

@@ -15,8 +15,9 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from privserve.channel import Channel, Tap, TlsStream, exchange_duplex, reason_of
+from privserve.channel import Channel, Tap, TlsStream, exchange_duplex, frame_of, reason_of
 from privserve.config import ClusterConfig, PartyConfig
 from privserve.engines import Payload
 from privserve.errors import ClusterError, PeerLost
@@ -69,10 +70,11 @@ class LaneMesh:
 
     def exchange(self, payload: Payload) -> list[memoryview | None]:
         """Everyone's payloads by rank (None at the own rank); see `engines.Mesh`."""
-        received: list[memoryview | None] = [None] * self.n
+        received: list[Any] = [None] * self.n
         if memoryview(payload).nbytes <= DIRECT_BYTES:
+            parts = frame_of((payload,))
             for peer in self._peers:
-                self.channels[peer].send(payload)
+                self.channels[peer].send_frame(parts)
             for peer in self._peers:
                 received[peer] = self.channels[peer].recv(SPIN_SECONDS)
             return received

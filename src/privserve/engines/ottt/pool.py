@@ -27,6 +27,7 @@ class Pool:
         self._waiting = False
         self._failure: BaseException | None = None
         self._closed = False
+        self._refill = (1, slots)  # the producer's terms, see `room`
 
     def room(self, at_least: int, low_water: int) -> int:
         """How many packs the producer may make now; 0 once the pool is closed.
@@ -36,13 +37,18 @@ class Pool:
         taker that waits gets whatever there is room for.
         """
         with self._changed:
+            self._refill = (at_least, low_water)
             while not self._closed:
-                free = self.slots - (self._made - self._freed)
-                low = self._made - self._taken <= low_water
-                if free and (self._waiting or (low and free >= at_least)):
-                    return free
+                if self._wants_packs():
+                    return self.slots - (self._made - self._freed)
                 self._changed.wait()
         return 0
+
+    def _wants_packs(self) -> bool:
+        at_least, low_water = self._refill
+        free = self.slots - (self._made - self._freed)
+        low = self._made - self._taken <= low_water
+        return free > 0 and (self._waiting or (low and free >= at_least))
 
     @property
     def made(self) -> int:
@@ -90,7 +96,9 @@ class Pool:
         """The oldest `count` taken packs were used up, or their query was given up."""
         with self._changed:
             self._freed += count
-            self._changed.notify_all()
+            # Waking the producer for nothing would take the next query's time.
+            if self._wants_packs():
+                self._changed.notify_all()
 
     def fail(self, failure: BaseException) -> None:
         """No more packs will come, because of `failure`; `take` raises it."""
