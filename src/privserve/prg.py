@@ -54,10 +54,9 @@ class Prg:
 
     def int64(self, shape: int | Sequence[int]) -> NDArray[np.int64]:
         """int64[shape], uniform over the ring Z_2^64."""
-        dims = (shape,) if isinstance(shape, int) else tuple(shape)
-        return np.frombuffer(bytearray(self.bytes(8 * math.prod(dims))), dtype=np.int64).reshape(
-            dims
-        )
+        out = np.empty(shape, dtype=np.int64)
+        self.fill(out.reshape(-1).data)
+        return out
 
     def uint8(self, shape: int | Sequence[int]) -> NDArray[np.uint8]:
         """uint8[shape], uniform."""
