@@ -145,6 +145,7 @@ def _party(
             module.deal(description, lanes, **options)
         return
     compute: Any = module.Compute(description, shares, lanes, **options)
+    shares.clear()
     pipe.send("ready")
     dealer = len(config.compute)
     try:

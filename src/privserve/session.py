@@ -18,7 +18,7 @@ import traceback
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -299,6 +299,8 @@ class ComputeSession(Session):
         self._compute = engine.Compute(
             self.spec.description, self.spec.shares, lanes, **self.spec.options
         )
+        # The engine has arranged its own copies; a large network's shares need not stay.
+        self.spec = replace(self.spec, shares={})
         self._before = self._counters()
         self._loaded()
 
