@@ -5,7 +5,7 @@ alive during the whole run; measurements go round robin, so that a noisy minute 
 alike, and every figure is a median. "online" is the time that a compute party spends on a
 batch that finds its randomness ready (queries come one at a time, with a pause for the
 dealer); "queries/s" runs batches back to back for longer than the pools last, so dealing
-and all per-query preparation are in it. HTTP is not; `--http` measures it as well.
+and all per-query preparation are in it. HTTP is not.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from numpy.typing import NDArray
 from privserve import sharing
 from privserve.certificates import write_cluster
 from privserve.config import party_names, read_config
+from privserve.cores import stay_on_own_core
 from privserve.engines import Prepared, load_engine
 from privserve.errors import ClusterError, ConfigError, PeerLost, PrivserveError
 from privserve.fixedpoint import RingArray, decode, encode
@@ -146,6 +147,7 @@ def _party(
         return
     compute: Any = module.Compute(description, shares, lanes, **options)
     shares.clear()
+    stay_on_own_core(config, config.rank(name))  # as a session does
     pipe.send("ready")
     dealer = len(config.compute)
     try:
@@ -664,6 +666,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("--parties counts the dealer: at least 3")
     if options.rounds < 1:
         parser.error("--rounds must be at least 1")
+    # As the launcher sets it: parties share the cores, and torch's threads would fight.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     try:
         facts = machine()
         if options.large:

@@ -145,8 +145,13 @@ class Channel:
     def send_frame(self, parts: Sequence[Payload]) -> None:
         """Send what `frame_of` made."""
         for chunk in parts if len(parts) == 1 else _chunks(parts):
-            encrypted = self.encrypt(chunk)
-            sent = self.try_send(encrypted)
+            try:
+                encrypted = self._stream.encrypt(chunk)
+                sent = self._sock.send(encrypted)
+            except BlockingIOError:
+                sent = 0
+            except (OSError, ValueError) as error:
+                raise self.lost(reason_of(error)) from None
             while sent < len(encrypted):
                 if not (more := self.try_send(memoryview(encrypted)[sent:])):
                     self._await(select.POLLOUT, "it does not take what is sent to it")
@@ -158,19 +163,25 @@ class Channel:
 
         spin: seconds to keep asking before the thread sleeps until something comes.
         """
-        buffer = self._buffer
+        buffer, read = self._buffer, self._stream.read
         done, size, spin_until = 0, -1, 0.0
-        while size < 0 or done < size:
+        view = buffer
+        while done != size:
             # A frame begins a TLS record, and a read ends with one: the first read takes
             # a small frame whole and nothing of the next one.
-            if got := self.try_read(buffer[done:] if size < 0 else buffer[done:size]):
+            try:
+                got = read(view)
+            except (OSError, ValueError) as error:
+                raise self.lost(reason_of(error)) from None
+            if got:
                 done += got
                 if size < 0 and done >= HEADER.size:
                     size = HEADER.size + self.parse_header(buffer)
                     if size > len(buffer):
                         buffer = self.enlarge(size, done)
-                    elif done > size:
-                        raise self.lost("what it sends is not a frame")
+                if done > size >= 0:
+                    raise self.lost("what it sends is not a frame")
+                view = buffer[done:] if size < 0 else buffer[done:size]
                 continue
             if spin:
                 now = time.perf_counter()

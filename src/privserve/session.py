@@ -25,6 +25,7 @@ import numpy as np
 
 from privserve.channel import Channel
 from privserve.config import ClusterConfig, PartyConfig
+from privserve.cores import stay_on_own_core
 from privserve.engines import Compute, load_engine
 from privserve.errors import NotServing, PeerLost, PrivserveError, QueryError
 from privserve.fixedpoint import RingArray
@@ -299,6 +300,8 @@ class ComputeSession(Session):
         self._compute = engine.Compute(
             self.spec.description, self.spec.shares, lanes, **self.spec.options
         )
+        # After the engine has begun its own threads, which would inherit it.
+        stay_on_own_core(self._config, self._config.rank(self._me.name))
         # The engine has arranged its own copies; a large network's shares need not stay.
         self.spec = replace(self.spec, shares={})
         self._before = self._counters()
