@@ -28,6 +28,7 @@ MAX_FRAME = 1 << 34
 JOINED_BYTES = 64 * 1024
 # So much is encrypted before it is sent, and read before it is decrypted: it stays cached.
 CHUNK_BYTES = 256 * 1024
+MAX_VIEWS = 256
 
 Tap = Callable[[str, str, bytes], None]
 
@@ -124,6 +125,7 @@ class Channel:
         self._timeout: float | None = None
         self._tap = tap
         self._buffer = memoryview(bytearray(1 << 16))
+        self._frames: dict[int, memoryview] = {}
         self._closed = False
 
     def fileno(self) -> int:
@@ -161,6 +163,9 @@ class Channel:
     def recv(self, spin: float = 0.0) -> memoryview:
         """The next frame; the view is valid until the next `recv` on this channel.
 
+        Frames of one size come in one view again and again, for callers who keep what they
+        made of it; a larger frame than ever before ends that.
+
         spin: seconds to keep asking before the thread sleeps until something comes.
         """
         buffer, read = self._buffer, self._stream.read
@@ -191,9 +196,13 @@ class Channel:
                     os.sched_yield()
                     continue
             self._await(select.POLLIN, "no answer in time; is it overloaded or stopped?")
-        view = buffer[HEADER.size : size]
-        self.count_received(view)
-        return view
+        frame = self._frames.get(size)
+        if frame is None:
+            if len(self._frames) >= MAX_VIEWS:
+                self._frames.clear()
+            frame = self._frames[size] = buffer[HEADER.size : size]
+        self.count_received(frame)
+        return frame
 
     def close(self) -> None:
         """Break the connection; a thread that waits in `recv` or `send` gets PeerLost."""
@@ -243,6 +252,7 @@ class Channel:
 
     def enlarge(self, size: int, done: int) -> memoryview:
         """A receive buffer of `size` bytes that keeps the first `done` ones."""
+        self._frames.clear()
         larger = memoryview(bytearray(size))
         larger[:done] = self._buffer[:done]
         self._buffer = larger

@@ -304,34 +304,40 @@ class Evaluation:
         number: RingArray | None = None
         payload = packed.data.cast("B")
         if self._number is None:  # the first one
-            words = np.zeros(1 + packed.size, np.int64)
-            self._number = number = words[:1]
-            packed, payload = words[1:].reshape(shape), words.data.cast("B")
+            numbered = np.zeros(1 + packed.size, np.int64)
+            self._number = number = numbered[:1]
+            packed, payload = numbered[1:].reshape(shape), numbered.data.cast("B")
         mesh, stats = self._party.mesh, self._party.stats
+        peers = [peer for peer in range(mesh.n) if peer != mesh.rank]
         unpack = unpack_xor_batch if xor else unpack_add_batch
         self._openings += 1
         self._bytes += payload.nbytes
+
+        # A channel hands frames of one size out in one view again and again.
+        seen: list[memoryview | None] = [None] * mesh.n
+        words: list[RingArray] = [packed] * mesh.n
 
         def open_() -> None:
             began = time.perf_counter()
             received = mesh.exchange(payload)
             stats.exchange_seconds += time.perf_counter() - began
-            for frame in received:
-                if frame is None:
-                    continue
-                words = received_words(frame)
-                if number is not None:
-                    if words[0] != number[0]:
-                        raise ClusterError(
-                            "the parties' packs are out of step; share the model again"
-                        )
-                    words = words[1:]
-                unpack(words.reshape(shape), count, bits, total)
+            for peer in peers:
+                frame = received[peer]
+                if frame is not seen[peer]:
+                    words[peer] = received_words(frame)
+                    seen[peer] = frame if words[peer].base is not None else None  # no copy
+                if number is None:
+                    unpack(words[peer].reshape(shape), count, bits, total)
+                elif words[peer][0] == number[0]:
+                    unpack(words[peer][1:].reshape(shape), count, bits, total)
+                else:
+                    raise ClusterError("the parties' packs are out of step; share the model again")
 
         return packed, open_
 
 
-def received_words(frame: memoryview) -> RingArray:
+def received_words(frame: memoryview | None) -> RingArray:
     """A received frame as int64 words; copied only where it is not aligned."""
+    assert frame is not None  # only the own rank's is
     words: NDArray[Any] = np.frombuffer(frame, dtype=np.int64)
     return words if words.flags.aligned else words.copy()
