@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from privserve.bench import Result, plot, ratios, table
+from privserve.bench_report import Result, plot, ratios, table
 
 
 def line(engine: str, parties: int = 3, batch: int = 1, online_ms: float = 1.0) -> Result:

@@ -16,14 +16,13 @@ import json
 import logging
 import multiprocessing
 import os
-import platform
 import socket
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,49 +30,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 from privserve import sharing
+from privserve.bench_report import Result, machine, plot, ratios, table
+from privserve.bench_subjects import (
+    EXAMPLES,
+    Subject,
+    digits_subject,
+    resnet_subject,
+    wide_subject,
+)
 from privserve.certificates import write_cluster
 from privserve.config import party_names, read_config
 from privserve.cores import stay_on_own_core
 from privserve.engines import Prepared, load_engine
-from privserve.errors import ClusterError, ConfigError, PeerLost, PrivserveError
+from privserve.errors import ClusterError, PeerLost, PrivserveError
 from privserve.fixedpoint import RingArray, decode, encode
-from privserve.prg import Prg
 from privserve.transport import LaneMesh, Listener
 
 SPAWN = multiprocessing.get_context("spawn")
-EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 PAUSE_SECONDS = 0.3  # in which the dealer fills the pools
 QUIET_ROWS = 100  # so many rows leave the pools full enough for the dealer to rest
 LATENCY_RUNS = 20
 THROUGHPUT_ROWS = {"ottt": 2048, "crypten": 64}
 WARM_ROWS = {"ottt": 640, "crypten": 1}
 START_SECONDS = 300
-
-
-@dataclass
-class Result:
-    """One line of the table; see --json."""
-
-    model: str
-    engine: str
-    parties: int
-    """Compute parties and the dealer; 0 for plaintext."""
-    batch: int
-    online_ms: float
-    p90_ms: float
-    queries_per_s: float
-    bytes_online_per_query: float = 0
-    """Sent by one compute party to the others."""
-    bytes_dealt_per_query: float = 0
-    """Received from the dealer, by all parties together."""
-    exchanges: float = 0
-    """Per batch."""
-    max_abs_error: float = 0
-    """Of the logits, against the float model."""
-    share_of_time: dict[str, float] = field(default_factory=dict)
-    """Of the online time: compute, exchange, waiting for packs (where the engine counts)."""
-    party_memory_mb: float = 0
-    """The largest compute party's resident memory."""
 
 
 @dataclass
@@ -285,118 +264,6 @@ class Bench:
         self._home.cleanup()
 
 
-@dataclass
-class Subject:
-    """A model to measure: how to prepare it, its float logits, sample inputs."""
-
-    name: str
-    converted: Any
-    inputs: NDArray[np.float64]
-    input_range: tuple[float, float] | None = None
-
-    def batch(self, size: int) -> NDArray[np.float64]:
-        """`size` inputs, repeating the samples as needed."""
-        return np.resize(self.inputs, (size, *self.inputs.shape[1:]))
-
-    def logits(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
-        """What the float model computes before its final activation."""
-        import torch
-
-        from converters.onnx_model import OnnxModule
-
-        if not hasattr(self, "_module"):
-            self._module = OnnxModule(without_activation(self.converted.onnx))
-        with torch.no_grad():
-            output = self._module(torch.from_numpy(x.astype(np.float32)))
-        result: NDArray[np.float64] = np.asarray(output.numpy(), dtype=np.float64)
-        return result
-
-
-def without_activation(model: Any) -> Any:
-    """The ONNX model up to its logits."""
-    import onnx
-
-    from privserve.engines.crypten_graph import strip_activation
-
-    nodes, activation = strip_activation(list(model.graph.node), model.graph.output[0].name)
-    if activation is None:
-        return model
-    cut = onnx.ModelProto()
-    cut.CopyFrom(model)
-    del cut.graph.node[:]
-    cut.graph.node.extend(nodes)
-    cut.graph.output[0].name = activation["input"]
-    return cut
-
-
-def sample_digits() -> NDArray[np.float64]:
-    """The sample digits, (N, 28, 28, 1) in [0, 1]."""
-    with np.load(EXAMPLES / "digits.npz", allow_pickle=False) as samples:
-        images = samples["images"]
-    scale = 255.0 if images.dtype.kind in "iu" else 1.0
-    return np.asarray(images, dtype=np.float64).reshape(-1, 28, 28, 1) / scale
-
-
-def digits_subject(path: Path) -> Subject:
-    """The sample model, or another model of the same input."""
-    import converters
-
-    return Subject(path.stem, converters.convert(path), sample_digits(), input_range=(0.0, 1.0))
-
-
-def wide_subject(factor: int) -> Subject:
-    """The tutorial's network with `factor` times the channels, random weights."""
-    from torch import nn
-
-    import converters
-
-    a, b, c = 10 * factor, 32 * factor, 64 * factor
-    layers: list[nn.Module] = []
-    for before, after in ((1, a), (a, b), (b, c)):
-        layers += [nn.Conv2d(before, after, 3), nn.AvgPool2d(2), nn.ReLU()]
-    net = nn.Sequential(*layers, nn.Flatten(), nn.Linear(c, 10))
-    images = sample_digits().transpose(0, 3, 1, 2)
-    converted = converters.convert(net, input_shape=(1, 28, 28))
-    return Subject(f"tutorial x{factor}", converted, np.ascontiguousarray(images), (0.0, 1.0))
-
-
-def resnet_subject() -> Subject:
-    """CIFAR ResNet-20 with random weights, on random pictures."""
-    import torch
-    from torch import nn
-
-    import converters
-
-    class Block(nn.Module):
-        def __init__(self, before: int, after: int, stride: int) -> None:
-            super().__init__()
-            self.body = nn.Sequential(
-                nn.Conv2d(before, after, 3, stride, 1, bias=False),
-                nn.BatchNorm2d(after),
-                nn.ReLU(),
-                nn.Conv2d(after, after, 3, 1, 1, bias=False),
-                nn.BatchNorm2d(after),
-            )
-            self.skip: nn.Module = nn.Identity()
-            if stride != 1 or before != after:
-                conv = nn.Conv2d(before, after, 1, stride, bias=False)
-                self.skip = nn.Sequential(conv, nn.BatchNorm2d(after))
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return torch.relu(self.body(x) + self.skip(x))
-
-    layers: list[nn.Module] = [nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU()]
-    width = 16
-    for after, stride in ((16, 1), (32, 2), (64, 2)):
-        for block in range(3):
-            layers.append(Block(width, after, stride if block == 0 else 1))
-            width = after
-    net = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10)).eval()
-    pictures = Prg().uint8((8, 3, 32, 32)) / 255.0
-    converted = converters.convert(net, input_shape=(3, 32, 32))
-    return Subject("ResNet-20", converted, pictures, input_range=(0.0, 1.0))
-
-
 def measure_plaintext(subject: Subject, batch: int, rounds: int) -> Result:
     """torch on the float model, one thread as every party has."""
     import torch
@@ -481,120 +348,6 @@ def _result(
         share_of_time=parts,
         party_memory_mb=max(report.memory_mb for report, _ in measured),
     )
-
-
-def table(results: Sequence[Result]) -> str:
-    """The results as a table for people."""
-    head = (
-        "model",
-        "engine",
-        "parties",
-        "batch",
-        "online ms",
-        "p90 ms",
-        "queries/s",
-        "kB online",
-        "kB dealt",
-        "exchanges",
-        "max error",
-        "compute/exchange/wait",
-        "MB",
-    )
-    rows: list[Sequence[str]] = [head]
-    for r in results:
-        parts = r.share_of_time
-        shares = "/".join(
-            f"{parts[k]:.0%}" for k in ("compute", "exchange", "waiting") if k in parts
-        )
-        rows.append(
-            (
-                r.model,
-                r.engine,
-                str(r.parties or "-"),
-                str(r.batch),
-                f"{r.online_ms:.3f}",
-                f"{r.p90_ms:.3f}",
-                f"{r.queries_per_s:,.0f}",
-                f"{r.bytes_online_per_query / 1e3:.1f}",
-                f"{r.bytes_dealt_per_query / 1e3:.1f}",
-                f"{r.exchanges:.0f}",
-                f"{r.max_abs_error:.1e}",
-                shares,
-                f"{r.party_memory_mb:.0f}",
-            )
-        )
-    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
-    lines = [
-        "  ".join(
-            c.ljust(w) if i < 2 else c.rjust(w)
-            for i, (c, w) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
-    lines.insert(1, "-" * max(map(len, lines)))
-    return "\n".join(lines)
-
-
-def ratios(results: Sequence[Result]) -> str:
-    """How much faster ottt is than crypten, where both were measured."""
-    lines = []
-    by_key = {(r.model, r.engine, r.parties, r.batch): r for r in results}
-    for (model, engine, parties, batch), fast in by_key.items():
-        slow = by_key.get((model, "crypten", parties, batch))
-        if engine == "ottt" and slow is not None:
-            lines.append(
-                f"{model}, {parties} parties, batch {batch}: ottt is "
-                f"{slow.online_ms / fast.online_ms:.0f}x faster online than crypten, "
-                f"{fast.queries_per_s / slow.queries_per_s:.0f}x in queries/s"
-            )
-    return "\n".join(lines)
-
-
-def machine() -> dict[str, Any]:
-    """What the figures were taken on."""
-    model = platform.processor() or platform.machine()
-    for line in (
-        Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    ):
-        if line.startswith("model name"):
-            model = line.split(":", 1)[1].strip()
-            break
-    return {
-        "processor": model,
-        "cores": os.cpu_count(),
-        "load_before": round(os.getloadavg()[0], 2),
-        "system": f"{platform.system()} {platform.release()}",
-        "python": platform.python_version(),
-    }
-
-
-def plot(results: Sequence[Result], target: Path) -> None:
-    """Latency and throughput by batch and engine, as a picture."""
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError:
-        raise ConfigError("--plot needs matplotlib: pip install 'privserve[plot]'") from None
-    figure = Figure(figsize=(11, 4.5), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    series: dict[str, list[Result]] = {}
-    for r in results:
-        suffix = f", {r.parties} parties" if r.parties else ""
-        series.setdefault(f"{r.model}: {r.engine}{suffix}", []).append(r)
-    for label, line in series.items():
-        line.sort(key=lambda r: r.batch)
-        sizes = [r.batch for r in line]
-        left.plot(sizes, [r.online_ms for r in line], marker="o", label=label)
-        right.plot(sizes, [r.queries_per_s for r in line], marker="o", label=label)
-    for axes, title in ((left, "online latency of a batch, ms"), (right, "queries per second")):
-        axes.set_xscale("log", base=2)
-        axes.set_yscale("log")
-        axes.set_xlabel("batch")
-        sizes = sorted({r.batch for r in results})
-        axes.set_xticks(sizes, [str(size) for size in sizes])
-        axes.set_title(title)
-        axes.grid(alpha=0.3)
-    left.legend(fontsize=8)
-    figure.savefig(target, dpi=120)
 
 
 def subjects(options: argparse.Namespace) -> list[Subject]:

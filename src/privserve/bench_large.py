@@ -26,7 +26,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from privserve.bench import Bench, Subject
+from privserve.bench import Bench
+from privserve.bench_subjects import Subject
 from privserve.engines import load_engine
 from privserve.errors import ConfigError
 from privserve.ranges import synthetic_samples

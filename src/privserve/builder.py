@@ -23,13 +23,11 @@ from privserve.engines.ottt.comparison import MAX_BITS, MIN_BITS
 from privserve.engines.ottt.linear import Geometry
 from privserve.errors import ModelError
 from privserve.fixedpoint import RingArray
+from privserve.formats import ROUNDING_UNITS, exact_bits, lookup_format, repetition
 from privserve.functions import Expression
 from privserve.program import Op, Port, Program, Value
 from privserve.ranges import Floats, Range, joined
 from privserve.splines import Piece
-
-ROUNDING_UNITS = 16
-"""Truncation is off by at most n/2 units, so up to 32 compute parties stay in range."""
 
 WEIGHT_EXTRA_BITS = 4
 """A weight carries so many fraction bits more than an activation."""
@@ -52,66 +50,6 @@ class Traced:
     shape: tuple[int, ...]
     step: float
     range: Range
-
-
-def exact_bits(factors: Floats, most: int = 14) -> int:
-    """The fraction bits that public factors need to be exact; `most` where none suffice."""
-    for bits in range(most):
-        if np.all(factors * 2.0**bits % 1 == 0):
-            return bits
-    return most
-
-
-def repetition(small: tuple[int, ...], shape: tuple[int, ...]) -> int | None:
-    """`inner` such that element e of `shape` takes element (e // inner) % len of `small`.
-
-    small: a shape that broadcasts to `shape`. None where no number does it, because the
-    axes that `small` has are not next to each other.
-    """
-    full = (1,) * (len(shape) - len(small)) + small
-    kept = [i for i, d in enumerate(full) if d != 1]
-    if not kept:
-        return 1
-    if any(full[i] == 1 and shape[i] != 1 for i in range(kept[0], kept[-1])):
-        return None
-    return math.prod(shape[kept[-1] + 1 :])
-
-
-def lookup_format(step: float, excess: int, piece: Piece, magnitude: float) -> dict[str, Any]:
-    """The numbers of a lookup: its unit, segments, shift and the output's fraction bits.
-
-    step, excess: of the value, which is multiplied by `factor` first; then units of `unit` =
-    step / factor * 2^shift make the segments as wide as the piece needs.
-    """
-    base = step * 2.0**excess
-    # What a clipped value may lie beyond the piece, on either side.
-    slack = 2 * ROUNDING_UNITS * base
-    length = piece.high - piece.low + 2 * slack
-    index_bits = round(math.log2(piece.segments))
-    width = max(piece.width, 1.005 * length / (piece.segments - 1))
-    # As fine as the value itself, but a dealer's table of 2^20 rows is large enough.
-    finest = max(12, math.floor(math.log2(width / base)))
-    segment_bits = min(14, 20 - index_bits, finest)
-    room = (piece.segments - 1) * 2**segment_bits - 2 * ROUNDING_UNITS - 2
-    least = length / room
-    most = max(1.005 * least, min(1.05 * least, width / 2**segment_bits))
-    # Quotients 2^shift / factor come within half a percent of every number.
-    for factor in range(1, 512):
-        shift = max(0, math.ceil(math.log2(least * factor / step)))
-        unit = step * 2.0**shift / factor
-        if unit <= most:
-            break
-    integer_bits = max(1, math.ceil(math.log2(max(magnitude, 1e-9))) + 1)
-    return {
-        "factor": factor,
-        "shift": shift,
-        "unit": unit,
-        "low": math.floor((piece.low - slack) / unit) - ROUNDING_UNITS,
-        "comparison_bits": segment_bits + index_bits,
-        "segment_bits": segment_bits,
-        "output_bits": min(2 * segment_bits + 11, 59 - integer_bits),
-        "piece": [piece.low, piece.high],
-    }
 
 
 class ProgramBuilder:

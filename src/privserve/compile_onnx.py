@@ -352,6 +352,7 @@ def geometry_of(
 
 
 # The lowerings themselves register on import.
+from privserve import onnx_activations as _onnx_activations  # noqa: E402, F401
 from privserve import onnx_functions as _onnx_functions  # noqa: E402, F401
 from privserve import onnx_lowerings as _onnx_lowerings  # noqa: E402, F401
 from privserve import onnx_resampling as _onnx_resampling  # noqa: E402, F401

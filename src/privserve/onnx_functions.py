@@ -1,4 +1,4 @@
-"""Lowerings of smooth functions: one variable's functions are gathered, then approximated.
+"""Lowerings of arithmetic and of smooth functions, which are gathered, then approximated.
 
 Swish is x * Sigmoid(x) in ONNX, GELU four nodes. Nodes whose only computed input is one
 value therefore stay a `Function` of it, an expression, until something else reads the
@@ -16,6 +16,8 @@ import onnx
 
 from privserve.compile_onnx import Function, Pending, Tensor, _Compiler, _layer, lowers
 from privserve.functions import Expression
+from privserve.onnx_activations import negated
+from privserve.onnx_lowerings import first_input, max_along_axis
 from privserve.smooth import apply_function
 from privserve.splines import TOLERANCE
 
@@ -110,6 +112,74 @@ def _rescaled(expression: Expression, factor: float) -> Expression:
     return expression
 
 
+@lowers("Add", "Sub", "Mul", "Div")
+def arithmetic(c: _Compiler, node: onnx.NodeProto, attributes: Attributes) -> Tensor:
+    if (function := combined(c, node)) is not None:
+        return function
+    one, other = (c.tensors[name] for name in node.input)
+    layer, kind = _layer(node), node.op_type
+    if isinstance(one, np.ndarray):
+        if kind == "Div":
+            raise c.refuse(node, "division by a secret value is not supported")
+        constant = one.astype(np.float64)
+        if kind == "Mul":
+            return c.affine(node, node.input[1], constant, 0.0)
+        return c.affine(node, node.input[1], 1.0 if kind == "Add" else -1.0, constant)
+    if isinstance(other, np.ndarray):
+        constant = other.astype(np.float64)
+        if kind in ("Mul", "Div"):
+            return c.affine(node, node.input[0], constant if kind == "Mul" else 1 / constant, 0.0)
+        return c.affine(node, node.input[0], 1.0, constant if kind == "Add" else -constant)
+    x, y = c.traced(node.input[0]), c.traced(node.input[1])
+    if kind == "Mul":
+        return c.builder.multiply(x, y, layer)
+    if kind == "Div":
+        raise c.refuse(node, "division by another computed value is not supported by 'ottt'")
+    return c.builder.add(x, y, layer) if kind == "Add" else c.builder.subtract(x, y, layer)
+
+
+@lowers("Sum")
+def total(c: _Compiler, node: onnx.NodeProto, attributes: Attributes) -> Tensor:
+    x = c.traced(node.input[0])
+    for name in node.input[1:]:
+        x = c.builder.add(x, c.traced(name), _layer(node))
+    return x
+
+
+@lowers("Neg")
+def negate(c: _Compiler, node: onnx.NodeProto, attributes: Attributes) -> Tensor:
+    return c.affine(node, first_input(node), -1.0, 0.0)
+
+
+@lowers("Max")
+def maximum(c: _Compiler, node: onnx.NodeProto, attributes: Attributes) -> Tensor:
+    x = c.traced(node.input[0])
+    for name in node.input[1:]:
+        y = c.traced(name)
+        if y.shape != x.shape:
+            raise c.refuse(node, "its inputs must have one shape")
+        x = c.builder.maximum(x, y, _layer(node))
+    return x
+
+
+@lowers("Min")
+def minimum(c: _Compiler, node: onnx.NodeProto, attributes: Attributes) -> Tensor:
+    """-max(-x, -y)."""
+    layer = _layer(node)
+    x = negated(c, c.traced(node.input[0]), layer)
+    for name in node.input[1:]:
+        y = c.traced(name)
+        if y.shape != x.shape:
+            raise c.refuse(node, "its inputs must have one shape")
+        x = c.builder.maximum(x, negated(c, y, layer), layer)
+    return negated(c, x, layer)
+
+
+@lowers("Mean")
+def mean(c: _Compiler, node: onnx.NodeProto, attributes: Attributes) -> Tensor:
+    return c.builder.with_step(total(c, node, attributes), 1 / len(node.input))  # type: ignore[arg-type]
+
+
 @lowers("Pow")
 def power(c: _Compiler, node: onnx.NodeProto, attributes: Attributes) -> Tensor:
     exponent, inner = c.constant(node, 1), function_of(c, node.input[0])
@@ -129,8 +199,6 @@ def power(c: _Compiler, node: onnx.NodeProto, attributes: Attributes) -> Tensor:
 @lowers("Softmax")
 def softmax(c: _Compiler, node: onnx.NodeProto, attributes: Attributes) -> Tensor:
     """exp(x - max) / sum: the maximum by comparisons, exp and 1 / sum by splines."""
-    from privserve.onnx_lowerings import max_along_axis
-
     b, layer = c.builder, _layer(node)
     x = c.traced(node.input[0])
     axis = int(attributes.get("axis", -1))

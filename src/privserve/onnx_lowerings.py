@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from privserve.builder import Traced, exact_bits
+from privserve.builder import Traced
 from privserve.compile_onnx import (
     Pending,
     Tensor,
@@ -20,6 +20,7 @@ from privserve.compile_onnx import (
     lowers,
 )
 from privserve.engines.ottt.linear import Geometry
+from privserve.formats import exact_bits
 
 Attributes = dict[str, Any]
 
@@ -27,7 +28,7 @@ MOST_COMMON_COUNT = 2**12
 """Windows of unlike sizes are averaged exactly if their common multiple is no larger."""
 
 
-def _name(node: onnx.NodeProto) -> str:
+def first_input(node: onnx.NodeProto) -> str:
     return str(node.input[0])
 
 
@@ -49,7 +50,7 @@ def _axis(c: _Compiler, node: onnx.NodeProto, axis: int, rank: int) -> int:
 
 @lowers("Conv")
 def conv(c: _Compiler, node: onnx.NodeProto, attributes: Attributes) -> Tensor:
-    x, weight, bias = c.traced(_name(node)), c.constant(node, 1), c.constant(node, 2)
+    x, weight, bias = c.traced(first_input(node)), c.constant(node, 1), c.constant(node, 2)
     if weight is None:
         raise c.refuse(node, "it has no weight")
     attributes.setdefault("kernel_shape", weight.shape[2:])
@@ -98,7 +99,7 @@ def matmul(c: _Compiler, node: onnx.NodeProto, attributes: Attributes) -> Tensor
 
 def _dense(c: _Compiler, node: onnx.NodeProto, matrix: Any, bias: Any) -> Tensor:
     """x (..., K) times the transposed matrix [O, K]."""
-    x, layer = c.traced(_name(node)), _layer(node)
+    x, layer = c.traced(first_input(node)), _layer(node)
     outputs, features = matrix.shape
     if x.shape[-1] != features:
         raise c.refuse(node, f"it multiplies {x.shape[-1]} features by a weight for {features}")
@@ -124,10 +125,10 @@ def batch_normalization(c: _Compiler, node: onnx.NodeProto, attributes: Attribut
         raise c.refuse(node, "its statistics must be constants")
     scale = gamma / np.sqrt(variance.astype(np.float64) + attributes.get("epsilon", 1e-5))
     shift = beta - mean * scale
-    tensor = c.tensors[_name(node)]
+    tensor = c.tensors[first_input(node)]
     assert not isinstance(tensor, np.ndarray)  # constants were folded before
     channels = (-1, *(1,) * (len(tensor.shape) - 1))
-    return c.affine(node, _name(node), scale.reshape(channels), shift.reshape(channels))
+    return c.affine(node, first_input(node), scale.reshape(channels), shift.reshape(channels))
 
 
 # Pooling.
@@ -135,19 +136,19 @@ def batch_normalization(c: _Compiler, node: onnx.NodeProto, attributes: Attribut
 
 @lowers("AveragePool")
 def average_pool(c: _Compiler, node: onnx.NodeProto, attributes: Attributes) -> Tensor:
-    tensor, layer = c.tensors[_name(node)], _layer(node)
+    tensor, layer = c.tensors[first_input(node)], _layer(node)
     assert not isinstance(tensor, np.ndarray)
     window = geometry_of(c, node, attributes, tensor.shape[1:])
     kernel, strides, stated = window["kernel"], window["strides"], window["pads"]
     pads = _pool_pads(window, tensor.shape[1:], attributes)
     if any(d != 1 for d in window["dilations"]):
         raise c.refuse(node, "dilated pooling is not supported")
-    pending = c.foldable(_name(node))
+    pending = c.foldable(first_input(node))
     if pending and not any(pads) and _is_image(pending):
         fused = _fuse_mean(pending, kernel, strides, len(tensor.shape) == 2)
         if fused.geometry.products <= pending.geometry.products:
             return fused
-    x = c.traced(_name(node))
+    x = c.traced(first_input(node))
     flat = len(x.shape) == 2
     x = c.builder.reshape(x, _planes(x), layer)
     area = math.prod(kernel)
@@ -246,12 +247,12 @@ def _fuse_mean(
 
 @lowers("GlobalAveragePool")
 def global_average_pool(c: _Compiler, node: onnx.NodeProto, attributes: Attributes) -> Tensor:
-    return _mean(c, node, c.traced(_name(node)), keep=True)
+    return _mean(c, node, c.traced(first_input(node)), keep=True)
 
 
 @lowers("ReduceMean")
 def reduce_mean(c: _Compiler, node: onnx.NodeProto, attributes: Attributes) -> Tensor:
-    x = c.traced(_name(node))
+    x = c.traced(first_input(node))
     axes = attributes.get("axes")
     if axes is None:
         given = c.constant(node, 1)
@@ -274,7 +275,7 @@ def _mean(c: _Compiler, node: onnx.NodeProto, x: Traced, keep: bool) -> Traced:
 
 @lowers("MaxPool")
 def max_pool(c: _Compiler, node: onnx.NodeProto, attributes: Attributes) -> Tensor:
-    x, layer = c.traced(_name(node)), _layer(node)
+    x, layer = c.traced(first_input(node)), _layer(node)
     window = geometry_of(c, node, attributes, x.shape[1:])
     top, left, bottom, right = _pool_pads(window, x.shape[1:], attributes)
     flat = len(x.shape) == 2
@@ -290,7 +291,7 @@ def max_pool(c: _Compiler, node: onnx.NodeProto, attributes: Attributes) -> Tens
 
 @lowers("GlobalMaxPool")
 def global_max_pool(c: _Compiler, node: onnx.NodeProto, attributes: Attributes) -> Tensor:
-    x, layer = c.traced(_name(node)), _layer(node)
+    x, layer = c.traced(first_input(node)), _layer(node)
     rank = len(x.shape)
     x = c.builder.truncate(c.builder.reshape(x, _planes(x), layer), layer)
     for axis in (2, 1):
@@ -331,196 +332,17 @@ def _max_along(
     return taps[0]
 
 
-# Activations: affine combinations of ReLUs.
-
-
-@lowers("Relu")
-def relu(c: _Compiler, node: onnx.NodeProto, attributes: Attributes) -> Tensor:
-    return c.builder.relu(c.traced(_name(node)), _layer(node))
-
-
-@lowers("LeakyRelu")
-def leaky_relu(c: _Compiler, node: onnx.NodeProto, attributes: Attributes) -> Tensor:
-    """alpha x + (1 - alpha) relu(x); alpha is public."""
-    x, layer, b = c.traced(_name(node)), _layer(node), c.builder
-    alpha = float(attributes.get("alpha", 0.01))
-    positive = b.multiply_public(b.relu(x, layer), 1 - alpha, layer)
-    return b.add(positive, b.multiply_public(b.truncate(x, layer), alpha, layer), layer)
-
-
-@lowers("PRelu")
-def prelu(c: _Compiler, node: onnx.NodeProto, attributes: Attributes) -> Tensor:
-    """relu(x) - slope relu(-x), the slopes secret."""
-    x, layer, slope = c.traced(_name(node)), _layer(node), c.constant(node, 1)
-    if slope is None:
-        raise c.refuse(node, "its slopes must be constants")
-    both = _relu_pair(c, x, _negated(c, x, layer), layer)
-    c.tensors[f"{node.output[0]}/negative"] = both[1]
-    c.readers[f"{node.output[0]}/negative"] = 1
-    scaled = c.affine(node, f"{node.output[0]}/negative", -slope.astype(np.float64), 0.0)
-    c.tensors[f"{node.output[0]}/scaled"] = scaled
-    return c.builder.add(both[0], c.traced(f"{node.output[0]}/scaled"), layer)
-
-
-@lowers("Abs")
-def absolute(c: _Compiler, node: onnx.NodeProto, attributes: Attributes) -> Tensor:
-    x, layer = c.traced(_name(node)), _layer(node)
-    positive, negative = _relu_pair(c, x, _negated(c, x, layer), layer)
-    return c.builder.add(positive, negative, layer)
-
-
-@lowers("ThresholdedRelu")
-def thresholded_relu(c: _Compiler, node: onnx.NodeProto, attributes: Attributes) -> Tensor:
-    """relu(x - t) + t [x > t], the step being relu(u) - relu(u - 1) for whole units u."""
-    b, layer = c.builder, _layer(node)
-    x, threshold = c.traced(_name(node)), float(attributes.get("alpha", 1.0))
-    above = b.offset(b.truncate(x, layer), -threshold, layer)
-    positive, less = _relu_pair(c, above, b.offset(above, -above.step, layer), layer)
-    unit = b.bounded(b.subtract(positive, less, layer), 0.0, above.step)
-    step = b.with_step(unit, 1 / above.step)
-    return b.add(positive, b.multiply_public(step, threshold, layer), layer)
-
-
-@lowers("Clip")
-def clip(c: _Compiler, node: onnx.NodeProto, attributes: Attributes) -> Tensor:
-    low, high = attributes.get("min"), attributes.get("max")
-    for position, old in ((1, low), (2, high)):
-        bound = c.constant(node, position)
-        value = old if bound is None else bound.item()
-        if position == 1:
-            low = value
-        else:
-            high = value
-    finite_low = None if low is None or low <= -1e30 else float(low)
-    finite_high = None if high is None or high >= 1e30 else float(high)
-    return _clip(c, c.traced(_name(node)), finite_low, finite_high, _layer(node))
-
-
-@lowers("HardSigmoid")
-def hard_sigmoid(c: _Compiler, node: onnx.NodeProto, attributes: Attributes) -> Tensor:
-    x, layer = c.traced(_name(node)), _layer(node)
-    alpha, beta = float(attributes.get("alpha", 0.2)), float(attributes.get("beta", 0.5))
-    if alpha <= 0:
-        raise c.refuse(node, "alpha must be positive")
-    x = c.builder.offset(c.builder.with_step(x, alpha), beta, layer)
-    return _clip(c, x, 0.0, 1.0, layer)
-
-
-def _clip(c: _Compiler, x: Traced, low: float | None, high: float | None, layer: str) -> Traced:
-    """low + relu(x - low) - relu(x - high)."""
-    b = c.builder
-    if low is None and high is None:
-        return x
-    if low is None:  # min(x, high) = high - relu(high - x)
-        assert high is not None
-        flipped = b.relu(b.offset(_negated(c, x, layer), high, layer), layer)
-        return b.offset(_negated(c, flipped, layer), high, layer)
-    if high is None:
-        return b.offset(b.relu(b.offset(x, -low, layer), layer), low, layer)
-    above, over = _relu_pair(c, b.offset(x, -low, layer), b.offset(x, -high, layer), layer)
-    out = b.offset(b.subtract(above, over, layer), low, layer)
-    return b.bounded(out, low, high)
-
-
-def _negated(c: _Compiler, x: Traced, layer: str) -> Traced:
-    return c.builder.scale(x, -1, x.step, layer)
-
-
-def _relu_pair(c: _Compiler, x: Traced, y: Traced, layer: str) -> tuple[Traced, Traced]:
-    """relu of two values of one shape in one comparison."""
-    both = c.builder.relu(c.builder.concat((x, y), 0, layer), layer)
-    half = x.shape[0]
-    rest = [slice(0, d, 1) for d in both.shape[1:]]
-    return (
-        c.builder.slice(both, [slice(0, half, 1), *rest], layer),
-        c.builder.slice(both, [slice(half, 2 * half, 1), *rest], layer),
-    )
-
-
-# Arithmetic.
-
-
-@lowers("Add", "Sub", "Mul", "Div")
-def arithmetic(c: _Compiler, node: onnx.NodeProto, attributes: Attributes) -> Tensor:
-    from privserve.onnx_functions import combined
-
-    if (function := combined(c, node)) is not None:
-        return function
-    one, other = (c.tensors[name] for name in node.input)
-    layer, kind = _layer(node), node.op_type
-    if isinstance(one, np.ndarray):
-        if kind == "Div":
-            raise c.refuse(node, "division by a secret value is not supported")
-        constant = one.astype(np.float64)
-        if kind == "Mul":
-            return c.affine(node, node.input[1], constant, 0.0)
-        return c.affine(node, node.input[1], 1.0 if kind == "Add" else -1.0, constant)
-    if isinstance(other, np.ndarray):
-        constant = other.astype(np.float64)
-        if kind in ("Mul", "Div"):
-            return c.affine(node, node.input[0], constant if kind == "Mul" else 1 / constant, 0.0)
-        return c.affine(node, node.input[0], 1.0, constant if kind == "Add" else -constant)
-    x, y = c.traced(node.input[0]), c.traced(node.input[1])
-    if kind == "Mul":
-        return c.builder.multiply(x, y, layer)
-    if kind == "Div":
-        raise c.refuse(node, "division by another computed value is not supported by 'ottt'")
-    return c.builder.add(x, y, layer) if kind == "Add" else c.builder.subtract(x, y, layer)
-
-
-@lowers("Sum")
-def total(c: _Compiler, node: onnx.NodeProto, attributes: Attributes) -> Tensor:
-    x = c.traced(node.input[0])
-    for name in node.input[1:]:
-        x = c.builder.add(x, c.traced(name), _layer(node))
-    return x
-
-
-@lowers("Neg")
-def negate(c: _Compiler, node: onnx.NodeProto, attributes: Attributes) -> Tensor:
-    return c.affine(node, _name(node), -1.0, 0.0)
-
-
-@lowers("Max")
-def maximum(c: _Compiler, node: onnx.NodeProto, attributes: Attributes) -> Tensor:
-    x = c.traced(node.input[0])
-    for name in node.input[1:]:
-        y = c.traced(name)
-        if y.shape != x.shape:
-            raise c.refuse(node, "its inputs must have one shape")
-        x = c.builder.maximum(x, y, _layer(node))
-    return x
-
-
-@lowers("Min")
-def minimum(c: _Compiler, node: onnx.NodeProto, attributes: Attributes) -> Tensor:
-    """-max(-x, -y)."""
-    layer = _layer(node)
-    x = _negated(c, c.traced(node.input[0]), layer)
-    for name in node.input[1:]:
-        y = c.traced(name)
-        if y.shape != x.shape:
-            raise c.refuse(node, "its inputs must have one shape")
-        x = c.builder.maximum(x, _negated(c, y, layer), layer)
-    return _negated(c, x, layer)
-
-
-@lowers("Mean")
-def mean(c: _Compiler, node: onnx.NodeProto, attributes: Attributes) -> Tensor:
-    return c.builder.with_step(total(c, node, attributes), 1 / len(node.input))  # type: ignore[arg-type]
-
-
 # Movement.
 
 
 @lowers("Identity", "Dropout", "Cast")
 def identity(c: _Compiler, node: onnx.NodeProto, attributes: Attributes) -> Tensor:
-    return c.traced(_name(node))
+    return c.traced(first_input(node))
 
 
 @lowers("Transpose")
 def transpose(c: _Compiler, node: onnx.NodeProto, attributes: Attributes) -> Tensor:
-    x = c.traced(_name(node))
+    x = c.traced(first_input(node))
     order = list(attributes.get("perm", range(len(x.shape), -1, -1)))
     if order[0] != 0:
         raise c.refuse(node, "it moves the batch axis")
@@ -529,7 +351,7 @@ def transpose(c: _Compiler, node: onnx.NodeProto, attributes: Attributes) -> Ten
 
 def _reshaped(shape_of: Callable[[_Compiler, onnx.NodeProto, Attributes, Traced], Any]) -> Any:
     def lowering(c: _Compiler, node: onnx.NodeProto, attributes: Attributes) -> Tensor:
-        x = c.traced(_name(node))
+        x = c.traced(first_input(node))
         shape = [int(d) for d in shape_of(c, node, attributes, x)]
         if -1 in shape:
             known = math.prod(d for d in shape if d != -1)
@@ -591,7 +413,7 @@ def concat(c: _Compiler, node: onnx.NodeProto, attributes: Attributes) -> Tensor
 
 @lowers("Pad")
 def pad(c: _Compiler, node: onnx.NodeProto, attributes: Attributes) -> Tensor:
-    x, amounts, value = c.traced(_name(node)), c.constant(node, 1), c.constant(node, 2)
+    x, amounts, value = c.traced(first_input(node)), c.constant(node, 1), c.constant(node, 2)
     if attributes.get("mode", b"constant") != b"constant" or amounts is None:
         raise c.refuse(node, "only constant padding by constant amounts is supported")
     flat = [int(p) for p in amounts.tolist()]
@@ -610,7 +432,7 @@ def pad(c: _Compiler, node: onnx.NodeProto, attributes: Attributes) -> Tensor:
 
 @lowers("Slice")
 def slice_(c: _Compiler, node: onnx.NodeProto, attributes: Attributes) -> Tensor:
-    x = c.traced(_name(node))
+    x = c.traced(first_input(node))
     starts, ends, axes, steps = (c.constant(node, i) for i in range(1, 5))
     if starts is None or ends is None:
         raise c.refuse(node, "its ends must be constants")

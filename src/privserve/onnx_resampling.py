@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import onnx
 
-from privserve.builder import Traced, exact_bits
+from privserve.builder import Traced
 from privserve.compile_onnx import Tensor, _Compiler, _layer, geometry_of, lowers
 from privserve.engines.ottt.linear import Geometry
+from privserve.formats import exact_bits
 
 Attributes = dict[str, Any]
 

@@ -12,9 +12,10 @@ from onnx import helper
 from ottt_models import graph
 from ottt_session import Session, uniform
 
-from privserve.builder import ProgramBuilder, lookup_format, repetition
+from privserve.builder import ProgramBuilder
 from privserve.engines import Prepared, ottt
 from privserve.engines.ottt import lookup, product, reference
+from privserve.formats import lookup_format, repetition
 from privserve.functions import evaluate
 from privserve.prg import Prg
 from privserve.ranges import synthetic_samples
