@@ -316,7 +316,10 @@ def measure(
 
 def latency_runs(engine: str, batch: int) -> int:
     """How often a batch is timed in one round."""
-    return LATENCY_RUNS if engine != "crypten" else max(2, LATENCY_RUNS // 4 // max(batch // 8, 1))
+    if engine == "crypten":
+        return max(2, LATENCY_RUNS // 4 // max(batch // 8, 1))
+    # Twenty queries of a quarter of a millisecond are over before the caches are warm.
+    return max(LATENCY_RUNS, QUIET_ROWS // batch)
 
 
 def _result(
