@@ -84,7 +84,9 @@ class TlsStream:
 
     def encrypt(self, plain: Payload) -> bytes:
         """What has to be sent for `plain`, which is at most a chunk."""
-        self._tls.write(plain)
+        done = self._tls.write(plain)
+        while done < len(plain):  # OpenSSL may be told to stop after each record
+            done += self._tls.write(memoryview(plain)[done:])
         return self._encrypted.read()
 
     def read(self, view: memoryview) -> int:
