@@ -194,6 +194,41 @@ def test_a_frame_that_announces_too_much_is_refused(parties: Parties) -> None:
         parties.mesh(0).recv(1)
 
 
+def test_a_record_that_holds_more_than_its_frame_is_refused(parties: Parties) -> None:
+    channel = parties.mesh(1).channels[0]
+    parties.mesh(0).set_timeout(5)
+    channel._sock.sendall(channel.encrypt(struct.pack("<Q", 3) + b"abcdef"))
+    with pytest.raises(PeerLost, match="is not a frame"):
+        parties.mesh(0).recv(1)
+
+
+def test_frames_of_one_size_come_in_one_view_until_a_larger_one_comes(parties: Parties) -> None:
+    views = []
+    for payload in (b"one", b"two", bytes(1 << 20), b"six"):
+        parties.mesh(1).send(0, payload)
+        views.append(parties.mesh(0).recv(1))
+        assert bytes(views[-1]) == payload
+    assert views[1] is views[0]
+    assert views[3] is not views[0]
+
+
+def test_what_openssl_leaves_of_a_chunk_is_written_too(
+    parties: Parties, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = parties.mesh(1).channels[0]._stream
+    whole = stream._tls
+
+    class OneRecordAtATime:
+        def write(self, plain: bytes) -> int:
+            return whole.write(memoryview(plain)[:1000])
+
+    payload = bytes(range(256)) * 20
+    monkeypatch.setattr(stream, "_tls", OneRecordAtATime())
+    parties.mesh(0).set_timeout(5)
+    parties.mesh(1).send(0, payload)
+    assert bytes(parties.mesh(0).recv(1)) == payload
+
+
 def test_channels_count_what_they_carry(parties: Parties) -> None:
     out, back = parties.mesh(0).channels[1], parties.mesh(1).channels[0]
     before = out.bytes_sent, out.frames_sent, back.bytes_received

@@ -17,7 +17,7 @@ from ottt_models import (
     random_weights,
     tutorial_net,
 )
-from ottt_session import Session, uniform
+from ottt_session import MemoryMesh, Session, Wire, uniform
 
 from privserve.engines.ottt import dealer, party
 from privserve.engines.ottt.bits import unpack_add_batch
@@ -90,6 +90,30 @@ def test_what_goes_over_the_wire_is_what_the_program_states(net, exchanges):
     dealt = [f for a, b, f in session.wires["deal"].sent if a == 3 and b == 0][1:]
     per_pack = sum(c.bytes_dealt for c in costs)
     assert sum(map(len, dealt)) == per_pack * session.computes[0].pool.made
+
+
+@pytest.mark.parametrize("offset", [8, 9])
+def test_frames_may_come_in_one_view_again_and_again(offset, monkeypatch):
+    """As channels hand them out; at an odd address they have to be copied every time."""
+
+    class ReusingMesh(MemoryMesh):
+        def exchange(self, payload):
+            self.__dict__.setdefault("views", {})
+            received = super().exchange(payload)
+            for peer, frame in enumerate(received):
+                if frame is not None:
+                    new = memoryview(bytearray(offset + len(frame)))[offset:]
+                    view = self.views.setdefault((peer, len(frame)), new)
+                    view[:] = frame
+                    received[peer] = view
+            return received
+
+    monkeypatch.setattr(Wire, "mesh", lambda wire, rank: ReusingMesh(wire, rank))
+    with Session(NET) as session:
+        for _ in range(3):
+            x = uniform((1, 28, 28, 1), 0, 1)
+            (out,) = session.query(x)
+            assert np.abs(out - float_logits(WEIGHTS, x)).max() < 1e-3
 
 
 def test_the_costs_of_the_tutorials_net_stay_within_their_limits():
