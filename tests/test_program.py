@@ -151,7 +151,7 @@ def test_the_summary_shows_every_op_and_the_totals():
             {},
             ["Transpose", "batch"],
         ),
-        (deep_net(20, 60.0), {}, ["relu", "fraction-bits", "scale"]),
+        (deep_net(20, 60.0), {}, ["dense", "fraction-bits", "scale"]),
         (
             graph(
                 [helper.make_node("Gemm", ["x", "w"], ["y"], name="broken")],

@@ -1,10 +1,15 @@
 """Builds a `Program` op by op: chooses steps, shifts and the K of each comparison.
 
-Activations carry f fraction bits (step 2^-f), weights f + 4, products their sum; a ReLU or
-a truncation shifts back. The weights' rounding is what limits accuracy (it adds up over a
-sum, an activation's averages out), and finer weights widen nothing that is compared. Each
-value's range is tracked as it is built, and a comparison gets the smallest K that holds
-it: u = x >> shift must satisfy |u| < 2^(K-1).
+Activations carry about f fraction bits (step 2^-f), weights f + 4, products their sum; a ReLU
+or a truncation shifts back. The weights' rounding is what limits accuracy (it adds up over a
+sum, an activation's averages out), and finer weights widen nothing that is compared. Small
+values and small weights carry more bits, so that all keep about as many significant ones.
+
+A step is any positive real: a mean is a sum that is read with a smaller one. Values that come
+together (`align`) are brought to one step by public integers; where steps have no common
+measure the integers are rounded, to a relative error of 2^-(f + 6) or so.
+
+Each value's range is tracked as it is built; `bounds` picks the K of every comparison.
 """
 
 from __future__ import annotations
@@ -12,19 +17,27 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from privserve.bounds import Bounds
 from privserve.engines.ottt import local
-from privserve.engines.ottt.comparison import MAX_BITS, MIN_BITS
 from privserve.engines.ottt.linear import Geometry
 from privserve.errors import ModelError
 from privserve.fixedpoint import RingArray
-from privserve.formats import ROUNDING_UNITS, exact_bits, lookup_format, repetition
-from privserve.functions import Expression
+from privserve.formats import (
+    ROUNDING_UNITS,
+    Measure,
+    common_measure,
+    exact_bits,
+    lookup_format,
+    repetition,
+    rounded_measure,
+    rounding_error,
+)
+from privserve.functions import Expression, steepest
 from privserve.program import Op, Port, Program, Value
 from privserve.ranges import Floats, Range, joined
 from privserve.splines import Piece
@@ -32,14 +45,14 @@ from privserve.splines import Piece
 WEIGHT_EXTRA_BITS = 4
 """A weight carries so many fraction bits more than an activation."""
 
-SOUND_BITS = 30
-"""A sound bound that asks for a longer comparison is taken for hopeless.
+SMALL = 2.0**-2
+"""A value that stays below this carries more fraction bits than others."""
 
-From there on samples bound everything: what follows a guess is no sounder than the guess.
-"""
+MOST_EXTRA_BITS = 10
+"""How many more, at most; and how many more a small weight carries."""
 
-CALIBRATION_MARGIN = 8.0
-"""A range that comes from samples is taken so many times wider than what they reached."""
+LEAST_ALIGN_BITS = 10
+"""Factors that bring values to one step have at least this many significant bits."""
 
 
 @dataclass(frozen=True)
@@ -52,27 +65,41 @@ class Traced:
     range: Range
 
 
+def extra_bits(magnitude: float) -> int:
+    """How many fraction bits more than usual a value or weight of this magnitude carries."""
+    if magnitude >= SMALL or magnitude <= 0:
+        return 0
+    return min(MOST_EXTRA_BITS, math.floor(math.log2(SMALL / magnitude)))
+
+
 class ProgramBuilder:
     """Collects values, ops and encoded parameters; `finish` makes the program."""
 
-    def __init__(self, fraction_bits: int) -> None:
+    def __init__(self, fraction_bits: int, bounds: Bounds | None = None) -> None:
         self.fraction_bits = fraction_bits
+        self.bounds = bounds or Bounds(fraction_bits)
         self.parameters: dict[str, RingArray] = {}
         # Without their ranges: those of a large network are gigabytes.
         self._values: list[Value] = []
         self._ops: list[Op] = []
-        self._calibrated: list[str] = []
         self._notes: list[str] = []
-        self._truncated: dict[tuple[int, int], Traced] = {}
+        self._truncated: dict[int, Traced] = {}
 
-    def input(self, shape: tuple[int, ...], low: float, high: float, samples: Floats) -> Traced:
-        """A model input with values in [low, high]."""
-        bounds = Range(np.full(shape, low), np.full(shape, high), samples)
-        return self._new(shape, 2.0**-self.fraction_bits, bounds)
+    def input(self, shape: tuple[int, ...], bits: int, bounds: Range) -> Traced:
+        """A model input whose elements the client encodes with `bits` fraction bits."""
+        return self._new(shape, 2.0**-bits, bounds)
 
     def excess(self, x: Traced) -> int:
         """How many fraction bits more than f the value carries."""
         return max(0, round(-math.log2(x.step)) - self.fraction_bits)
+
+    def surplus(self, x: Traced) -> int:
+        """How many fraction bits the value carries beyond those that its magnitude calls for."""
+        return max(0, self.excess(x) - extra_bits(x.range.magnitude))
+
+    def room(self, x: Traced) -> int:
+        """By how many bits the value's elements may grow, and still be compared afterwards."""
+        return 61 - math.ceil(math.log2(max(x.range.magnitude / x.step, 1.0)))
 
     # Ops that communicate.
 
@@ -81,53 +108,70 @@ class ProgramBuilder:
     ) -> Traced:
         """weight * x + bias; weight: [O, C / groups, kh, kw], bias: [O]; returns [O, H', W']."""
         x = self.narrow(x, layer)
-        step = 2.0 ** -(2 * self.fraction_bits + WEIGHT_EXTRA_BITS + self.excess(x))
-        factor = x.step / step
-        encoded = self._encode(weight, 1 / factor, layer, "weight")
-        bounds = x.range.convolved(geometry, encoded / factor)
+        size = float(np.abs(weight).max()) if weight.size else 1.0
+        fine = extra_bits(size) if math.isfinite(size) else 0
+        output = 2.0 ** -(2 * self.fraction_bits + WEIGHT_EXTRA_BITS + self.excess(x) + fine)
+        unit = output / x.step
+        encoded = self._encode(weight, unit, layer, "weight")
+        bounds = x.range.convolved(geometry, encoded * unit, weight)
+        if bias is not None:
+            encoded_bias = self._encode(bias, output, layer, "bias")
+            bounds = bounds.shifted(bias[:, None, None])
+        if bounds.magnitude / output >= 2.0**62:
+            tamed = self._tamed(x, bounds.magnitude, layer)
+            return self.linear(tamed, geometry, weight, bias, layer)
         name = f"{len(self._ops)}.weight"
         self.parameters[name] = encoded.astype(np.int64)
         bias_name = None
         if bias is not None and np.any(bias):
             bias_name = f"{len(self._ops)}.bias"
-            self.parameters[bias_name] = self._encode(bias, step, layer, "bias").astype(np.int64)
-            bounds = bounds.shifted(bias[:, None, None])
-        if bounds.magnitude / step >= 2.0**62:
-            bounds = self._calibrate(bounds, layer)
+            self.parameters[bias_name] = encoded_bias.astype(np.int64)
         attributes = {"geometry": geometry.to_json(), "weight": name, "bias": bias_name}
-        return self._emit("linear", layer, (x,), geometry.output_shape, step, bounds, attributes)
+        return self._emit("linear", layer, (x,), geometry.output_shape, output, bounds, attributes)
 
     def relu(self, x: Traced, layer: str) -> Traced:
         """max(x, 0), at f fraction bits."""
-        shift = self.excess(x)
-        k, bounds = self._comparison_bits(x, shift, layer, spare=1)
+        shift = self.surplus(x)
+        chosen = self.bounds.comparison(x.range, x.step, shift, layer, spare=1)
         step = x.step * 2**shift
         slack = ROUNDING_UNITS * step if shift else 0.0
-        bounds = bounds.widened(slack).map(lambda v: np.maximum(v, 0))
-        attributes = {"shift": shift, "comparison_bits": k}
+        bounds = chosen.range.widened(slack).map(lambda v: np.maximum(v, 0))
+        attributes = {"shift": shift, "comparison_bits": chosen.bits, "guard": chosen.guard}
         return self._emit("relu", layer, (x,), x.shape, step, bounds, attributes)
 
     def truncate(self, x: Traced, layer: str) -> Traced:
         """x, at f fraction bits."""
-        if not (shift := self.excess(x)):
-            return x
-        if (x.number, shift) not in self._truncated:
-            k, bounds = self._comparison_bits(x, shift, layer, spare=2)
+        return self._truncate(x, layer) if self.surplus(x) else x
+
+    def _truncate(self, x: Traced, layer: str) -> Traced:
+        if x.number not in self._truncated:
+            shift = self.surplus(x)
+            chosen = self.bounds.comparison(x.range, x.step, shift, layer, spare=2)
             step = x.step * 2**shift
-            bounds = bounds.widened(ROUNDING_UNITS * step)
-            attributes = {"shift": shift, "comparison_bits": k}
-            self._truncated[x.number, shift] = self._emit(
+            bounds = chosen.range.widened(ROUNDING_UNITS * step)
+            attributes = {"shift": shift, "comparison_bits": chosen.bits, "guard": chosen.guard}
+            self._truncated[x.number] = self._emit(
                 "truncate", layer, (x,), x.shape, step, bounds, attributes
             )
-        return self._truncated[x.number, shift]
+        return self._truncated[x.number]
 
     def narrow(self, x: Traced, layer: str) -> Traced:
         """x, truncated if it carries so many fraction bits that a product would not fit."""
-        return self.truncate(x, layer) if self.excess(x) > 10 else x
+        return self.truncate(x, layer) if self.surplus(x) > 10 else x
+
+    def _tamed(self, x: Traced, magnitude: float, layer: str) -> Traced:
+        """x with a guessed range, where what follows would outgrow the ring otherwise."""
+        if not self.bounds.guess or x.number in self._truncated:
+            self.bounds.refuse(magnitude, layer)
+        tamed = self._truncate(x, layer)
+        self._truncated[tamed.number] = tamed
+        if tamed.range.magnitude >= x.range.magnitude:
+            self.bounds.refuse(magnitude, layer)
+        return tamed
 
     def maximum(self, x: Traced, y: Traced, layer: str) -> Traced:
         """max(x, y) = y + relu(x - y)."""
-        x, y = self.truncate(x, layer), self.truncate(y, layer)
+        x, y = self.align((self.truncate(x, layer), self.truncate(y, layer)), layer)
         positive = self.relu(self.subtract(x, y, layer), layer)
         out = self.add(y, positive, layer)
         # Interval arithmetic does not see that the terms of y + relu(x - y) go together.
@@ -150,21 +194,41 @@ class ProgramBuilder:
         bounds = x.range.times(y.range)
         step = x.step * y.step
         if bounds.magnitude / step >= 2.0**62:
-            bounds = self._calibrate(bounds, layer)
+            x = self._tamed(x, bounds.magnitude, layer)
+            bounds = x.range.times(y.range)
+            if bounds.magnitude / step >= 2.0**62:
+                y = self._tamed(y, bounds.magnitude, layer)
+                bounds = x.range.times(y.range)
+        if bounds.magnitude / step >= 2.0**62:
+            self.bounds.refuse(bounds.magnitude, layer)
         return self._emit("multiply", layer, (x, y), shape, step, bounds, {"inner": inner})
 
     def lookup(
-        self, x: Traced, expression: Expression, piece: Piece, bounds: Range, layer: str
+        self,
+        x: Traced,
+        expression: Expression,
+        piece: Piece,
+        bounds: Range,
+        layer: str,
+        error: float,
     ) -> Traced:
-        """A function of x on one of its pieces, a spline; `bounds`: of the result."""
+        """A function of x on one of its pieces, a spline; `bounds`: of the result.
+
+        error: by how much the spline itself may be off.
+        """
         if self.excess(x) > 30:  # shift and K together must fit in the ring
             x = self.truncate(x, layer)
-        attributes = lookup_format(x.step, self.excess(x), piece, bounds.magnitude)
+        attributes = lookup_format(
+            x.step, self.excess(x), piece, bounds.magnitude, self.fraction_bits
+        )
         if attributes["output_bits"] < self.fraction_bits:
-            self._refuse(bounds.magnitude, layer)
+            self.bounds.refuse(bounds.magnitude, layer)
         factor = attributes.pop("factor")
         x = self.scale(x, factor, x.step / factor, layer)
         attributes["function"] = expression
+        steep = steepest(expression, piece.low, piece.high)
+        attributes["slope"] = steep
+        attributes["error"] = error + rounding_error(attributes)
         step = 2.0 ** -attributes["output_bits"]
         return self._emit("lookup", layer, (x,), x.shape, step, bounds, attributes)
 
@@ -228,7 +292,7 @@ class ProgramBuilder:
         """The parts side by side along `axis`."""
         if len(parts) == 1:
             return parts[0]
-        aligned = self._align(parts, layer)
+        aligned = self.align(parts, layer)
         shape = list(aligned[0].shape)
         shape[axis] = sum(p.shape[axis] for p in aligned)
         bounds = joined([p.range for p in aligned], axis)
@@ -237,34 +301,84 @@ class ProgramBuilder:
         )
 
     def add(self, x: Traced, y: Traced, layer: str) -> Traced:
-        """x + y."""
-        x, y = self._align((x, y), layer)
-        bounds = x.range.plus(y.range)
-        return self._emit("add", layer, (x, y), bounds.low.shape, x.step, bounds, {})
+        """x + y, which broadcast."""
+        return self._sum("add", x, y, 1.0, layer)
 
     def subtract(self, x: Traced, y: Traced, layer: str) -> Traced:
-        """x - y."""
-        x, y = self._align((x, y), layer)
-        bounds = x.range.plus(y.range.scaled(-1.0))
-        return self._emit("sub", layer, (x, y), bounds.low.shape, x.step, bounds, {})
+        """x - y, which broadcast."""
+        return self._sum("sub", x, y, -1.0, layer)
 
-    def scale(self, x: Traced, factor: int | RingArray, step: float, layer: str) -> Traced:
-        """x times a public integer (or integers), read with another step."""
-        if isinstance(factor, int) and factor == 1:
-            return self.with_step(x, step / x.step)
+    def _sum(self, kind: str, x: Traced, y: Traced, sign: float, layer: str) -> Traced:
+        x, y = self.align((x, y), layer)
+        shape = np.broadcast_shapes(x.shape, y.shape)
+        x, y = self.expand(x, shape, layer), self.expand(y, shape, layer)
+        bounds = x.range.plus(y.range.scaled(sign))
+        return self._emit(kind, layer, (x, y), shape, x.step, bounds, {})
+
+    def negate(self, x: Traced, layer: str) -> Traced:
+        """-x."""
+        return self.scale(x, -1, x.step, layer)
+
+    def scale(
+        self,
+        x: Traced,
+        factor: int | RingArray,
+        step: float,
+        layer: str,
+        *,
+        meant: Floats | float | None = None,
+    ) -> Traced:
+        """x times a public integer (or integers), read with another step.
+
+        meant: the real factor, where the integer is rounded.
+        """
+        if isinstance(factor, int) and factor == 1 and meant is None:
+            return self.with_step(x, step / x.step, layer)
         real = np.asarray(factor, dtype=np.float64) * (step / x.step)
         listed = factor if isinstance(factor, int) else factor.tolist()
         bounds = x.range.scaled(real)
-        return self._emit("scale", layer, (x,), x.shape, step, bounds, {"factor": listed})
+        if meant is not None:
+            ideal = x.range.scaled(meant)
+            bounds = Range(
+                np.minimum(bounds.low, ideal.low),
+                np.maximum(bounds.high, ideal.high),
+                ideal.samples,
+            )
+        attributes = {"factor": listed, "rounded": meant is not None}
+        return self._emit("scale", layer, (x,), x.shape, step, bounds, attributes)
 
-    def multiply_public(self, x: Traced, real: float, layer: str, bits: int = 14) -> Traced:
-        """x times a public real, exact where `bits` fraction bits hold it."""
-        bits = exact_bits(np.array([real]), bits)
-        return self.scale(x, round(real * 2**bits), x.step * 2.0**-bits, layer)
+    def multiply_public(
+        self, x: Traced, real: Floats | float, layer: str, bits: int | None = None
+    ) -> Traced:
+        """x times a public real, or reals that broadcast to its shape.
 
-    def with_step(self, x: Traced, factor: float) -> Traced:
-        """x times a public positive real, by reading its units differently: no op at all."""
-        return Traced(x.number, x.shape, x.step * factor, x.range.scaled(factor))
+        Exact where `bits` fraction bits hold them, or else nearly; by default f + 6, as many as
+        in `align`.
+        """
+        real = np.asarray(real, np.float64)
+        exact = exact_bits(real, self.fraction_bits + 6 if bits is None else bits)
+        used = min(exact, self.room(x) - math.ceil(math.log2(max(np.abs(real).max(), 2.0**-exact))))
+        if used < min(exact, LEAST_ALIGN_BITS):
+            self.bounds.refuse(x.range.magnitude, layer)
+        factor = np.rint(real * 2.0**used)
+        meant = None if np.all(factor == real * 2.0**used) else real
+        whole = factor.astype(np.int64)
+        return self.scale(
+            x, whole if whole.ndim else int(whole), x.step * 2.0**-used, layer, meant=meant
+        )
+
+    def with_step(self, x: Traced, factor: float, layer: str) -> Traced:
+        """x times a public positive real, by reading its units differently: no work at all."""
+        if factor == 1:
+            return x
+        step = x.step * factor
+        return self._emit("reread", layer, (x,), x.shape, step, x.range.scaled(factor), {})
+
+    def must_vanish(self, x: Traced, layer: str) -> None:
+        """Let the parties check that x is zero everywhere, or else give no answer."""
+        nothing = Range(np.zeros(0), np.zeros(0), np.zeros((len(x.range.samples), 0)))
+        bits = min(62, 64 - self.room(x))
+        self._emit("check", layer, (x,), (0,), 1.0, nothing, {"bits": bits})
 
     def offset(self, x: Traced, real: float, layer: str) -> Traced:
         """x + a public constant."""
@@ -274,9 +388,8 @@ class ProgramBuilder:
         bounds = x.range.shifted(value * x.step)
         return self._emit("offset", layer, (x,), x.shape, x.step, bounds, {"value": value})
 
-    def note_saturation(self, layer: str, low: float, high: float) -> None:
-        """Say in the summary that a layer's input is clipped to a range taken from samples."""
-        note = f"layer '{layer}' saturates outside [{low:g}, {high:g}], from calibration samples"
+    def note(self, note: str) -> None:
+        """Say something in the program's summary, once."""
         if note not in self._notes:
             self._notes.append(note)
 
@@ -320,38 +433,22 @@ class ProgramBuilder:
         input_range: tuple[float, float],
     ) -> Program:
         """The program; outputs are brought to one power-of-two step."""
-        ready = []
-        largest = max((x.range.magnitude for _, x, _ in outputs), default=0.0)
-        for name, x, activation in outputs:
-            if not float(math.log2(x.step)).is_integer():
-                # The factor errs by half a unit: it takes as many bits as the ring has room for.
-                room = 60 - math.ceil(math.log2(max(largest, x.step) / x.step))
-                target = 2.0 ** (math.floor(math.log2(x.step)) - min(24, max(12, room)))
-                x = self.scale(x, round(x.step / target), target, name)
-            ready.append((name, x, activation))
-        finest = min(x.step for _, x, _ in ready)
+        aligned = self.align([x for _, x, _ in outputs], outputs[0][0], dyadic=True)
+        finest = aligned[0].step
         ports = []
-        for name, x, activation in ready:
-            if x.step != finest:
-                x = self.scale(x, round(x.step / finest), finest, name)
+        for (name, _, activation), x in zip(outputs, aligned, strict=True):
             if x.range.magnitude / finest >= 2.0**62:
-                self._refuse(x.range.magnitude, name)
+                self.bounds.refuse(x.range.magnitude, name)
             ports.append(Port(name, x.number, activation))
-        notes = list(self._notes)
-        if self._calibrated:
-            notes.append(
-                "ranges taken from calibration samples, times a margin of "
-                f"{CALIBRATION_MARGIN:g}, not from sound bounds: {', '.join(self._calibrated)}"
-            )
         return Program(
             inputs=tuple(Port(name, x.number) for name, x in inputs),
             outputs=tuple(ports),
             values=self._formats([p.value for p in ports]),
             ops=tuple(self._ops),
-            fraction_bits=self.fraction_bits,
+            fraction_bits=-round(math.log2(inputs[0][1].step)),
             output_fraction_bits=-round(math.log2(finest)),
             input_range=input_range,
-            notes=tuple(notes),
+            notes=(*self._notes, *self.bounds.notes()),
         )
 
     def _formats(self, outputs: Sequence[int]) -> tuple[Value, ...]:
@@ -363,9 +460,11 @@ class ProgramBuilder:
             if op.kind == "lookup":
                 needed = op.attributes["shift"] + op.attributes["comparison_bits"]
             elif op.kind in ("relu", "truncate"):
-                k = op.attributes["comparison_bits"]
+                k = op.attributes["comparison_bits"] + op.attributes["guard"]
                 bits[op.output] = max(bits[op.output], k)
                 needed = op.attributes["shift"] + k
+            elif op.kind == "check":
+                needed = op.attributes["bits"]
             else:
                 needed = bits[op.output]
             for number in op.inputs:
@@ -376,34 +475,6 @@ class ProgramBuilder:
             for v, b in zip(self._values, bits, strict=True)
         )
 
-    def _comparison_bits(self, x: Traced, shift: int, layer: str, spare: int) -> tuple[int, Range]:
-        """The smallest K with |x >> shift| < 2^(K - spare), by a sound bound or by samples."""
-
-        def bits_for(magnitude: float) -> int:
-            units = magnitude / x.step / 2**shift + ROUNDING_UNITS
-            return max(MIN_BITS, math.floor(math.log2(units)) + 1 + spare)
-
-        most = min(MAX_BITS, 64 - shift)
-        k = bits_for(x.range.magnitude)
-        if k <= min(most, SOUND_BITS) and not self._calibrated:
-            return k, x.range
-        bounds = self._calibrate(x.range, layer)
-        if (k := bits_for(bounds.magnitude)) > most:
-            self._refuse(bounds.magnitude, layer)
-        return k, bounds
-
-    def _calibrate(self, bounds: Range, layer: str) -> Range:
-        if layer not in self._calibrated:
-            self._calibrated.append(layer)
-        return bounds.within(CALIBRATION_MARGIN * bounds.sampled_magnitude)
-
-    def _refuse(self, magnitude: float, layer: str) -> None:
-        raise ModelError(
-            f"layer '{layer}': its values reach +-{magnitude:.3g}, which does not fit in the ring "
-            f"with {self.fraction_bits} fraction bits; scale the inputs down (input_range), "
-            "normalise the weights, or use fewer fraction bits (--fraction-bits)"
-        )
-
     def _encode(self, values: Floats, step: float, layer: str, what: str) -> Floats:
         scaled = np.asarray(values, dtype=np.float64) / step
         if not np.isfinite(scaled).all():
@@ -411,27 +482,43 @@ class ProgramBuilder:
                 f"layer '{layer}': its {what} holds NaN or infinity; retrain or repair it"
             )
         if scaled.size and np.abs(scaled).max() >= 2.0**62:
-            self._refuse(float(np.abs(values).max()), layer)
+            self.bounds.refuse(float(np.abs(values).max()), layer)
         return np.rint(scaled)
 
-    def _align(self, parts: Sequence[Traced], layer: str) -> tuple[Traced, ...]:
-        """The parts with one common step: coarser ones are multiplied by public integers."""
-        finest = min(p.step for p in parts)
-        ratios = [Fraction(p.step / finest).limit_denominator(4096) for p in parts]
-        common = math.lcm(*(r.denominator for r in ratios))
-        for part, ratio in zip(parts, ratios, strict=True):
-            if abs(float(ratio) * finest / part.step - 1) > 1e-9:
-                # Steps without a common measure: bring everything to f fraction bits.
-                return self._align([self._standard(p, layer) for p in parts], layer)
-        step = finest / common
-        return tuple(
-            self.scale(p, int(r * common), step, layer) for p, r in zip(parts, ratios, strict=True)
+    def align(
+        self, parts: Sequence[Traced], layer: str, *, dyadic: bool = False
+    ) -> tuple[Traced, ...]:
+        """The parts with one common step, each multiplied by a public integer.
+
+        dyadic: the step is to be a power of two. The integers are exact where the steps have a
+        common measure that the ring has room for; else they are rounded to f + 6 significant
+        bits, so that a value errs by at most 2^-(f + 7) of itself, or to as many as there is
+        room for, after truncation.
+        """
+        plan = common_measure([p.step for p in parts], dyadic)
+        if plan is not None and self._has_room(parts, plan):
+            return self._scaled(parts, plan, layer)
+        for bits in range(self.fraction_bits + 6, LEAST_ALIGN_BITS - 1, -2):
+            plan = rounded_measure([p.step for p in parts], bits)
+            if self._has_room(parts, plan):
+                return self._scaled(parts, plan, layer)
+            shorter = [self.truncate(p, layer) for p in parts]
+            if any(a.number != b.number for a, b in zip(shorter, parts, strict=True)):
+                return self.align(shorter, layer, dyadic=dyadic)
+        self.bounds.refuse(max(p.range.magnitude for p in parts), layer)
+        raise AssertionError  # refuse raises
+
+    def _has_room(self, parts: Sequence[Traced], plan: Measure) -> bool:
+        return all(
+            factor.bit_length() - 1 <= self.room(p)
+            for p, factor in zip(parts, plan.factors, strict=True)
         )
 
-    def _standard(self, x: Traced, layer: str) -> Traced:
-        """x with step exactly 2^-(f + 14)."""
-        step = 2.0 ** -(self.fraction_bits + 14)
-        return self.scale(x, round(x.step / step), step, layer)
+    def _scaled(self, parts: Sequence[Traced], plan: Measure, layer: str) -> tuple[Traced, ...]:
+        return tuple(
+            self.scale(p, factor, plan.step, layer, meant=1.0 if rounded else None)
+            for p, factor, rounded in zip(parts, plan.factors, plan.rounded, strict=True)
+        )
 
     def _local(
         self, kind: str, layer: str, x: Traced, attributes: dict[str, Any], shape: tuple[int, ...]

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
@@ -20,14 +20,16 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from privserve.builder import ProgramBuilder, Traced
+from privserve.bounds import Bounds, UnaffordableError
+from privserve.builder import ProgramBuilder, Traced, extra_bits
 from privserve.engines.ottt.linear import Geometry
 from privserve.errors import ModelError
 from privserve.fixedpoint import DEFAULT_FRACTION_BITS, RingArray
 from privserve.functions import Expression
 from privserve.program import Program
-from privserve.ranges import Floats, synthetic_samples
+from privserve.ranges import Floats, Range, synthetic_samples
 from privserve.smooth import apply_function
+from privserve.splines import TOLERANCE
 
 DEFAULT_INPUT_RANGE = (-8.0, 8.0)
 SYNTHETIC_SAMPLES = 8
@@ -68,21 +70,41 @@ class Function:
         return self.x.shape
 
 
+class Compiled(NamedTuple):
+    """What `compile_model` makes."""
+
+    program: Program
+    parameters: dict[str, RingArray]
+    samples: Sequence[Floats]
+    """Per input the samples that the compiler used, float64[S, *shape]."""
+    ideal: Sequence[Floats]
+    """What the model itself makes of them, per output, before what the client applies."""
+
+
 Constant = NDArray[Any]
 Tensor = Constant | Traced | Pending | Function
 
 
-def compile_model(
+def compile_model(model: onnx.ModelProto, **options: Any) -> tuple[Program, dict[str, RingArray]]:
+    """The program of `model`, and its parameters; options: see `compile_with_samples`."""
+    return compile_with_samples(model, **options)[:2]
+
+
+def compile_with_samples(
     model: onnx.ModelProto,
     *,
     input_range: tuple[float, float] | None = None,
     fraction_bits: int | None = None,
     calibration: Sequence[NDArray[Any]] | NDArray[Any] | None = None,
-) -> tuple[Program, dict[str, RingArray]]:
-    """The program of `model`, and its parameters as ring elements.
+    range_check: bool = True,
+    tolerance: float = TOLERANCE,
+) -> Compiled:
+    """The program of `model`, its parameters as ring elements, and what it makes of samples.
 
     input_range: what every input's elements lie in, (-8, 8) by default; calibration:
     sample inputs [S, *shape] (one array per input), used where sound bounds do not fit.
+    range_check: whether values are checked to stay in ranges that were guessed so.
+    tolerance: of the splines that stand for smooth functions.
     Raises ModelError naming the op and node that cannot be compiled.
     """
     bits = DEFAULT_FRACTION_BITS if fraction_bits is None else fraction_bits
@@ -91,7 +113,11 @@ def compile_model(
     low, high = DEFAULT_INPUT_RANGE if input_range is None else input_range
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
         raise ModelError(f"the input range [{low}, {high}] is empty or not finite")
-    return _Compiler(model, (float(low), float(high)), bits, calibration).compile()
+    options = (model, (float(low), float(high)), calibration, tolerance)
+    try:
+        return _Compiler(*options, Bounds(bits, check=range_check)).compile()
+    except UnaffordableError:
+        return _Compiler(*options, Bounds(bits, guess=True, check=range_check)).compile()
 
 
 class _Compiler:
@@ -101,11 +127,13 @@ class _Compiler:
         self,
         model: onnx.ModelProto,
         input_range: tuple[float, float],
-        fraction_bits: int,
         calibration: Sequence[NDArray[Any]] | NDArray[Any] | None,
+        tolerance: float,
+        bounds: Bounds,
     ) -> None:
         self.graph = model.graph
-        self.builder = ProgramBuilder(fraction_bits)
+        self.builder = ProgramBuilder(bounds.fraction_bits, bounds)
+        self.tolerance = tolerance
         self.input_range = input_range
         self.tensors: dict[str, Tensor] = {
             i.name: numpy_helper.to_array(i) for i in self.graph.initializer
@@ -126,7 +154,7 @@ class _Compiler:
             )
         self.calibration = calibration
 
-    def compile(self) -> tuple[Program, dict[str, RingArray]]:
+    def compile(self) -> Compiled:
         """Lower every node, then finish the program."""
         inputs = []
         for position, port in enumerate(self.inputs):
@@ -147,7 +175,12 @@ class _Compiler:
         if not outputs or not inputs:
             raise ModelError("the model has no input or no output")
         program = self.builder.finish(inputs, outputs, self.input_range)
-        return program, self.builder.parameters
+        return Compiled(
+            program,
+            self.builder.parameters,
+            [x.range.samples for _, x in inputs],
+            [x.range.samples for _, x, _ in outputs],
+        )
 
     def _input(self, position: int, port: onnx.ValueInfoProto) -> Traced:
         dims = port.type.tensor_type.shape.dim
@@ -166,7 +199,9 @@ class _Compiler:
                 raise ModelError(
                     f"calibration samples have shape {samples.shape}, the input is (B, {shape})"
                 )
-        return self.builder.input(shape, low, high, samples)
+        bounds = Range(np.full(shape, low), np.full(shape, high), samples)
+        bits = self.builder.fraction_bits + extra_bits(max(abs(low), abs(high)))
+        return self.builder.input(shape, bits, bounds)
 
     def _client_activations(self) -> dict[str, tuple[str, dict[str, Any]]]:
         """Outputs made by an activation that the client applies: name -> (its input, what)."""
@@ -228,7 +263,7 @@ class _Compiler:
         layer = self.layers.get(name, name)
         if f.expression == ["mul", "x", "x"]:
             return self.builder.multiply(f.x, f.x, layer)
-        return apply_function(self.builder, f.x, f.expression, layer)
+        return apply_function(self.builder, f.x, f.expression, layer, tolerance=self.tolerance)
 
     def _materialise(self, p: Pending) -> Traced:
         out = self.builder.linear(p.x, p.geometry, p.weight, p.bias, p.layer)
@@ -263,7 +298,7 @@ class _Compiler:
         if np.all(scale == 1):
             return self.builder.add_parameter(x, _without_batch(shift, shape), layer)
         if scale.size == 1 and scale.item() > 0:
-            x = self.builder.with_step(x, scale.item())
+            x = self.builder.with_step(x, scale.item(), layer)
             if not np.any(shift):
                 return x
             return self.builder.add_parameter(x, _without_batch(shift, shape), layer)

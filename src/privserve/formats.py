@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -12,6 +15,10 @@ from privserve.splines import Piece
 
 ROUNDING_UNITS = 16
 """Truncation is off by at most n/2 units, so up to 32 compute parties stay in range."""
+
+
+EXACT = 1e-12
+"""Quotients of steps that are this close to a fraction are taken for it."""
 
 
 def exact_bits(factors: Floats, most: int = 14) -> int:
@@ -37,7 +44,46 @@ def repetition(small: tuple[int, ...], shape: tuple[int, ...]) -> int | None:
     return math.prod(shape[kept[-1] + 1 :])
 
 
-def lookup_format(step: float, excess: int, piece: Piece, magnitude: float) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Measure:
+    """A common step for several values, and the integer that takes each one there."""
+
+    step: float
+    factors: tuple[int, ...]
+    rounded: tuple[bool, ...]
+    """Whether a factor is not exact."""
+
+
+def common_measure(steps: Sequence[float], dyadic: bool) -> Measure | None:
+    """A step of which all are integer multiples, exactly; None where there is none."""
+    finest = 2.0 ** math.floor(math.log2(min(steps))) if dyadic else min(steps)
+    ratios = [Fraction(step / finest).limit_denominator(4096) for step in steps]
+    if any(abs(float(r) * finest / s - 1) > EXACT for r, s in zip(ratios, steps, strict=True)):
+        return None
+    common = math.lcm(*(r.denominator for r in ratios))
+    if dyadic and common & (common - 1):
+        return None
+    factors = tuple(int(r * common) for r in ratios)
+    return Measure(finest / common, factors, (False,) * len(factors))
+
+
+def rounded_measure(steps: Sequence[float], bits: int) -> Measure:
+    """A power of two as step, by factors with at least `bits` bits where they are rounded.
+
+    Half a unit of such a factor is at most 2^-bits of it.
+    """
+    exact = [math.frexp(step)[0] == 0.5 for step in steps]
+    limits = [
+        math.floor(math.log2(step)) - (0 if is_exact else bits)
+        for step, is_exact in zip(steps, exact, strict=True)
+    ]
+    step = 2.0 ** min(limits)
+    return Measure(step, tuple(round(s / step) for s in steps), tuple(not e for e in exact))
+
+
+def lookup_format(
+    step: float, excess: int, piece: Piece, magnitude: float, fraction_bits: int
+) -> dict[str, Any]:
     """The numbers of a lookup: its unit, segments, shift and the output's fraction bits.
 
     step, excess: of the value, which is multiplied by `factor` first; then units of `unit` =
@@ -69,6 +115,18 @@ def lookup_format(step: float, excess: int, piece: Piece, magnitude: float) -> d
         "low": math.floor((piece.low - slack) / unit) - ROUNDING_UNITS,
         "comparison_bits": segment_bits + index_bits,
         "segment_bits": segment_bits,
-        "output_bits": min(2 * segment_bits + 11, 59 - integer_bits),
+        "output_bits": min(2 * segment_bits + max(11, fraction_bits - 3), 59 - integer_bits),
         "piece": [piece.low, piece.high],
     }
+
+
+def rounding_error(attributes: Mapping[str, Any]) -> float:
+    """What a lookup's units and coefficients add to the error of its spline.
+
+    t is off by two units for two compute parties: half a unit each, its own rounding, and
+    what the mask's alignment moves a segment's fit by. The coefficients are rounded to units
+    of 2^-output_bits, and multiplied by z and z^2, |z| <= 2^(segment_bits - 1).
+    """
+    half = 2.0 ** (attributes["segment_bits"] - 1)
+    coefficients = 0.5 * (1 + half + half**2) * 2.0 ** -attributes["output_bits"]
+    return float(2 * attributes["slope"] * attributes["unit"] + coefficients)

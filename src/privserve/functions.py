@@ -82,3 +82,10 @@ def evaluate(expression: Expression, x: Floats) -> Floats:
     with np.errstate(all="ignore"):
         out: Floats = np.broadcast_to(np.asarray(walk(expression), np.float64), x.shape)
     return out
+
+
+def steepest(expression: Expression, low: float, high: float) -> float:
+    """A bound on |f'| on [low, high], from difference quotients on a fine grid."""
+    grid = np.linspace(low, high, 4097)
+    values = evaluate(expression, grid)
+    return float(1.05 * np.max(np.abs(np.diff(values))) / (grid[1] - grid[0]))

@@ -57,7 +57,7 @@ def thresholded_relu(c: _Compiler, node: onnx.NodeProto, attributes: Attributes)
     above = b.offset(b.truncate(x, layer), -threshold, layer)
     positive, less = _relu_pair(c, above, b.offset(above, -above.step, layer), layer)
     unit = b.bounded(b.subtract(positive, less, layer), 0.0, above.step)
-    step = b.with_step(unit, 1 / above.step)
+    step = b.with_step(unit, 1 / above.step, layer)
     return b.add(positive, b.multiply_public(step, threshold, layer), layer)
 
 
@@ -82,7 +82,7 @@ def hard_sigmoid(c: _Compiler, node: onnx.NodeProto, attributes: Attributes) -> 
     alpha, beta = float(attributes.get("alpha", 0.2)), float(attributes.get("beta", 0.5))
     if alpha <= 0:
         raise c.refuse(node, "alpha must be positive")
-    x = c.builder.offset(c.builder.with_step(x, alpha), beta, layer)
+    x = c.builder.offset(c.builder.with_step(x, alpha, layer), beta, layer)
     return _clip(c, x, 0.0, 1.0, layer)
 
 
@@ -103,7 +103,7 @@ def _clip(c: _Compiler, x: Traced, low: float | None, high: float | None, layer:
 
 
 def negated(c: _Compiler, x: Traced, layer: str) -> Traced:
-    return c.builder.scale(x, -1, x.step, layer)
+    return c.builder.negate(x, layer)
 
 
 def _relu_pair(c: _Compiler, x: Traced, y: Traced, layer: str) -> tuple[Traced, Traced]:

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import onnx
 
+from privserve.builder import Traced
 from privserve.compile_onnx import Function, Pending, Tensor, _Compiler, _layer, lowers
 from privserve.functions import Expression
 from privserve.onnx_activations import negated
 from privserve.onnx_lowerings import first_input, max_along_axis
 from privserve.smooth import apply_function
-from privserve.splines import TOLERANCE
 
 Attributes = dict[str, Any]
 
@@ -177,7 +177,9 @@ def minimum(c: _Compiler, node: onnx.NodeProto, attributes: Attributes) -> Tenso
 
 @lowers("Mean")
 def mean(c: _Compiler, node: onnx.NodeProto, attributes: Attributes) -> Tensor:
-    return c.builder.with_step(total(c, node, attributes), 1 / len(node.input))  # type: ignore[arg-type]
+    summed = total(c, node, attributes)
+    assert isinstance(summed, Traced)
+    return c.builder.with_step(summed, 1 / len(node.input), _layer(node))
 
 
 @lowers("Pow")
@@ -211,7 +213,7 @@ def softmax(c: _Compiler, node: onnx.NodeProto, attributes: Attributes) -> Tenso
     most = max_along_axis(c, x, 1, layer)
     below = b.subtract(x, b.expand(most, x.shape, layer), layer)
     # An error of every term adds up in the sum. Beyond `reach` a term is worth nothing.
-    tolerance = TOLERANCE / math.sqrt(count)
+    tolerance = c.tolerance / math.sqrt(count)
     spread = float(x.range.high.max() - x.range.low.min())
     reach = min(2.0 ** math.ceil(math.log2(max(spread, 1.0))), 2.0**20)
     below = b.bounded(below, -reach, 0.0)

@@ -20,7 +20,6 @@ from privserve.compile_onnx import (
     lowers,
 )
 from privserve.engines.ottt.linear import Geometry
-from privserve.formats import exact_bits
 
 Attributes = dict[str, Any]
 
@@ -163,12 +162,10 @@ def average_pool(c: _Compiler, node: onnx.NodeProto, attributes: Attributes) -> 
         common = math.lcm(*np.unique(counts).tolist())
         if common <= MOST_COMMON_COUNT:
             out = c.builder.scale(sums, common // counts, sums.step, layer)
-            out = c.builder.with_step(out, 1 / common)
+            out = c.builder.with_step(out, 1 / common, layer)
             return c.builder.reshape(out, out.shape[:2] if flat else out.shape, layer)
-        bits = exact_bits(area / counts)
-        factor = np.rint(area / counts * 2**bits).astype(np.int64)
-        sums = c.builder.scale(sums, factor, sums.step / 2**bits, layer)
-    out = c.builder.with_step(sums, 1 / area)
+        sums = c.builder.multiply_public(sums, area / counts, layer)
+    out = c.builder.with_step(sums, 1 / area, layer)
     return c.builder.reshape(out, out.shape[:2] if flat else out.shape, layer)
 
 
@@ -269,7 +266,7 @@ def _mean(c: _Compiler, node: onnx.NodeProto, x: Traced, keep: bool) -> Traced:
     planes = c.builder.reshape(x, _planes(x), layer)
     window = planes.shape[1:]
     sums = c.builder.sum_pool(planes, window, (1, 1), (0, 0, 0, 0), layer)  # type: ignore[arg-type]
-    out = c.builder.with_step(sums, 1 / math.prod(window))
+    out = c.builder.with_step(sums, 1 / math.prod(window), layer)
     return c.builder.reshape(out, (out.shape[0], *(1,) * (rank - 1 if keep else 0)), layer)
 
 

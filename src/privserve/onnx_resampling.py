@@ -11,7 +11,6 @@ import onnx
 from privserve.builder import Traced
 from privserve.compile_onnx import Tensor, _Compiler, _layer, geometry_of, lowers
 from privserve.engines.ottt.linear import Geometry
-from privserve.formats import exact_bits
 
 Attributes = dict[str, Any]
 
@@ -144,14 +143,9 @@ def resize(c: _Compiler, node: onnx.NodeProto, attributes: Attributes) -> Tensor
         lower = np.minimum(np.floor(at), max(size - 2, 0)).astype(int)
         upper = np.minimum(lower + 1, size - 1)
         x = b.narrow(x, layer)
-        bits = exact_bits(at - lower)
-        weight = np.rint((at - lower) * 2**bits).astype(np.int64)
-        column = (-1, *(1,) * (len(x.shape) - axis - 1))
-        step = x.step / 2**bits
-        one = b.scale(
-            b.gather(x, lower, axis, layer), (2**bits - weight).reshape(column), step, layer
-        )
-        other = b.scale(b.gather(x, upper, axis, layer), weight.reshape(column), step, layer)
+        weight = (at - lower).reshape(-1, *(1,) * (len(x.shape) - axis - 1))
+        one = b.multiply_public(b.gather(x, lower, axis, layer), 1 - weight, layer)
+        other = b.multiply_public(b.gather(x, upper, axis, layer), weight, layer)
         bounds = one.range.plus(other.range)
         x = b.replace_range(b.add(one, other, layer), bounds)
     return x

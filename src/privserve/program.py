@@ -15,7 +15,8 @@ from typing import Any
 OP_KINDS = {
     # One opening, and a multiplication by a secret parameter.
     "linear": "weight * x + bias: `geometry`, `weight`, `bias` (a parameter's name or null)",
-    # Comparisons: x >> `shift`, which fits in `comparison_bits` bits with its sign.
+    # Comparisons: x >> `shift`, which fits in `comparison_bits` bits with its sign, or else
+    # in `guard` bits more, if there are any: then the client learns that the row left its range.
     "relu": "max(x >> shift, 0)",
     "truncate": "x >> shift; the value fits in comparison_bits - 1 bits with its sign",
     # One opening each.
@@ -23,6 +24,7 @@ OP_KINDS = {
     "lookup": "a smooth `function` of x >> `shift`, by quadratics: see engines.ottt.lookup",
     # Local: no communication.
     "reshape": "to the output's shape",
+    "reread": "the same elements, with the output's step: times a public real",
     "transpose": "`axes`, without the batch axis",
     "pad": "`pads`: [[before, after] per axis] with the public ring element `value`",
     "slice": "`slices`: [[start, stop, step] per axis]",
@@ -31,9 +33,11 @@ OP_KINDS = {
     "expand": "to the output's shape, repeated along axes of length 1",
     "add": "x + y",
     "sub": "x - y",
-    "scale": "x * `factor`, a public integer or one per element",
+    "scale": "x * `factor`, a public integer or one per element; `rounded`: it is not exact",
     "offset": "x + `value`, a public integer",
     "add_parameter": "x + the secret `parameter`",
+    "check": "no output: where x mod 2^`bits` is not zero, the client learns that the row left "
+    "its range",
     "sum_pool": "sums over windows: `kernel`, `strides`, `pads` [top, left, bottom, right]",
 }
 
@@ -91,6 +95,13 @@ class Program:
     notes: tuple[str, ...] = ()
     """What a user should know, such as bounds that come from calibration."""
 
+    @property
+    def guards(self) -> tuple[str, ...]:
+        """The layers whose guessed ranges are checked, in the order of an answer's flags."""
+        return tuple(
+            op.layer for op in self.ops if op.kind == "check" or op.attributes.get("guard")
+        )
+
     def to_json(self) -> dict[str, Any]:
         """A JSON-able description; everything in it is public."""
         return {
@@ -111,6 +122,7 @@ class Program:
             "output_fraction_bits": self.output_fraction_bits,
             "input_range": list(self.input_range),
             "notes": list(self.notes),
+            "guards": list(self.guards),
             "values": [
                 {"shape": list(v.shape), "bits": v.bits, "step": v.step, "bound": v.bound}
                 for v in self.values

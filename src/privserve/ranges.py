@@ -52,7 +52,7 @@ class Range:
         return Range(self.low - units, self.high + units, self.samples)
 
     def within(self, magnitude: float) -> Range:
-        """The range cut to [-magnitude, magnitude]."""
+        """The range cut to [-magnitude, magnitude]; samples stay what they are."""
         return Range(
             np.clip(self.low, -magnitude, magnitude),
             np.clip(self.high, -magnitude, magnitude),
@@ -86,15 +86,18 @@ class Range:
         """The range of x + constant."""
         return Range(self.low + constant, self.high + constant, self.samples + constant)
 
-    def convolved(self, geometry: Geometry, weight: Floats) -> Range:
-        """The range of weight * x; x: [C, H, W], weight: [O, C / groups, kh, kw]."""
+    def convolved(self, geometry: Geometry, weight: Floats, ideal: Floats) -> Range:
+        """The range of weight * x; x: [C, H, W], weight: [O, C / groups, kh, kw].
+
+        ideal: the weight before it was rounded to `weight`; samples are computed with it.
+        """
         positive, negative = np.maximum(weight, 0), np.minimum(weight, 0)
         low, high = (np.asarray(end).reshape(1, *geometry.shape) for end in (self.low, self.high))
         samples = self.samples.reshape(-1, *geometry.shape)
         return Range(
             (convolve(low, positive, geometry) + convolve(high, negative, geometry))[0],
             (convolve(high, positive, geometry) + convolve(low, negative, geometry))[0],
-            convolve(samples, weight, geometry),
+            convolve(samples, ideal, geometry),
         )
 
 
@@ -115,7 +118,7 @@ def convolve(x: Floats, weight: Floats, geometry: Geometry) -> Floats:
     padded = torch.nn.functional.pad(torch.from_numpy(values), (left, right, top, bottom))
     out = torch.nn.functional.conv2d(
         padded,
-        torch.from_numpy(np.ascontiguousarray(weight)),
+        torch.from_numpy(np.require(weight, np.float64, ["C", "W"])),
         stride=geometry.strides,
         dilation=geometry.dilations,
         groups=geometry.groups,
@@ -123,21 +126,49 @@ def convolve(x: Floats, weight: Floats, geometry: Geometry) -> Floats:
     return np.asarray(out.numpy(), dtype=np.float64)
 
 
-def synthetic_samples(shape: tuple[int, ...], low: float, high: float, count: int) -> Floats:
-    """`count` inputs for calibration without data: noise and smooth blobs in [low, high].
+_PUBLIC_KEY = b"privserve: synthetic samples, v1"
 
-    Half are uniform per element; the other half are constant over patches, since blurred
-    inputs drive convolutions much further than noise does.
+
+def synthetic_samples(shape: tuple[int, ...], low: float, high: float, count: int) -> Floats:
+    """`count` inputs in [low, high] for calibration without data: float64[count, *shape].
+
+    They are the same on every call, or else a model would be accepted or refused by chance.
+    Every kind drives some networks further than the others do: flat inputs add up in
+    convolutions, where noise averages out; extreme noise reaches what smooth noise does not;
+    and a single channel (a pure blue image) is what no mixture looks like.
     """
-    prg = Prg()
+    prg = Prg(_PUBLIC_KEY)  # nothing secret is drawn from it
 
     def uniform(dims: tuple[int, ...]) -> Floats:
         return (prg.int64(dims).view(np.uint64) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
-    samples = low + (high - low) * uniform((count, *shape))
-    for index in range(count // 2):
+    def noise(index: int) -> Floats:
+        return uniform(shape)
+
+    def patches(index: int) -> Floats:
         coarse = uniform(tuple(-(-d // 7) for d in shape))
         for axis in range(len(shape)):
             coarse = np.repeat(coarse, 7, axis)
-        samples[index] = low + (high - low) * coarse[tuple(slice(d) for d in shape)]
-    return samples
+        return coarse[tuple(slice(d) for d in shape)]
+
+    def extremes(index: int) -> Floats:
+        return np.rint(uniform(shape))
+
+    def flat(index: int) -> Floats:
+        return np.full(shape, float(index // 8 % 2 == 0))
+
+    def ends(index: int) -> Floats:
+        return np.full(shape, float(index // 8 % 2 == 1))
+
+    def channel(index: int) -> Floats:
+        # Channels are the last axis of Keras' images, the first of torch's; features have one.
+        axis = len(shape) - 1 if not shape or shape[-1] <= shape[0] else 0
+        one = np.zeros(shape)
+        if shape:
+            np.moveaxis(one, axis, 0)[shape[axis] - 1 - index // 8 % shape[axis]] = 1.0
+        return one
+
+    kinds = (patches, noise, extremes, flat, patches, channel, ends, noise)
+    samples = np.stack([kinds[i % len(kinds)](i) for i in range(count)])
+    out: Floats = low + (high - low) * samples
+    return out

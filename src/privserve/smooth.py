@@ -15,12 +15,15 @@ import numpy as np
 
 from privserve.builder import ProgramBuilder, Traced
 from privserve.errors import ModelError
-from privserve.functions import Expression, evaluate
+from privserve.functions import Expression, evaluate, steepest
 from privserve.ranges import Range
 from privserve.splines import TOLERANCE, Piece, plan
 
 LARGEST = 2.0**12
-"""A function that exceeds this on a sound range is bounded by samples and saturates."""
+"""A function that outgrows this, and grows faster than x, is clipped to a guessed range."""
+
+STEEPEST = 64.0
+"""What grows no faster than this many times x is not clipped: its tails are lines."""
 
 
 def apply_function(
@@ -49,7 +52,7 @@ def apply_function(
     except ModelError as failure:
         raise ModelError(f"layer '{layer}': {failure}; scale its input down") from None
     bounds = _image(flat.range, expression, pieces, domain, tolerance)
-    out = _assemble(builder, flat, expression, pieces, bounds, layer)
+    out = _assemble(builder, flat, expression, pieces, bounds, layer, tolerance)
     out = builder.replace_range(out, bounds)
     return builder.reshape(out, x.shape, layer)
 
@@ -62,9 +65,11 @@ def _saturated(
     layer: str,
 ) -> tuple[Traced, tuple[float, float]] | None:
     """x clipped to a range that samples suggest, where the function is huge beyond it."""
+    grid = _fine_grid(*domain)
     with np.errstate(all="ignore"):
-        values = np.abs(evaluate(expression, np.linspace(*domain, 4097)))
-    if np.isfinite(values).all() and values.max() <= LARGEST:
+        values = evaluate(expression, grid)
+        slopes = np.abs(np.diff(values) / np.diff(grid))
+    if np.isfinite(values).all() and (np.abs(values).max() <= LARGEST or slopes.max() <= STEEPEST):
         return None
     samples = x.range.samples
     low, high = float(samples.min()), float(samples.max())
@@ -72,10 +77,28 @@ def _saturated(
     low, high = max(domain[0], low - margin), min(domain[1], high + margin)
     # Quarters, so that the public range tells little about the weights.
     low, high = math.floor(low * 4) / 4, math.ceil(high * 4) / 4
-    builder.note_saturation(layer, low, high)
-    over_low, over_high = _above(builder, x, [low, high], layer)
+    said = "an input beyond gets a RangeError and no answer"
+    if not builder.bounds.check:
+        said = "NOT CHECKED: an input beyond gets a wrong answer"
+    builder.note(
+        f"layer '{layer}' is computed on [{low:g}, {high:g}] only, guessed from calibration "
+        f"samples, since it is huge elsewhere; {said}"
+    )
+    under = builder.offset(builder.negate(x, layer), low, layer)
+    sides = [builder.offset(x, -low, layer), builder.offset(x, -high, layer), under]
+    over_low, over_high, under_low = _positive(builder, sides, layer)
+    if builder.bounds.check:
+        builder.must_vanish(over_high, layer)
+        builder.must_vanish(under_low, layer)
     clipped = builder.offset(builder.subtract(over_low, over_high, layer), low, layer)
     return builder.bounded(clipped, low, high), (low, high)
+
+
+def _fine_grid(low: float, high: float) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    """Points of [low, high]: equidistant ones, and some for every octave around zero."""
+    octaves = 2.0 ** np.arange(-4, math.log2(max(abs(low), abs(high))) + 1e-9, 1 / 16)
+    points = np.concatenate([np.linspace(low, high, 4097), octaves, -octaves, [0.0]])
+    return np.unique(points[(points >= low) & (points <= high)])
 
 
 def _image(
@@ -106,6 +129,7 @@ def _assemble(
     pieces: Sequence[Piece],
     bounds: Range,
     layer: str,
+    tolerance: float,
 ) -> Traced:
     breaks = [piece.low for piece in pieces[1:]]
     above = _above(b, x, breaks, layer)
@@ -117,7 +141,9 @@ def _assemble(
     for j, piece in enumerate(pieces):
         clipped = _clipped(b, x, pieces, above, j, layer)
         if piece.slope is None:
-            part: Traced | None = b.lookup(clipped, expression, piece, bounds, layer)
+            # What `splines.plan` promises, and twice that where a piece is used at its end.
+            error = 1.5 * tolerance * max(1.0, steepest(expression, piece.low, piece.high) / 4)
+            part: Traced | None = b.lookup(clipped, expression, piece, bounds, layer, error)
             if j != chosen:
                 constant -= float(values[j - 1] if j > chosen else values[j])
         else:
@@ -135,14 +161,15 @@ def _assemble(
 
 def _above(b: ProgramBuilder, x: Traced, breaks: Sequence[float], layer: str) -> list[Traced]:
     """relu(x - b_j) for every breakpoint, in one comparison."""
-    if not breaks:
-        return []
-    moved = b.concat([b.offset(x, -at, layer) for at in breaks], 0, layer)
-    positive = b.relu(moved, layer)
-    count = x.shape[0]
-    return [
-        b.slice(positive, [slice(j * count, (j + 1) * count, 1)], layer) for j in range(len(breaks))
-    ]
+    return _positive(b, [b.offset(x, -at, layer) for at in breaks], layer) if breaks else []
+
+
+def _positive(b: ProgramBuilder, parts: Sequence[Traced], layer: str) -> list[Traced]:
+    """The relu of every part, flat values of one shape, in one comparison."""
+    positive = b.relu(b.concat(parts, 0, layer), layer)
+    count = parts[0].shape[0]
+    cuts = [slice(j * count, (j + 1) * count, 1) for j in range(len(parts))]
+    return [b.slice(positive, [cut], layer) for cut in cuts]
 
 
 def _clipped(

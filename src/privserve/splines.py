@@ -88,11 +88,12 @@ def _plan(expression: Expression, low: float, high: float, tolerance: float) -> 
 
 
 def _candidates(low: float, high: float) -> Floats:
-    """The ends, zero, and quarters of every octave in between."""
+    """The ends, zero, and quarters of every octave in between, octaves beyond 64."""
     points = {low, high, 0.0}
     octave = 2.0**-2
     while octave < max(abs(low), abs(high)):
-        for quarter in (1.0, 1.25, 1.5, 1.75):
+        # Far out functions are lines, or hopeless: fewer places will do.
+        for quarter in (1.0, 1.25, 1.5, 1.75) if octave < 64 else (1.0,):
             points |= {octave * quarter, -octave * quarter}
         octave *= 2
     return np.array(sorted(p for p in points if low <= p <= high))
@@ -176,7 +177,7 @@ class _Cells:
         # A slope multiplies shares as an integer; few bits keep the product small.
         for bits in range(_SLOPE_BITS + 1):
             slope = round(exact * 2**bits) / 2**bits
-            if np.abs(y - slope * x).max() <= tolerance / 2:
+            if np.all(np.abs(y - slope * x) <= tolerance / 2 + np.abs(x) * 2.0**-_SLOPE_BITS):
                 return Piece(low, high, slope)
         return None
 
@@ -243,7 +244,8 @@ def _error(function: Function, pieces: tuple[Piece, ...]) -> float:
         if piece.slope is not None:
             at = piece.high if index == 0 else piece.low
             line = function(np.array([at])) + piece.slope * (x - at)
-            lines = max(lines, float(np.abs(line - y).max()))
+            off = np.abs(line - y) - np.abs(x) * 2.0**-_SLOPE_BITS
+            lines = max(lines, float(off.max()))
             continue
         width = 1.01 * (piece.high - piece.low) / (piece.segments - 1)
         worst = 0.0

@@ -20,6 +20,7 @@ def prepare(
     input_range: tuple[float, float] | None = None,
     fraction_bits: int | None = None,
     calibration: Any = None,
+    range_check: bool = True,
     **_: Any,
 ) -> Prepared:
     """Compile `model`; raises ModelError naming the op, node or layer that does not fit.
@@ -32,7 +33,11 @@ def prepare(
     from privserve.compile_onnx import compile_model
 
     program, parameters = compile_model(
-        model, input_range=input_range, fraction_bits=fraction_bits, calibration=calibration
+        model,
+        input_range=input_range,
+        fraction_bits=fraction_bits,
+        calibration=calibration,
+        range_check=range_check,
     )
     return Prepared(NAME, {"engine": NAME, **program.to_json()}, parameters)
 

@@ -36,4 +36,4 @@ def cost_of_op(program: Program, op: Op) -> Cost:
     if op.kind == "multiply":
         both = sum(program.values[i].size for i in op.inputs)
         return Cost(1, 8 * packed_words(both, value.bits), dealt)
-    return Cost(0, 0, 0)
+    return Cost(0, 0, dealt)

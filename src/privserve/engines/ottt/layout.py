@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from privserve.engines.ottt import nonlinear
 from privserve.engines.ottt.comparison import plan_comparison
+from privserve.engines.ottt.guard import flag_words
 from privserve.engines.ottt.lookup import table_words
 from privserve.program import Op, Program
 
@@ -83,21 +84,25 @@ def mask_words(program: Program, op: Op) -> int:
 
 
 def tuple_words(program: Program, op: Op) -> int:
-    """Corrected words of the op's tuple per query; its masks are not among them."""
+    """Corrected words of the op's tuple per query; its masks are not among them.
+
+    A guarded op's shares of zero come last.
+    """
     value = program.values[op.output]
+    flags = flag_words(op)
     if op.kind == "linear":
         return value.size
     if op.kind == "relu":
         plan = plan_comparison(op.attributes["comparison_bits"])
-        return value.size * nonlinear.relu_words(plan, value.bits)
+        return value.size * nonlinear.relu_words(plan, value.bits) + flags
     if op.kind == "truncate":
         k = op.attributes["comparison_bits"]
-        return value.size * nonlinear.truncate_words(value.bits, k)
+        return value.size * nonlinear.truncate_words(value.bits, k) + flags
     if op.kind == "multiply":
         return value.size
     if op.kind == "lookup":
         return value.size * table_words(op.attributes)
-    return 0
+    return flags
 
 
 def lay_out(program: Program, piece_bytes: int = PIECE_BYTES) -> PackLayout:

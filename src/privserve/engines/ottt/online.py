@@ -17,13 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from privserve.engines import Mesh, RunStats
-from privserve.engines.ottt import linear, local, lookup, nonlinear, product
+from privserve.engines.ottt import guard, linear, local, lookup, nonlinear, product
 from privserve.engines.ottt.bits import unpack_add_batch, unpack_xor_batch
 from privserve.engines.ottt.buffers import Buffers, OpBuffers, expiring
 from privserve.engines.ottt.comparison import plan_comparison
-from privserve.engines.ottt.layout import PackLayout
+from privserve.engines.ottt.layout import PackLayout, tuple_words
 from privserve.errors import ClusterError
 from privserve.fixedpoint import RingArray
+from privserve.prg import Prg
 from privserve.program import Op, Program
 
 Step = Callable[[int], None]
@@ -76,6 +77,8 @@ class Party:
     """The pool's, int64[slots, words]."""
     mesh: Mesh
     stats: Stats
+    checks: Prg
+    """All compute parties draw the same from it: coefficients that no client knows."""
 
     @property
     def lead(self) -> int:
@@ -98,6 +101,12 @@ class Evaluation:
         for port in program.inputs:
             self._kept[port.value] = np.zeros((batch, *program.values[port.value].shape), np.int64)
             self._inputs.append(self._kept[port.value])
+        guarded = [op for op in program.ops if guard.flag_words(op)]
+        self._flags: list[RingArray] = []
+        """Of every guarded op, int64[B, FLAGS]."""
+        most = max((program.values[op.inputs[0]].size for op in guarded), default=0)
+        self._coefficients = np.zeros(most, np.int64)
+        self._matrix = np.zeros((guard.FLAGS, guard.FLAGS), np.int64)
         self._openings = 0
         self._bytes = 0
         self._number: RingArray | None = None
@@ -122,12 +131,17 @@ class Evaluation:
             kept[...] = x
         if self._number is not None:
             self._number[0] = first
+        if self._flags:
+            self._party.checks.fill(self._coefficients.data)
+            self._party.checks.fill(self._matrix.reshape(-1).data)
         values = self._values
         for step, gone in self._steps:
             step(first)
             for number in gone:
                 values.pop(number, None)
         answers = [output().copy() for output in self._outputs]
+        if self._flags:
+            answers.append(np.stack(self._flags, axis=1))
         values.clear()
         stats, others = self._party.stats, self._party.mesh.n - 1
         stats.exchanges += self._openings
@@ -159,7 +173,9 @@ class Evaluation:
     def _bind(self, index: int, op: Op, buffers: Buffers) -> Step | None:
         """The op's step; None where there is nothing to do at run time."""
         shape = self._party.program.values[op.output].shape
-        if op.kind == "reshape" and op.inputs[0] in self._kept:
+        if op.kind == "check":
+            return self._check(index, op)
+        if op.kind in ("reshape", "reread") and op.inputs[0] in self._kept:
             self._kept[op.output] = self._kept[op.inputs[0]].reshape(self._batch, *shape)
             return None
         binders: dict[str, Callable[[int, Op, OpBuffers], Step]] = {
@@ -239,7 +255,16 @@ class Evaluation:
             open_matrix()
             nonlinear.finish_relu(packs, first, base, opened, matrix, chunks, bits, k, lead, out)
 
-        return step
+        if not op.attributes["guard"]:
+            return step
+        source, arguments = self._guarded(index, op)
+        arguments = (*arguments, bits)
+
+        def guarded(first: int) -> None:
+            step(first)  # which leaves dhat in `matrix`
+            guard.guard_relu(packs, first, base, opened, matrix, source(), *arguments)
+
+        return guarded
 
     def _truncate(self, index: int, op: Op, room: OpBuffers) -> Step:
         party = self._party
@@ -252,7 +277,42 @@ class Evaluation:
             open_()
             nonlinear.finish_truncate(packs, first, base, room.opened, bits, k, lead, room.out)
 
+        if not op.attributes["guard"]:
+            return step
+        source, arguments = self._guarded(index, op)
+
+        def guarded(first: int) -> None:
+            step(first)
+            guard.guard_truncate(packs, first, room.out, source(), *arguments)
+
+        return guarded
+
+    def _guarded(self, index: int, op: Op) -> tuple[Source, tuple[Any, ...]]:
+        """What a guard reads, and the arguments that both guards share, from `shift` on."""
+        shift, lead = op.attributes["shift"], self._party.lead
+        bias = lead * nonlinear.rounding(self._party.mesh.n, shift)
+        numbers = (shift, bias, op.attributes["comparison_bits"], op.attributes["guard"], lead)
+        drawn = (self._coefficients, self._matrix, self._zeros(index, op))
+        return self._flat(op.inputs[0]), (*numbers, *drawn, self._flag())
+
+    def _check(self, index: int, op: Op) -> Step:
+        packs, source, bits = self._party.packs, self._flat(op.inputs[0]), op.attributes["bits"]
+        zeros, flags = self._zeros(index, op), self._flag()
+        coefficients, matrix = self._coefficients, self._matrix
+
+        def step(first: int) -> None:
+            guard.guard_zero(packs, first, source(), bits, coefficients, matrix, zeros, flags)
+
         return step
+
+    def _zeros(self, index: int, op: Op) -> int:
+        """The word of a pack where the shares of zero of a guarded op begin."""
+        words = tuple_words(self._party.program, op)
+        return self._party.layout.fields[index] + words - guard.FLAGS
+
+    def _flag(self) -> RingArray:
+        self._flags.append(np.zeros((self._batch, guard.FLAGS), np.int64))
+        return self._flags[-1]
 
     def _lookup(self, index: int, op: Op, room: OpBuffers) -> Step:
         layout, packs = self._party.layout, self._party.packs

@@ -65,7 +65,7 @@ class Compute:
         self._broken = False
         self._sizes: dict[int, Evaluation] = {}
 
-        setup_key, pack_key = split_keys(self._dealer.recv(self._parties))
+        setup_key, pack_key, check_key = split_keys(self._dealer.recv(self._parties))
         self._stream = Prg(pack_key)
         self._linear = self._open_weights(shares, Prg(setup_key))
         parameters = {
@@ -81,6 +81,7 @@ class Compute:
             self.pool.packs,
             self._mesh,
             self.stats,
+            Prg(check_key),
         )
         self._thread = threading.Thread(target=self._fill_pool, name="packs", daemon=True)
         self._thread.start()
@@ -196,7 +197,10 @@ class Compute:
     # The online phase.
 
     def run(self, inputs: Sequence[RingArray]) -> list[RingArray]:
-        """Shares of the outputs, int64[B, ...], from shares of the inputs; collective."""
+        """Shares of the outputs, int64[B, ...], from shares of the inputs; collective.
+
+        Where ranges are guarded, one more output: int64[B, guards, FLAGS], see `guard`.
+        """
         if self._broken:
             raise ClusterError("the session failed earlier; share the model again")
         ports = self.program.inputs
