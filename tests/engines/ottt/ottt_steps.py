@@ -74,7 +74,7 @@ def relu(
             matrix[i],
             packed[i],
         )
-    outs, opened = [], []
+    outs, opened, dhat = [], [], []
     for i in range(parties):
         total = matrix[i].copy()
         for peer in range(parties):
@@ -87,7 +87,14 @@ def relu(
             pools[i], 0, 0, that[i], total, plan.chunks, bits, plan.bits, int(i == 0), out
         )
         outs.append(out)
-    return outs, {"that": that[0], "matrix": opened[0], "own": own, "pools": np.array(pools)}
+        dhat.append(total)
+    return outs, {
+        "that": that[0],
+        "matrix": opened[0],
+        "own": own,
+        "pools": np.array(pools),
+        "dhat": dhat[0],
+    }
 
 
 def truncate(

@@ -126,6 +126,25 @@ def finish_truncate(
     return (lead * (that - half // 2) - share["r"] + full * wrap) % (1 << bits)
 
 
+def excess(u: int, comparison_bits: int, guard: int) -> int:
+    """q in [0, 2^guard): how many times 2^K a K-bit comparison of u is off."""
+    half = 1 << (comparison_bits - 1)
+    u_k = (u + half) % (1 << comparison_bits) - half
+    return ((u - u_k) >> comparison_bits) % (1 << guard)
+
+
+def flags(
+    excesses: Sequence[int], guard: int, coefficients: Sequence[int], matrix: Matrix
+) -> list[int]:
+    """What a guarded op's words sum to mod 2^64: the matrix times subset sums of 2^(64-g) q."""
+    sums = [
+        sum(q for q, c in zip(excesses, coefficients, strict=True) if int(c) >> k & 1)
+        << (64 - guard)
+        for k in range(40)
+    ]
+    return [sum(int(m) * s for m, s in zip(row, sums, strict=True)) % 2**64 for row in matrix]
+
+
 def linear(x: RingArray, weight: RingArray, geometry: dict[str, list[int]]) -> RingArray:
     """A grouped convolution by its definition, over the integers mod 2^64.
 
