@@ -58,6 +58,8 @@ class Prepared:
     """
     parameters: dict[str, RingArray] = field(repr=False)
     """Secret: the encoded weights, which the owner shares additively."""
+    report: tuple[str, ...] = ()
+    """For the model owner alone: what errors to expect of the outputs."""
 
 
 REQUIRED_DESCRIPTION = (

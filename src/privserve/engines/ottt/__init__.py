@@ -25,21 +25,24 @@ def prepare(
 ) -> Prepared:
     """Compile `model`; raises ModelError naming the op, node or layer that does not fit.
 
-    input_range: what every input element lies in, (-8, 8) by default; calibration: sample
-    inputs, used only where sound bounds do not fit.
+    input_range: what every input element lies in, (-8, 8) by default; fraction_bits: as many
+    as the outputs call for when None; calibration: sample inputs, used only where sound
+    bounds do not fit; range_check: whether guessed ranges are guarded.
     """
     # Here, because the compiler itself needs this package, and because parties do not need
     # the compiler.
-    from privserve.compile_onnx import compile_model
+    from privserve.accuracy import compile_accurately
 
-    program, parameters = compile_model(
+    result = compile_accurately(
         model,
         input_range=input_range,
         fraction_bits=fraction_bits,
         calibration=calibration,
         range_check=range_check,
     )
-    return Prepared(NAME, {"engine": NAME, **program.to_json()}, parameters)
+    program, parameters = result.compiled[:2]
+    description = {"engine": NAME, **program.to_json()}
+    return Prepared(NAME, description, parameters, tuple(result.lines()))
 
 
 __all__ = ["LANES", "Compute", "deal", "prepare"]
