@@ -98,8 +98,7 @@ def wrapped(x: RingArray, bits: int) -> RingArray:
 
 def rows_with(where: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """The rows in which any element is true."""
-    out: NDArray[np.bool_] = where.reshape(len(where), -1).any(1)
-    return out
+    return np.asarray(where.reshape(len(where), -1).any(1), np.bool_)
 
 
 def _look_up(x: RingArray, attributes: Mapping[str, Any]) -> tuple[RingArray, NDArray[np.bool_]]:
