@@ -57,7 +57,8 @@ def _party(
         me = config.parties[config.rank(name)]
         listener = Listener(config, me, sock, tap)
         engine = load_engine(prepared[0])
-        lanes = listener.open_lanes("test", engine.LANES, 60)
+        limits = engine.frame_limits(prepared[1], **options)
+        lanes = listener.open_lanes("test", engine.LANES, 60, limits=limits)
         if config.role(name) == "dealer":
             with contextlib.suppress(PeerLost):  # the session ends when its parties leave
                 engine.deal(prepared[1], lanes, **options)

@@ -16,7 +16,7 @@ from privserve import fixedpoint, oip, sharing
 from privserve.certificates import OWNER_TOKEN
 from privserve.client import tls_context
 
-INFER = "/v2/models/digits-model/infer"
+MODEL = "/v2/models/digits-model"
 OWNERS_CALLS = [
     ("POST", "/v2/repository/models/digits-model/load"),
     ("POST", "/v2/repository/models/digits-model/unload"),
@@ -37,6 +37,12 @@ class Fronts:
             httpx.Client(base_url=f"https://{p.http}", verify=self.context, timeout=20)
             for p in self.config.parties
         )
+
+    @property
+    def infer(self) -> str:
+        """Where to ask; the path names the session that a query was encoded for."""
+        version = self.alice.get(MODEL).json()["versions"][0]
+        return f"{MODEL}/versions/{version}/infer"
 
     @property
     def owner(self) -> dict[str, str]:
@@ -113,7 +119,7 @@ def test_plain_json_from_any_http_client_is_answered(
         def ask(rank: int) -> dict:
             message = oip.format_json({"id": "by hand"}, {input_name: shares[rank]}, "inputs")
             party = fronts.config.compute[rank]
-            return slow.post(f"https://{party.http}{INFER}", json=message).json()
+            return slow.post(f"https://{party.http}{fronts.infer}", json=message).json()
 
         with ThreadPoolExecutor(2) as pool:
             answers = list(pool.map(ask, range(2)))
@@ -134,18 +140,18 @@ def test_an_unknown_path_is_refused(fronts: Fronts, path: str) -> None:
 
 
 def test_a_wrong_method_is_refused(fronts: Fronts) -> None:
-    assert "not part of" in refusal(fronts.alice.get(INFER), 405)
+    assert "not part of" in refusal(fronts.alice.get(fronts.infer), 405)
     assert "not part of" in refusal(fronts.alice.delete("/v2"), 405)
 
 
 def test_an_unknown_model_is_named_with_the_one_that_is_served(fronts: Fronts) -> None:
     message = refusal(fronts.alice.get("/v2/models/other"), 404)
     assert "no model 'other'; 'digits-model' is served" in message
-    assert "other" in refusal(fronts.alice.post("/v2/models/other/infer", json={}), 404)
+    assert "other" in refusal(fronts.alice.post("/v2/models/other/versions/1/infer", json={}), 404)
 
 
 def test_the_dealer_takes_no_query_and_says_who_does(fronts: Fronts, input_name: str) -> None:
-    message = refusal(fronts.carol.post(INFER, json=query_body([1, 28, 28, 1])), 403)
+    message = refusal(fronts.carol.post(fronts.infer, json=query_body([1, 28, 28, 1])), 403)
     assert "carol is the dealer" in message
     assert "alice" in message
     assert fronts.config.compute[1].http in message
@@ -166,7 +172,7 @@ BAD_BODIES = {
 def test_a_malformed_query_is_refused_with_its_cause(
     fronts: Fronts, body: bytes, complaint: str
 ) -> None:
-    assert complaint in refusal(fronts.alice.post(INFER, content=body), 400)
+    assert complaint in refusal(fronts.alice.post(fronts.infer, content=body), 400)
 
 
 BAD_TENSORS = {
@@ -186,22 +192,24 @@ def test_a_tensor_that_does_not_fit_is_refused_with_its_cause(
     fronts: Fronts, input_name: str, changes: dict, complaint: str
 ) -> None:
     body = query_body(**{"name": input_name, **changes})
-    assert complaint in refusal(fronts.alice.post(INFER, json=body), 400)
+    assert complaint in refusal(fronts.alice.post(fronts.infer, json=body), 400)
 
 
 def test_binary_data_of_the_wrong_size_is_refused(fronts: Fronts, input_name: str) -> None:
     zeros = np.zeros((1, 28, 28, 1), np.int64)
     parts, headers = oip.format_message({}, {input_name: zeros}, "inputs")
     whole = b"".join(parts)
-    short = fronts.alice.post(INFER, content=whole[:-1], headers=headers)
+    short = fronts.alice.post(fronts.infer, content=whole[:-1], headers=headers)
     assert "needs 6272 bytes" in refusal(short, 400)
-    long = fronts.alice.post(INFER, content=whole + b"x", headers=headers)
+    long = fronts.alice.post(fronts.infer, content=whole + b"x", headers=headers)
     assert "1 bytes follow" in refusal(long, 400)
 
 
 def test_an_oversized_body_is_refused_by_its_announced_length(fronts: Fronts) -> None:
     party = fronts.config.compute[0]
-    head = f"POST {INFER} HTTP/1.1\r\nHost: {party.http}\r\nContent-Length: {1 << 40}\r\n\r\n"
+    head = (
+        f"POST {fronts.infer} HTTP/1.1\r\nHost: {party.http}\r\nContent-Length: {1 << 40}\r\n\r\n"
+    )
     with (
         socket.create_connection(party.http_address, timeout=10) as raw,
         fronts.context.wrap_socket(raw, server_hostname="alice") as sock,
@@ -217,7 +225,7 @@ def test_an_oversized_body_without_a_length_is_refused_once_it_is_too_long(front
         for _ in range(2 * limit >> 20):
             yield bytes(1 << 20)
 
-    assert "longer than" in refusal(fronts.alice.post(INFER, content=chunks()), 413)
+    assert "longer than" in refusal(fronts.alice.post(fronts.infer, content=chunks()), 413)
     assert fronts.alice.get("/v2/health/live").status_code == 200
 
 

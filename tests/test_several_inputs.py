@@ -109,9 +109,11 @@ def test_a_party_refuses_shares_that_are_not_the_models_inputs(served: Served) -
     with httpx.Client(
         base_url=f"https://{config.compute[0].http}", verify=tls_context(config.ca)
     ) as http:
+        model = f"/v2/models/{FIXTURE.stem}"
+        version = http.get(model).json()["versions"][0]
         for tensors, *words in wrong:
             body = oip.format_json({"id": "wrong"}, tensors, "inputs")
-            answer = http.post(f"/v2/models/{FIXTURE.stem}/infer", json=body)
+            answer = http.post(f"{model}/versions/{version}/infer", json=body)
             assert answer.status_code == 400
             assert answer.json()["code"] == "bad_input"
             for word in words:

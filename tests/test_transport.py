@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import socket
 import ssl
@@ -18,12 +19,19 @@ import pytest
 from serving import make_config, wait_until
 
 from privserve import transport
-from privserve.channel import MAX_FRAME, Tap
+from privserve.channel import CONTROL_BYTES, Channel, Tap, TlsStream
 from privserve.config import ClusterConfig, read_config
 from privserve.errors import ClusterError, PeerLost
-from privserve.transport import LaneMesh, Listener, client_context, server_context
+from privserve.transport import (
+    HELLO_BYTES,
+    LaneMesh,
+    Listener,
+    client_context,
+    server_context,
+)
 
 LANES = ("fast", "bulk")
+LARGEST = 64 << 20
 
 
 class Parties:
@@ -51,7 +59,9 @@ class Parties:
 
     def open(self, session: str = "s", timeout: float = 10.0) -> None:
         def one(listener: Listener) -> dict[str, LaneMesh]:
-            return listener.open_lanes(session, LANES, timeout)
+            return listener.open_lanes(
+                session, LANES, timeout, limits={"fast": LARGEST, "bulk": LARGEST}
+            )
 
         self.lanes = at_once([lambda x=x: one(x) for x in self.listeners])
 
@@ -187,11 +197,69 @@ def test_a_silent_peer_is_given_up_after_the_timeout(parties: Parties, size: int
     assert time.monotonic() - started < 5
 
 
-def test_a_frame_that_announces_too_much_is_refused(parties: Parties) -> None:
-    channel = parties.mesh(1).channels[0]
-    channel._sock.sendall(channel.encrypt(struct.pack("<Q", MAX_FRAME + 1)))
-    with pytest.raises(PeerLost, match="is announced"):
-        parties.mesh(0).recv(1)
+@pytest.mark.parametrize(("lane", "most"), [("fast", LARGEST), ("plain", CONTROL_BYTES)])
+def test_a_frame_that_announces_more_than_its_lane_can_carry_costs_nothing(
+    parties: Parties, lane: str, most: int
+) -> None:
+    if lane == "plain":
+        at_once(
+            [
+                lambda x=x: parties.lanes[x[0]].update(x[1].open_lanes("p", [lane], 10))
+                for x in enumerate(parties.listeners)
+            ]
+        )
+    channel = parties.mesh(1, lane).channels[0]
+    held = len(parties.mesh(0, lane).channels[1].buffer)
+    channel._sock.sendall(channel.encrypt(struct.pack("<Q", most + 1)))
+    with pytest.raises(PeerLost, match="can carry"):
+        parties.mesh(0, lane).recv(1)
+    assert len(parties.mesh(0, lane).channels[1].buffer) == held
+
+
+def test_a_first_frame_is_a_small_one(parties: Parties) -> None:
+    """Whoever holds a certificate says who it is before anything large is taken from it."""
+    config = parties.own_config(0)
+    host, port = config.parties[2].peer_address
+    raw = socket.create_connection((host, port), timeout=10)
+    stream = TlsStream(raw, client_context(config, config.parties[0]), server_hostname="carol")
+    stream.handshake(10)
+    channel = Channel(stream, "carol", "hello")
+    channel.set_timeout(10)
+    channel._sock.sendall(channel.encrypt(struct.pack("<Q", HELLO_BYTES + 1)))
+    with pytest.raises(PeerLost, match="closed"):
+        channel.recv()
+    channel.release()
+
+
+def test_a_listener_that_runs_out_of_descriptors_goes_on_when_there_are_some(
+    parties: Parties, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    listener = parties.listeners[2]
+    accept, refused = listener._sock.accept, iter(range(3))
+
+    def scarce() -> object:
+        if next(refused, None) is not None:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return accept()
+
+    monkeypatch.setattr(listener, "_sock", Wrapped(listener._sock, scarce))
+    # The thread waits in the old accept; one connection gets it out of there.
+    host, port = parties.config.parties[2].peer_address
+    socket.create_connection((host, port), timeout=5).close()
+    parties.open("after")
+    assert "Too many open files" in caplog.text
+    parties.mesh(0).send(2, b"still here")
+    assert bytes(parties.mesh(2).recv(0)) == b"still here"
+
+
+class Wrapped:
+    """A listening socket with another `accept`."""
+
+    def __init__(self, sock: socket.socket, accept: object) -> None:
+        self._sock, self.accept = sock, accept
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._sock, name)
 
 
 def test_a_record_that_holds_more_than_its_frame_is_refused(parties: Parties) -> None:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from privserve.errors import (
     ClusterError,
     ConfigError,
+    GuessedRangeError,
     InputError,
     LimitReached,
     ModelError,
@@ -40,6 +41,7 @@ __all__ = [
     "Cluster",
     "ClusterError",
     "ConfigError",
+    "GuessedRangeError",
     "InputError",
     "KerasHook",
     "LimitReached",

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import logging
 import os
 import re
 import secrets
@@ -47,6 +48,10 @@ PEER_PORT_OFFSET = 100
 START_SECONDS = 60.0
 STOP_SECONDS = 8.0
 POLL_SECONDS = 0.1
+POLL_PATIENCE_SECONDS = 30.0
+"""Polls may fail this long before serving is given up."""
+
+log = logging.getLogger("privserve")
 
 
 @dataclass
@@ -305,11 +310,12 @@ class SecureModel:
         input_range: tuple[float, float] | None = None,
         fraction_bits: int | None = None,
         calibration: Inputs | None = None,
+        range_check: bool = True,
     ) -> Prepared:
         """The public description and the secret parameters for `engine`; nothing is sent.
 
         engine: "ottt", "crypten", or "auto": ottt, or crypten with a warning that says why
-        ottt cannot run the model. calibration: see `share`.
+        ottt cannot run the model. calibration, range_check: see `share`.
         """
         if input_range is not None:
             low, high = input_range
@@ -317,7 +323,11 @@ class SecureModel:
                 raise ConfigError(
                     f"an input range needs two finite numbers, low < high: {input_range}"
                 )
-        options: dict[str, Any] = {"input_range": input_range, "fraction_bits": fraction_bits}
+        options: dict[str, Any] = {
+            "input_range": input_range,
+            "fraction_bits": fraction_bits,
+            "range_check": range_check,
+        }
         if calibration is not None:
             options["calibration"] = self._samples(calibration)
         try:
@@ -346,7 +356,9 @@ class SecureModel:
         input_range: tuple[float, float] | None = None,
         fraction_bits: int | None = None,
         calibration: Inputs | None = None,
+        range_check: bool = True,
         options: Mapping[str, Any] | None = None,
+        report: Callable[[str], None] | None = None,
     ) -> None:
         """Split the weights here and give each compute party one share of each.
 
@@ -354,12 +366,20 @@ class SecureModel:
         serve. input_range: bounds on every input value, (-8, 8) when None; queries outside
         it are refused by the client. calibration: inputs like those that will be asked, as
         for `Client.query_model`, for ottt to see what values a deep network's layers take;
-        they stay in this process. Raises ModelError if the engine cannot run the model and
-        ClusterError if a party fails.
+        they stay in this process. range_check: whether a query that leaves a guessed range is
+        refused (GuessedRangeError) instead of answered wrongly; without it deep networks send
+        some percent less. report: called with what errors to expect and with what had to be
+        guessed; when None, guesses are warned of and the rest is logged. Raises ModelError if
+        the engine cannot run the model and ClusterError if a party fails.
         """
         prepared = self.prepare(
-            engine, input_range=input_range, fraction_bits=fraction_bits, calibration=calibration
+            engine,
+            input_range=input_range,
+            fraction_bits=fraction_bits,
+            calibration=calibration,
+            range_check=range_check,
         )
+        _tell(prepared, report)
         config = cluster.config
         compute = len(config.compute)
         split = {name: sharing.split(p, compute) for name, p in prepared.parameters.items()}
@@ -419,7 +439,7 @@ class SecureModel:
         answered = 0
         try:
             while True:
-                status = cluster.call(leader, "GET", "/privserve/status").json()
+                status = self._polled(cluster, leader)
                 if status.get("answered", 0) > answered:
                     answered = status["answered"]
                     report(answered)
@@ -436,6 +456,22 @@ class SecureModel:
             if num_requests is not None:
                 raise
             return answered
+
+    def _polled(self, cluster: Cluster, leader: PartyConfig) -> dict[str, Any]:
+        """The leader's status. A poll that fails is no reason to end a cluster that serves."""
+        deadline = time.monotonic() + POLL_PATIENCE_SECONDS
+        while True:
+            try:
+                found: dict[str, Any] = cluster.call(leader, "GET", "/privserve/status").json()
+                return found
+            except (ClusterError, QueryError, ValueError) as error:
+                cluster.check_processes()
+                if time.monotonic() > deadline:
+                    raise ClusterError(
+                        f"{leader.name} has not said how serving goes for "
+                        f"{POLL_PATIENCE_SECONDS:g} s: {error}"
+                    ) from None
+                time.sleep(POLL_SECONDS)
 
     def _shared(self) -> tuple[Cluster, PartyConfig]:
         if self._cluster is None:
@@ -457,6 +493,18 @@ class SecureModel:
             for party in cluster.config.parties:
                 with contextlib.suppress(ClusterError, QueryError):
                     cluster.call(party, "POST", f"/v2/repository/models/{self.name}/unload")
+
+
+def _tell(prepared: Prepared, report: Callable[[str], None] | None) -> None:
+    """Say what errors to expect, and whatever was guessed."""
+    notes = [f"note: {note}" for note in prepared.description.get("notes", [])]
+    for line in (*prepared.report, *notes):
+        if report is not None:
+            report(line)
+        elif line in notes:
+            warnings.warn(line.removeprefix("note: "), stacklevel=4)
+        else:
+            log.info("%s", line)
 
 
 def load_model(

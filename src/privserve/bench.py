@@ -119,7 +119,8 @@ def _party(
     config = read_config(Path(home) / name / "cluster.toml")
     listener = Listener(config, config.parties[config.rank(name)], sock)
     module = load_engine(engine)
-    lanes = listener.open_lanes("bench", module.LANES, START_SECONDS)
+    limits = module.frame_limits(description, **options)
+    lanes = listener.open_lanes("bench", module.LANES, START_SECONDS, limits=limits)
     if config.role(name) == "dealer":
         with contextlib.suppress(PeerLost):  # the parties left: the benchmark is over
             module.deal(description, lanes, **options)

@@ -23,7 +23,8 @@ from privserve.engines import Payload
 from privserve.errors import PeerLost
 
 HEADER = struct.Struct("<Q")
-MAX_FRAME = 1 << 34
+CONTROL_BYTES = 1 << 20
+"""No frame is larger on a lane whose session does not say otherwise."""
 # Frames up to this size are joined with their header and go out in one piece.
 JOINED_BYTES = 64 * 1024
 # So much is encrypted before it is sent, and read before it is decrypted: it stays cached.
@@ -116,7 +117,16 @@ class TlsStream:
 class Channel:
     """One connection to one peer: frames in both directions."""
 
-    def __init__(self, stream: TlsStream, peer: str, lane: str, tap: Tap | None = None) -> None:
+    def __init__(
+        self,
+        stream: TlsStream,
+        peer: str,
+        lane: str,
+        tap: Tap | None = None,
+        limit: int = CONTROL_BYTES,
+    ) -> None:
+        self.limit = limit
+        """What the lane can carry: a peer that announces a larger frame is cut off."""
         self.peer = peer
         self.lane = lane
         self.bytes_sent = 0
@@ -248,8 +258,11 @@ class Channel:
     def parse_header(self, header: memoryview) -> int:
         """The size that a frame's header announces."""
         size: int = HEADER.unpack_from(header)[0]
-        if size > MAX_FRAME:
-            raise self.lost(f"a frame of {size} bytes is announced, more than {MAX_FRAME}")
+        if size > self.limit:
+            raise self.lost(
+                f"it announced a frame of {size} bytes, more than the {self.limit} that this lane "
+                "can carry"
+            )
         return size
 
     def enlarge(self, size: int, done: int) -> memoryview:

@@ -24,11 +24,13 @@ from privserve.config import ClusterConfig, read_config, split_address
 from privserve.errors import (
     ClusterError,
     ConfigError,
+    GuessedRangeError,
     InputError,
     LimitReached,
     NotServing,
     QueryError,
     RangeError,
+    StaleSession,
 )
 from privserve.fixedpoint import RingArray
 from privserve.functions import evaluate
@@ -67,6 +69,8 @@ def raise_for_answer(response: httpx.Response, who: str) -> None:
         raise LimitReached(message, response.status_code)
     if code == "not_serving":
         raise NotServing(message, response.status_code)
+    if code == "stale_session":
+        raise StaleSession(message, response.status_code)
     if code == "bad_input":
         raise InputError(f"{who} refuses: {message}")
     raise QueryError(message, response.status_code)
@@ -99,12 +103,15 @@ class _Model:
     """What a client must know of the served model; read from the parties."""
 
     name: str
+    session: str
     inputs: list[dict[str, Any]]
     outputs: list[dict[str, Any]]
     fraction_bits: int
     output_fraction_bits: int
     input_range: tuple[float, float]
     max_rows: int
+    guards: list[str]
+    """The layers whose guessed ranges are checked, in the order of an answer's flags."""
 
 
 class Client:
@@ -153,17 +160,15 @@ class Client:
         several inputs a list in the model's order or a dict by name. Returns float32 of
         Keras' output shape, a list in the model's order for several outputs; with named=True
         a dict by the outputs' names; with logits=True what goes into the final activation.
-        Raises InputError or RangeError for an x that does not fit, LimitReached or
-        NotServing when nobody answers queries now, ClusterError when a party is gone.
+        Raises InputError or RangeError for an x that does not fit, GuessedRangeError (a
+        RangeError) where x takes a deep model out of the ranges that were guessed when it was
+        shared, LimitReached or NotServing when nobody answers queries now, ClusterError when a
+        party is gone.
         """
-        model = self._model or self._read_model()
-        elements = _encode(model, x)
-        try:
-            shares = self._ask(model, elements)
-        except QueryError as error:
-            if error.status == 404:
-                self._model = None  # another model is shared by now
-            raise
+        model, shares = self._asked(x)
+        if model.guards:
+            _check_guards(model.guards, sharing.join([parts[-1] for parts in shares]))
+            shares = [parts[:-1] for parts in shares]
         outputs = {}
         for tensor, parts in zip(model.outputs, zip(*shares, strict=True), strict=True):
             values = fixedpoint.decode(sharing.join(parts), model.output_fraction_bits)
@@ -180,6 +185,28 @@ class Client:
         return self._queries.submit(self.query_model, x, logits=logits, named=named)
 
     # -- with the parties -----------------------------------------------------------------
+
+    def _asked(self, x: Inputs) -> tuple[_Model, list[list[RingArray]]]:
+        """The model that was asked, and the answers by party and output.
+
+        A client may outlive a model: what it knows of number formats belongs to one session,
+        which the query names. Where that is over, the model is read and asked once more.
+        """
+        model = self._model or self._read_model()
+        try:
+            return model, self._ask(model, _encode(model, x))
+        except QueryError as error:
+            if isinstance(error, StaleSession) or error.status == 404:
+                with self._lock:
+                    if self._model is model:
+                        self._model = None
+            if not isinstance(error, StaleSession):
+                raise  # 404: another model is shared by now, which need not be what was meant
+        model = self._read_model()
+        try:
+            return model, self._ask(model, _encode(model, x))
+        except StaleSession:
+            raise NotServing("the model is being shared anew; try again in a moment") from None
 
     def _ask(self, model: _Model, elements: dict[str, RingArray]) -> list[list[RingArray]]:
         """Send one share to each party; their answers, by party and output."""
@@ -201,14 +228,15 @@ class Client:
         self, peer: _Peer, model: _Model, query_id: str, share: dict[str, RingArray]
     ) -> list[RingArray]:
         parts, headers = oip.format_message({"id": query_id}, share, "inputs")
-        path = f"/v2/models/{model.name}/infer"
+        path = f"/v2/models/{model.name}/versions/{model.session}/infer"
         response = self._call(peer, "POST", path, content=b"".join(parts), headers=headers)
         length = response.headers.get(oip.HEADER_LENGTH)
         try:
             message, tensors = oip.parse_message(response.content, length, "outputs")
             if message.get("id") != query_id:
                 raise InputError("it answers another query")
-            return [tensors[tensor["name"]] for tensor in model.outputs]
+            answers = [tensors[tensor["name"]] for tensor in model.outputs]
+            return [*answers, tensors[oip.GUARDS]] if model.guards else answers
         except (InputError, KeyError) as error:
             raise ClusterError(f"{peer.name} gave a malformed answer: {error}") from None
 
@@ -290,12 +318,34 @@ def _parse_model(described: Mapping[str, Any]) -> _Model:
     low, high = facts["input_range"]
     return _Model(
         name=described["name"],
+        session=described["versions"][0],
         inputs=described["inputs"],
         outputs=described["outputs"],
         fraction_bits=int(facts["fraction_bits"]),
         output_fraction_bits=int(facts["output_fraction_bits"]),
         input_range=(float(low), float(high)),
         max_rows=int(facts["max_rows"]),
+        guards=[str(layer) for layer in facts.get("guards", [])],
+    )
+
+
+def _check_guards(layers: Sequence[str], flags: RingArray) -> None:
+    """Raise GuessedRangeError unless all flags, int64[rows, layers, words], are zero."""
+    left: dict[int, list[str]] = {}
+    for row, guard in zip(*np.nonzero(np.any(flags, axis=2)), strict=True):
+        names = left.setdefault(int(row), [])
+        if layers[int(guard)] not in names:
+            names.append(layers[int(guard)])
+    if not left:
+        return
+    first = next(iter(left))
+    rows = ", ".join(map(str, list(left)[:10])) + (", ..." if len(left) > 10 else "")
+    raise GuessedRangeError(
+        f"there is no answer: in layer '{left[first][0]}' a value left the range that was guessed "
+        f"from samples when the model was shared (row {rows} of {len(flags)}); leave such rows "
+        "away, or have the model shared with calibration samples that include their like or with "
+        "a narrower input range",
+        left,
     )
 
 

@@ -6,6 +6,8 @@ seed or plaintext.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 
 class PrivserveError(Exception):
     """Base of all errors that privserve raises on purpose."""
@@ -25,6 +27,17 @@ class InputError(PrivserveError, ValueError):
 
 class RangeError(InputError):
     """A value is NaN, infinite or outside the range that the fixed point can hold."""
+
+
+class GuessedRangeError(RangeError):
+    """A value inside the model left a range that was guessed from samples: there is no answer.
+
+    `layers` says in which layers, by row of the query; other rows have no entry.
+    """
+
+    def __init__(self, message: str, layers: Mapping[int, Sequence[str]]) -> None:
+        super().__init__(message)
+        self.layers = {row: tuple(names) for row, names in layers.items()}
 
 
 class ClusterError(PrivserveError):
@@ -47,6 +60,13 @@ class LimitReached(QueryError):
     """The cluster has answered its `num_requests` and serves no more for now."""
 
     def __init__(self, message: str, status: int = 429) -> None:
+        super().__init__(message, status)
+
+
+class StaleSession(QueryError):
+    """The query was encoded for a session that is over; its client has to read the model anew."""
+
+    def __init__(self, message: str, status: int = 409) -> None:
         super().__init__(message, status)
 
 

@@ -19,7 +19,14 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from privserve import __version__, oip
-from privserve.errors import InputError, LimitReached, NotServing, PrivserveError, QueryError
+from privserve.errors import (
+    InputError,
+    LimitReached,
+    NotServing,
+    PrivserveError,
+    QueryError,
+    StaleSession,
+)
 from privserve.fixedpoint import RingArray
 from privserve.queries import Pending
 from privserve.session import SessionSpec
@@ -45,7 +52,8 @@ def create_app(party: Party) -> Starlette:
         Route("/v2/health/ready", front.ready),
         Route("/v2/models/{model}", front.model_metadata),
         Route("/v2/models/{model}/ready", front.model_ready),
-        Route("/v2/models/{model}/infer", front.infer, methods=["POST"]),
+        Route("/v2/models/{model}/infer", front.infer_any, methods=["POST"]),
+        Route("/v2/models/{model}/versions/{version}/infer", front.infer, methods=["POST"]),
         Route("/v2/repository/models/{model}/load", front.load, methods=["POST"]),
         Route("/v2/repository/models/{model}/unload", front.unload, methods=["POST"]),
         Route("/privserve/serve", front.serve, methods=["POST"]),
@@ -66,6 +74,8 @@ def _code(error: PrivserveError) -> str:
         return "limit_reached"
     if isinstance(error, NotServing):
         return "not_serving"
+    if isinstance(error, StaleSession):
+        return "stale_session"
     if isinstance(error, InputError):
         return "bad_input"
     return "refused"
@@ -74,13 +84,19 @@ def _code(error: PrivserveError) -> str:
 async def _on_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, PrivserveError)
     status = error.status if isinstance(error, QueryError) else 400
-    return JSONResponse({"error": str(error), "code": _code(error)}, status)
+    return _refusal(str(error), _code(error), status)
+
+
+def _refusal(message: str, code: str, status: int) -> Response:
+    """An error's answer. What a request made of the message may be no valid text."""
+    text = message.encode("utf-8", "backslashreplace").decode()
+    return JSONResponse({"error": text, "code": code}, status)
 
 
 async def _on_unknown_path(request: Request, error: Exception) -> Response:
     status = getattr(error, "status_code", 404)
     message = f"{request.method} {request.url.path} is not part of this server's protocol"
-    return JSONResponse({"error": message, "code": "refused"}, status)
+    return _refusal(message, "refused", status)
 
 
 async def _on_bug(request: Request, error: Exception) -> Response:
@@ -144,27 +160,43 @@ class _Front:
                     "output_fraction_bits": description["output_fraction_bits"],
                     "input_range": description["input_range"],
                     "max_rows": MAX_ROWS,
+                    "guards": description.get("guards", []),
                 },
             }
+        )
+
+    async def infer_any(self, request: Request) -> Response:
+        """Refuse a query that does not say which session it was encoded for."""
+        version = self.party.compute_session(request.path_params["model"]).spec.id
+        raise StaleSession(
+            "a query has to name the model's version, since number formats change with it: "
+            f".../versions/{version}/infer"
         )
 
     async def infer(self, request: Request) -> Response:
         """Take one share of a query and answer with one share of its prediction."""
         session = self.party.compute_session(request.path_params["model"])
+        if request.path_params["version"] != session.spec.id:
+            raise StaleSession(
+                "the model was shared anew since this query was encoded; read the model's "
+                "description again"
+            )
         wanted = session.spec.description["inputs"]
         numbers = MAX_ROWS * sum(math.prod(t["shape"]) for t in wanted)
         body = await _read(request, numbers * JSON_BYTES_PER_NUMBER + HEADER_ALLOWANCE)
         length = request.headers.get(oip.HEADER_LENGTH)
         message, tensors = oip.parse_message(body, length, "inputs")
         query_id = message.get("id") or uuid4().hex
-        if not isinstance(query_id, str) or len(query_id) > MAX_ID:
-            raise InputError(f"'id' must be a text of at most {MAX_ID} characters")
+        if not isinstance(query_id, str) or len(query_id) > MAX_ID or not query_id.isprintable():
+            raise InputError(f"'id' must be a text of at most {MAX_ID} printable characters")
         inputs = _check_inputs(tensors, wanted)
         query = Pending(query_id, inputs, rows=inputs[0].shape[0])
         answer = _awaitable(query.future)
         session.submit(query)
         outputs = await answer
         names = [t["name"] for t in session.spec.description["outputs"]]
+        if len(outputs) > len(names):
+            names.append(oip.GUARDS)
         answers = dict(zip(names, outputs, strict=True))
         fields = {"model_name": session.spec.model, "id": query_id}
         if length is None:

@@ -58,6 +58,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         metavar="FILE",
         help="inputs like those to come, for deep networks: .npy, or .npz with an array per input",
     )
+    parser.add_argument(
+        "--no-range-check",
+        action="store_true",
+        help="answer, wrongly, also where a value left a range that had to be guessed",
+    )
     parser.add_argument("--host", default="localhost", help="where the parties listen")
     parser.add_argument(
         "--port",
@@ -70,7 +75,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--dry-run", action="store_true", help="print what the model would cost, start nothing"
     )
-    options = parser.parse_args(arguments)
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    options = parser.parse_args(_with_ranges(given))
     if options.num_requests is not None and options.num_requests < 1:
         parser.error("--num-requests must be at least 1")
     if options.parties is not None and options.parties < 3:
@@ -82,6 +88,17 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     if bool(options.init) != bool(options.hosts):
         parser.error("--init and --hosts go together")
     return options
+
+
+def _with_ranges(arguments: list[str]) -> list[str]:
+    """The arguments with `--input-range -8,8` as one, or argparse takes -8,8 for an option."""
+    joined: list[str] = []
+    for argument in arguments:
+        if joined and joined[-1] == "--input-range" and not argument.startswith("--"):
+            joined[-1] = f"--input-range={argument}"
+        else:
+            joined.append(argument)
+    return joined
 
 
 def parse_range(text: str | None) -> tuple[float, float] | None:
@@ -149,6 +166,7 @@ def launch(options: argparse.Namespace) -> int:
         "input_range": parse_range(options.input_range),
         "fraction_bits": options.fraction_bits,
         "calibration": read_samples(options.calibration),
+        "range_check": not options.no_range_check,
     }
     if options.model == DEFAULT_MODEL and not DEFAULT_MODEL.exists():
         raise ConfigError(
@@ -158,7 +176,8 @@ def launch(options: argparse.Namespace) -> int:
     say(f"reading {options.model}")
     model = load_model(options.model)
     if options.dry_run:
-        print(summary(model.prepare(engine, **ranges).description))
+        prepared = model.prepare(engine, **ranges)
+        print("\n".join([summary(prepared.description), *prepared.report]))
         return 0
     cluster: Cluster
     if options.config:
@@ -176,7 +195,7 @@ def launch(options: argparse.Namespace) -> int:
             say(f"starting {len(cluster.names)} parties")
             cluster.start(report=lambda line: say(f"  {line}"))
         say(f"sharing '{model.name}' with the {engine} engine")
-        model.share(cluster, engine=engine, **ranges)
+        model.share(cluster, engine=engine, **ranges, report=lambda line: say(f"  {line}"))
         limit = options.num_requests
         many = f"{limit} queries" if limit else "queries until Ctrl-C"
         say(f"serving {many}; ask with: python scripts/query.py --config {where}")

@@ -20,6 +20,8 @@ from privserve.fixedpoint import RingArray
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 DATATYPE = "INT64"
+GUARDS = "privserve/guards"
+"""The name of an answer's last tensor, where ranges are guarded: what must sum to zero."""
 MAX_AXES = 16
 
 
@@ -67,7 +69,8 @@ def parse_message(
     """
     view = memoryview(body)
     if header_length is not None:
-        if not header_length.isdecimal() or int(header_length) > len(view):
+        digits = header_length.isascii() and header_length.isdecimal() and len(header_length) <= 19
+        if not digits or int(header_length) > len(view):
             raise InputError(f"{HEADER_LENGTH} is not a length within the body")
         head, rest = view[: int(header_length)], view[int(header_length) :]
     else:
@@ -100,6 +103,8 @@ def _parse_tensor(entry: Any, rest: memoryview) -> tuple[str, RingArray, memoryv
         not isinstance(shape, list)
         or len(shape) > MAX_AXES
         or not all(type(d) is int and 0 <= d < 1 << 31 for d in shape)
+        # NumPy cannot hold some shapes even if there is nothing in them.
+        or math.prod(max(d, 1) for d in shape) >= 1 << 59
     ):
         raise InputError(f"tensor '{name}' has no valid shape")
     count = math.prod(shape)

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import hashlib
 import hmac
 import logging
+import resource
 import signal
 import socket
 import ssl
@@ -25,9 +27,11 @@ from typing import Any
 import uvicorn
 
 from privserve.config import ClusterConfig, read_config
+from privserve.connections import ForgottenWhenLost
 from privserve.errors import ConfigError, NotServing, PrivserveError, QueryError
 from privserve.http import create_app
 from privserve.queries import Pending
+from privserve.quiet import SaidOften
 from privserve.session import (
     ComputeSession,
     LeaderSession,
@@ -42,6 +46,9 @@ from privserve.transport import Listener
 log = logging.getLogger("privserve")
 
 SHUTDOWN_SECONDS = 5
+MAX_DESCRIPTORS = 65536
+BACKLOG = 128
+"""asyncio tries, and complains, this often when no descriptor is free."""
 
 
 class Party:
@@ -132,12 +139,22 @@ class Party:
         self._listener.close()
 
 
+def allow_descriptors() -> None:
+    """Raise the soft limit of open files to the hard one: each client takes one."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_DESCRIPTORS if most == resource.RLIM_INFINITY else min(most, MAX_DESCRIPTORS)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
+
+
 def bind(address: tuple[str, int], what: str) -> socket.socket:
     """A listening-ready socket, or a ConfigError that names the port and the remedy."""
     host, port = address
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        sock = socket.socket(family, socket.SOCK_STREAM)
+        # With the protocol named: asyncio sets TCP_NODELAY only where it knows that it is TCP,
+        # and without it every second answer waits 40 ms for an acknowledgement.
+        sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind((host, port))
     except socket.gaierror:
@@ -176,12 +193,14 @@ def run_party(
         party = Party(config, name, peer_socket, timeouts or Timeouts())
         settings = uvicorn.Config(
             create_app(party),
+            http=ForgottenWhenLost,
             ssl_certfile=str(me.cert),
             ssl_keyfile=str(me.key),
             log_level="warning",
             access_log=False,
             lifespan="off",
             timeout_keep_alive=60,
+            backlog=BACKLOG,
             timeout_graceful_shutdown=SHUTDOWN_SECONDS,
         )
         settings.load()
@@ -246,6 +265,9 @@ def main(arguments: list[str] | None = None) -> int:
         )
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(SaidOften())
+    allow_descriptors()
     for noisy in ("httpx", "uvicorn"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:

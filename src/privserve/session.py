@@ -127,8 +127,9 @@ class Session(ABC):
         try:
             engine = load_engine(self.spec.engine)
             lanes = [WATCH, ORDERS, ARRIVALS, *engine.LANES]
+            limits = engine.frame_limits(self.spec.description, **self.spec.options)
             self._lanes = self._listener.open_lanes(
-                self.spec.id, lanes, self._timeouts.connect, self._ended
+                self.spec.id, lanes, self._timeouts.connect, self._ended, limits
             )
             if self._ended.is_set():
                 raise PeerLost(self.reason)
@@ -140,6 +141,11 @@ class Session(ABC):
             self._finish("failed", str(error))
         except PrivserveError as error:
             self._finish("failed", str(error))
+        except MemoryError:
+            self._finish(
+                "failed",
+                f"{self._me.name} ran out of memory; ask fewer rows at a time, or give it more",
+            )
         except Exception as error:
             # Frames only: an exception's message may quote the values of arrays.
             frames = "".join(traceback.format_tb(error.__traceback__))
@@ -289,6 +295,8 @@ class ComputeSession(Session):
         self._runs: deque[tuple[int, float]] = deque(maxlen=RECENT_RUNS)
         self._queries = 0
         self._rows = 0
+        self._counting = threading.Lock()
+        """Of the three above, which the session's thread writes and `status` reads."""
 
     @abstractmethod
     def submit(self, query: Pending) -> None:
@@ -335,9 +343,10 @@ class ComputeSession(Session):
                 why = self.reason or f"{self._me.name} lost the session during this query"
                 query.future.set_exception(NotServing(f"{why}; the query was not answered"))
             raise
-        self._runs.append((len(inputs[0]), time.perf_counter() - started))
-        self._queries += len(batch)
-        self._rows += len(inputs[0])
+        with self._counting:
+            self._runs.append((len(inputs[0]), time.perf_counter() - started))
+            self._queries += len(batch)
+            self._rows += len(inputs[0])
         start = 0
         for query in batch:
             stop = start + query.rows
@@ -347,18 +356,21 @@ class ComputeSession(Session):
     def status(self) -> dict[str, Any]:
         """The session's state, with what its queries cost so far."""
         facts = super().status()
-        if self._compute is not None and self._queries:
+        compute = self._compute  # the session's thread forgets it in the end
+        with self._counting:
+            queries, rows, runs = self._queries, self._rows, list(self._runs)
+        if compute is not None and queries:
             frames, sent, dealt = (
                 after - before for after, before in zip(self._counters(), self._before, strict=True)
             )
             facts["cost"] = {
-                "queries": self._queries,
-                "rows": self._rows,
+                "queries": queries,
+                "rows": rows,
                 "bytes_online": sent,
                 "bytes_dealt": dealt,
                 "frames": frames,
-                "recent": [[rows, seconds] for rows, seconds in self._runs],
-                "exchanges": getattr(getattr(self._compute, "stats", None), "exchanges", None),
+                "recent": [[rows, seconds] for rows, seconds in runs],
+                "exchanges": getattr(getattr(compute, "stats", None), "exchanges", None),
             }
         return facts
 

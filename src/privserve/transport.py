@@ -8,21 +8,35 @@ sender, and the sender's certificate must carry that name. No frame is unpickled
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
+import logging
 import socket
 import ssl
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from privserve.channel import Channel, Tap, TlsStream, exchange_duplex, frame_of, reason_of
+from privserve.channel import (
+    CONTROL_BYTES,
+    Channel,
+    Tap,
+    TlsStream,
+    exchange_duplex,
+    frame_of,
+    reason_of,
+)
 from privserve.config import ClusterConfig, PartyConfig
 from privserve.engines import Payload
 from privserve.errors import ClusterError, PeerLost
 
+log = logging.getLogger("privserve")
+
 HANDSHAKE_SECONDS = 10.0
+HELLO_BYTES = 4096
+ACCEPT_PAUSE_SECONDS = 0.2
 # A frame of this size always fits the socket buffers, so that a plain send never waits for
 # a peer who is itself sending; larger ones go through the full-duplex loop.
 DIRECT_BYTES = 64 * 1024
@@ -125,6 +139,8 @@ class Listener:
     """Accepts party channels and hands each to the session that waits for it."""
 
     MAX_UNCLAIMED = 256
+    MAX_WELCOMING = 128
+    """Connections that have not said yet who they are."""
 
     def __init__(
         self, config: ClusterConfig, me: PartyConfig, sock: socket.socket, tap: Tap | None = None
@@ -139,6 +155,7 @@ class Listener:
         self._arrived: dict[_Hello, Channel] = {}
         self._changed = threading.Condition()
         self._closed = False
+        self._welcoming = threading.BoundedSemaphore(self.MAX_WELCOMING)
         sock.listen(64)
         threading.Thread(target=self._accept, name="peer-accept", daemon=True).start()
 
@@ -146,16 +163,32 @@ class Listener:
         while not self._closed:
             try:
                 raw, _ = self._sock.accept()
-            except OSError:
-                return
-            threading.Thread(target=self._welcome, args=(raw,), daemon=True).start()
+            except OSError as error:
+                if self._closed or error.errno in (errno.EBADF, errno.EINVAL):
+                    return
+                # A connection that broke before it was taken, or no descriptor is free: the
+                # party must go on listening, or no later session could begin.
+                log.warning("%s cannot accept a party's connection: %s", self._me.name, error)
+                with self._changed:
+                    self._changed.wait_for(lambda: self._closed, timeout=ACCEPT_PAUSE_SECONDS)
+                continue
+            if not self._welcoming.acquire(blocking=False):
+                raw.close()  # whoever it is may try again; 10 s later the silent ones are gone
+                continue
+            threading.Thread(target=self._greet, args=(raw,), daemon=True).start()
+
+    def _greet(self, raw: socket.socket) -> None:
+        try:
+            self._welcome(raw)
+        finally:
+            self._welcoming.release()
 
     def _welcome(self, raw: socket.socket) -> None:
         try:
             stream = TlsStream(raw, self._server, server_side=True)
             stream.handshake(HANDSHAKE_SECONDS)
             names = stream.certified_names()
-            channel = Channel(stream, "an unknown peer", "hello")
+            channel = Channel(stream, "an unknown peer", "hello", limit=HELLO_BYTES)
             channel.set_timeout(HANDSHAKE_SECONDS)
             fields = json.loads(bytes(channel.recv()))
             hello = _Hello(str(fields["session"]), str(fields["lane"]), str(fields["from"]))
@@ -222,11 +255,13 @@ class Listener:
         lanes: Sequence[str],
         timeout: float,
         cancelled: threading.Event | None = None,
+        limits: Mapping[str, int] | None = None,
     ) -> dict[str, LaneMesh]:
         """Connect this party with all others on every lane of one session.
 
         Collective: every party calls it with the same arguments. Of two parties the later
-        one in cluster.toml dials. Raises ClusterError naming who is missing after
+        one in cluster.toml dials. limits: by lane, the bytes of its largest frame, where
+        that is more than CONTROL_BYTES. Raises ClusterError naming who is missing after
         `timeout` seconds, or when `cancelled` is set meanwhile.
         """
         wait = _Wait(time.monotonic() + timeout, cancelled or threading.Event())
@@ -246,6 +281,9 @@ class Listener:
                 for channel in channels.values():
                     channel.release()
             raise
+        for lane, limit in (limits or {}).items():
+            for channel in opened[lane].values():
+                channel.limit = max(limit, CONTROL_BYTES)
         return {lane: LaneMesh(rank, len(parties) - 1, opened[lane]) for lane in lanes}
 
     def close(self) -> None:

@@ -99,6 +99,9 @@ class EngineModule(Protocol):
 
     LANES: tuple[str, ...]
 
+    def frame_limits(self, description: Mapping[str, Any], **options: Any) -> Mapping[str, int]:
+        """By lane, the bytes of the largest frame that a session of this model may see."""
+
     def prepare(self, model: onnx.ModelProto, **options: Any) -> Prepared:
         """Make `model` ready, or raise `errors.ModelError` saying what does not fit."""
 

@@ -41,6 +41,14 @@ MAX_ACCUMULATOR_BITS = 50
 Interval = tuple[NDArray[Any], NDArray[Any]]
 
 
+MAX_FRAME = 1 << 31
+
+
+def frame_limits(description: Mapping[str, Any], **_: Any) -> Mapping[str, int]:
+    """See `engines.EngineModule`; CrypTen decides by itself what it sends."""
+    return {LANE: MAX_FRAME}
+
+
 def prepare(
     model: onnx.ModelProto,
     *,

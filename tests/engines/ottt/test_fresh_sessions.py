@@ -71,7 +71,8 @@ def member(
         order, value = pipe.recv()
         if order == "open":
             frames.clear()
-            lanes = listener.open_lanes(value, ottt.LANES, 60)
+            limits = ottt.frame_limits(prepared.description)
+            lanes = listener.open_lanes(value, ottt.LANES, 60, limits=limits)
             if name == CAROL:
                 with contextlib.suppress(PeerLost):
                     ottt.deal(prepared.description, lanes)

@@ -2,16 +2,40 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import onnx
 
 from privserve.engines import Prepared
+from privserve.engines.ottt.costs import cost_of_op
 from privserve.engines.ottt.dealer import LANE, deal
-from privserve.engines.ottt.party import ONLINE, Compute
+from privserve.engines.ottt.layout import FRAME_WORDS, PIECE_BYTES, lay_out
+from privserve.engines.ottt.linear import Geometry
+from privserve.engines.ottt.party import ONLINE, SETUP_BYTES, Compute, pool_slots
+from privserve.program import Program
 
 NAME = "ottt"
 LANES: tuple[str, ...] = (ONLINE, LANE)
+
+
+def frame_limits(description: Mapping[str, Any], **options: Any) -> Mapping[str, int]:
+    """See `engines.EngineModule`: the openings of a full batch or of weights, and dealt packs."""
+    program = Program.from_json(description)
+    layout = lay_out(program, options.get("piece_bytes", PIECE_BYTES))
+    rows = pool_slots(layout, **options)
+    openings = max((cost_of_op(program, op).bytes_online for op in program.ops), default=0)
+    weights = [
+        8 * math.prod(Geometry.from_json(op.attributes["geometry"]).weight_shape)
+        for op in program.ops
+        if op.kind == "linear"
+    ]
+    dealt = max(8 * layout.packs_per_message * layout.corrected_words, 8 * FRAME_WORDS)
+    return {
+        ONLINE: 8 + max(rows * openings, SETUP_BYTES + max(weights, default=0)),
+        LANE: dealt,
+    }
 
 
 def prepare(
@@ -45,4 +69,4 @@ def prepare(
     return Prepared(NAME, description, parameters, tuple(result.lines()))
 
 
-__all__ = ["LANES", "Compute", "deal", "prepare"]
+__all__ = ["LANES", "Compute", "deal", "frame_limits", "prepare"]

@@ -39,6 +39,8 @@ class Buffers:
     """The buffers of all ops at one batch size."""
 
     of: dict[int, OpBuffers]
+    nbytes: int
+    """What they take together."""
 
     @classmethod
     def for_batch(cls, program: Program, batch: int) -> Buffers:
@@ -68,7 +70,7 @@ class Buffers:
             out = results[places[index]][: batch * value.size].reshape(batch, value.size)
             shaped = out.reshape(batch, *value.shape)
             of[index] = OpBuffers(opened, packed, out, shaped, matrix, packed_matrix)
-        return cls(of)
+        return cls(of, sum(a.nbytes for a in (*scratch, *results.values())))
 
 
 def _room(program: Program, op: Op) -> tuple[int, int, int, int]:

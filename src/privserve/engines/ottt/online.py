@@ -110,7 +110,7 @@ class Evaluation:
         self._openings = 0
         self._bytes = 0
         self._number: RingArray | None = None
-        buffers = Buffers.for_batch(program, batch)
+        self._buffers = buffers = Buffers.for_batch(program, batch)
         self._steps: list[tuple[Step, tuple[int, ...]]] = []
         for index, (op, dead) in enumerate(zip(program.ops, expiring(program), strict=True)):
             step = self._bind(index, op, buffers)
@@ -120,6 +120,11 @@ class Evaluation:
             elif gone:
                 self._steps.append((lambda first: None, gone))
         self._outputs = [self._shaped(port.value) for port in program.outputs]
+
+    @property
+    def nbytes(self) -> int:
+        """What its buffers take."""
+        return self._buffers.nbytes
 
     def run(self, inputs: Sequence[RingArray], first: int) -> list[RingArray]:
         """Shares of the outputs from shares of the inputs, with the packs from number `first`.

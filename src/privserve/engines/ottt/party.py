@@ -17,7 +17,7 @@ from privserve.engines.ottt.dealer import (
     masks_of_weights,
     split_keys,
 )
-from privserve.engines.ottt.layout import PIECE_BYTES, Piece, lay_out
+from privserve.engines.ottt.layout import PIECE_BYTES, PackLayout, Piece, lay_out
 from privserve.engines.ottt.linear import Geometry
 from privserve.engines.ottt.online import BoundLinear, Evaluation, Party, Stats, received_words
 from privserve.engines.ottt.pool import Pool
@@ -30,8 +30,17 @@ ONLINE = "online"
 
 POOL_QUERIES = 512
 POOL_BYTES = 256 << 20
+EVALUATION_BYTES = 256 << 20
+"""What is bound for batch sizes that may come again takes about this much, or one size alone."""
 SETUP_BYTES = 16 << 20
 """Masked weights are opened in exchanges of about this size."""
+
+
+def pool_slots(
+    layout: PackLayout, pool_queries: int = POOL_QUERIES, pool_bytes: int = POOL_BYTES, **_: Any
+) -> int:
+    """How many packs a pool holds, and so how many rows run together at most."""
+    return max(1, min(pool_queries, pool_bytes // (8 * layout.words)))
 
 
 class Compute:
@@ -60,7 +69,7 @@ class Compute:
         self.stats = Stats()
         self._mesh, self._dealer = meshes[ONLINE], meshes[LANE]
         self._rank, self._parties = self._mesh.rank, self._mesh.n
-        slots = max(1, min(pool_queries, pool_bytes // (8 * self.layout.words)))
+        slots = pool_slots(self.layout, pool_queries, pool_bytes)
         self.pool = Pool(slots, self.layout.words)
         self._broken = False
         self._sizes: dict[int, Evaluation] = {}
@@ -239,8 +248,10 @@ class Compute:
 
     def _evaluation(self, batch: int) -> Evaluation:
         if batch not in self._sizes:
-            if len(self._sizes) >= 16:  # a server sees few sizes; forget the oldest
-                self._sizes.pop(next(iter(self._sizes)))
+            # A server sees few sizes; the oldest ones go, all of them for a large network.
+            held = sum(evaluation.nbytes for evaluation in self._sizes.values())
+            while self._sizes and (len(self._sizes) >= 16 or held > EVALUATION_BYTES):
+                held -= self._sizes.pop(next(iter(self._sizes))).nbytes
             self._sizes[batch] = Evaluation(self._party, batch)
         return self._sizes[batch]
 
