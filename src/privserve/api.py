@@ -17,6 +17,7 @@ import re
 import secrets
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -247,6 +248,11 @@ class Cluster:
         for name in names or self.names:
             process = self._processes.get(name)
             if process is not None and process.poll() is not None:
+                if process.returncode == -signal.SIGKILL:
+                    raise ClusterError(
+                        f"{name} was killed (signal 9). If nobody did that, the system did, since "
+                        "memory ran out; a larger host, a smaller model or fewer rows may help"
+                    )
                 lines = self._log(name).read_text(errors="replace").strip().splitlines()
                 last = lines[-1] if lines else "it said nothing"
                 raise ClusterError(f"{name} ended with code {process.returncode}: {last}")
@@ -359,6 +365,7 @@ class SecureModel:
         range_check: bool = True,
         options: Mapping[str, Any] | None = None,
         report: Callable[[str], None] | None = None,
+        force: bool = False,
     ) -> None:
         """Split the weights here and give each compute party one share of each.
 
@@ -368,7 +375,8 @@ class SecureModel:
         for `Client.query_model`, for ottt to see what values a deep network's layers take;
         they stay in this process. range_check: whether a query that leaves a guessed range is
         refused (GuessedRangeError) instead of answered wrongly; without it deep networks send
-        some percent less. report: called with what errors to expect and with what had to be
+        some percent less. force: share also what the parties seem to have no memory for.
+        report: called with what errors to expect and with what had to be
         guessed; when None, guesses are warned of and the rest is logged. Raises ModelError if
         the engine cannot run the model and ClusterError if a party fails.
         """
@@ -382,6 +390,8 @@ class SecureModel:
         _tell(prepared, report)
         config = cluster.config
         compute = len(config.compute)
+        if not force:
+            _check_memory(cluster, prepared, options or {})
         split = {name: sharing.split(p, compute) for name, p in prepared.parameters.items()}
         session = secrets.token_hex(16)
         message = {
@@ -493,6 +503,29 @@ class SecureModel:
             for party in cluster.config.parties:
                 with contextlib.suppress(ClusterError, QueryError):
                     cluster.call(party, "POST", f"/v2/repository/models/{self.name}/unload")
+
+
+def _check_memory(cluster: Cluster, prepared: Prepared, options: Mapping[str, Any]) -> None:
+    """Raise ClusterError where parties on one host need more memory than it has."""
+    config = cluster.config
+    each, dealer = load_engine(prepared.engine).memory(
+        prepared.description, len(config.compute), **options
+    )
+    hosts: dict[str, list[PartyConfig]] = {}
+    for party in config.parties:
+        hosts.setdefault(party.http_address[0], []).append(party)
+    for host, parties in hosts.items():
+        needed = sum(dealer if config.role(p.name) == "dealer" else each for p in parties)
+        facts = cluster.call(parties[0], "GET", "/privserve/status").json()
+        free = facts.get("memory_available")
+        if free is not None and needed > free:
+            names = " and ".join(p.name for p in parties)
+            raise ClusterError(
+                f"{names} at {host} would need about {needed / 1e9:.1f} GB of memory for this "
+                f"model, and {free / 1e9:.1f} GB are free there; the system would kill a party. "
+                "Use hosts with more memory, smaller inputs or a smaller model, or share it "
+                "anyway with force=True (--force)"
+            )
 
 
 def _tell(prepared: Prepared, report: Callable[[str], None] | None) -> None:

@@ -63,6 +63,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         action="store_true",
         help="answer, wrongly, also where a value left a range that had to be guessed",
     )
+    parser.add_argument(
+        "--force", action="store_true", help="share also what the hosts seem to lack memory for"
+    )
     parser.add_argument("--host", default="localhost", help="where the parties listen")
     parser.add_argument(
         "--port",
@@ -195,7 +198,13 @@ def launch(options: argparse.Namespace) -> int:
             say(f"starting {len(cluster.names)} parties")
             cluster.start(report=lambda line: say(f"  {line}"))
         say(f"sharing '{model.name}' with the {engine} engine")
-        model.share(cluster, engine=engine, **ranges, report=lambda line: say(f"  {line}"))
+        model.share(
+            cluster,
+            engine=engine,
+            **ranges,
+            force=options.force,
+            report=lambda line: say(f"  {line}"),
+        )
         limit = options.num_requests
         many = f"{limit} queries" if limit else "queries until Ctrl-C"
         say(f"serving {many}; ask with: python scripts/query.py --config {where}")

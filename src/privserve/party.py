@@ -128,7 +128,12 @@ class Party:
     def status(self) -> dict[str, Any]:
         """Public facts about the party."""
         session = self._session
-        facts = {"party": self.me.name, "role": self.role, "state": "idle"}
+        facts = {
+            "party": self.me.name,
+            "role": self.role,
+            "state": "idle",
+            "memory_available": available_memory(),
+        }
         return {**facts, **session.status()} if session is not None else facts
 
     def close(self) -> None:
@@ -137,6 +142,16 @@ class Party:
             if self._session is not None:
                 self._session.end(f"{self.me.name} was shut down")
         self._listener.close()
+
+
+def available_memory() -> int | None:
+    """Bytes that this host could give a process without swapping; None where it does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    found = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
+    return int(found[0]) * 1024 if found else None
 
 
 def allow_descriptors() -> None:

@@ -102,6 +102,11 @@ class EngineModule(Protocol):
     def frame_limits(self, description: Mapping[str, Any], **options: Any) -> Mapping[str, int]:
         """By lane, the bytes of the largest frame that a session of this model may see."""
 
+    def memory(
+        self, description: Mapping[str, Any], parties: int, **options: Any
+    ) -> tuple[int, int]:
+        """About how many bytes the model takes at a compute party, and at the dealer."""
+
     def prepare(self, model: onnx.ModelProto, **options: Any) -> Prepared:
         """Make `model` ready, or raise `errors.ModelError` saying what does not fit."""
 

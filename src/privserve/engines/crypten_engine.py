@@ -42,11 +42,17 @@ Interval = tuple[NDArray[Any], NDArray[Any]]
 
 
 MAX_FRAME = 1 << 31
+PROCESS_BYTES = 600 << 20
 
 
 def frame_limits(description: Mapping[str, Any], **_: Any) -> Mapping[str, int]:
     """See `engines.EngineModule`; CrypTen decides by itself what it sends."""
     return {LANE: MAX_FRAME}
+
+
+def memory(description: Mapping[str, Any], parties: int, **_: Any) -> tuple[int, int]:
+    """See `engines.EngineModule`: torch and CrypTen, and little else for what they can run."""
+    return PROCESS_BYTES, PROCESS_BYTES
 
 
 def prepare(

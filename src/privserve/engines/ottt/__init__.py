@@ -13,6 +13,7 @@ from privserve.engines.ottt.costs import cost_of_op
 from privserve.engines.ottt.dealer import LANE, deal
 from privserve.engines.ottt.layout import FRAME_WORDS, PIECE_BYTES, lay_out
 from privserve.engines.ottt.linear import Geometry
+from privserve.engines.ottt.memory import estimate
 from privserve.engines.ottt.party import ONLINE, SETUP_BYTES, Compute, pool_slots
 from privserve.program import Program
 
@@ -36,6 +37,11 @@ def frame_limits(description: Mapping[str, Any], **options: Any) -> Mapping[str,
         ONLINE: 8 + max(rows * openings, SETUP_BYTES + max(weights, default=0)),
         LANE: dealt,
     }
+
+
+def memory(description: Mapping[str, Any], parties: int, **options: Any) -> tuple[int, int]:
+    """See `engines.EngineModule`."""
+    return estimate(Program.from_json(description), parties, **options)
 
 
 def prepare(
@@ -69,4 +75,4 @@ def prepare(
     return Prepared(NAME, description, parameters, tuple(result.lines()))
 
 
-__all__ = ["LANES", "Compute", "deal", "frame_limits", "prepare"]
+__all__ = ["LANES", "Compute", "deal", "frame_limits", "memory", "prepare"]

@@ -46,7 +46,7 @@ class Buffers:
     def for_batch(cls, program: Program, batch: int) -> Buffers:
         """Buffers for `batch` queries at a time."""
         rooms = {
-            index: _room(program, op)
+            index: room_of(program, op)
             for index, op in enumerate(program.ops)
             if op.kind in COMMUNICATING
         }
@@ -73,7 +73,7 @@ class Buffers:
         return cls(of, sum(a.nbytes for a in (*scratch, *results.values())))
 
 
-def _room(program: Program, op: Op) -> tuple[int, int, int, int]:
+def room_of(program: Program, op: Op) -> tuple[int, int, int, int]:
     """Words per query of what the op opens, twice with its packed form."""
     count = sum(program.values[i].size for i in op.inputs)
     bits = op.attributes.get("comparison_bits", program.values[op.output].bits)
