@@ -71,8 +71,15 @@ class Converted:
         parts: list[list[Floats]] = [[] for _ in self.outputs]
         for start in range(0, max(len(floats[0]), 1), BATCH):
             tensors = [torch.from_numpy(array[start : start + BATCH]) for array in floats]
-            with torch.no_grad():
-                results = self.module(*tensors)
+            try:
+                with torch.no_grad():
+                    results = self.module(*tensors)
+            except (RuntimeError, IndexError) as error:
+                raise ConversionError(
+                    f"the model does not take {len(tensors[0])} samples at a time "
+                    f"({str(error).splitlines()[0]}); export it with a free batch axis "
+                    "(dynamic_axes, or dynamic_shapes of the newer exporter)"
+                ) from None
             for part, result in zip(
                 parts, results if isinstance(results, tuple) else (results,), strict=True
             ):

@@ -228,8 +228,8 @@ class _Compiler:
             return
         if node.op_type not in LOWERINGS:
             raise ModelError(
-                f"the engine 'ottt' has no op '{node.op_type}' (node '{_layer(node)}'); use "
-                "--engine crypten, or --engine auto to choose it where needed"
+                f"the engine 'ottt' has no op '{node.op_type}' (node '{_layer(node)}'); "
+                + _way_out(node.op_type)
             )
         self.tensors[node.output[0]] = LOWERINGS[node.op_type](self, node, _attributes(node))
 
@@ -314,6 +314,15 @@ class _Compiler:
         return Pending(x, geometry, weight, constant, shape, layer)
 
 
+def _way_out(op: str) -> str:
+    """What to do about an op that ottt does not have."""
+    from privserve.engines.crypten_graph import OPS
+
+    if op in OPS:
+        return "use --engine crypten, or --engine auto to choose it where needed"
+    return "no engine has it; replace that layer by others and retrain, or cut it off the model"
+
+
 Lowering = Callable[[_Compiler, onnx.NodeProto, dict[str, Any]], Tensor]
 LOWERINGS: dict[str, Lowering] = {}
 
@@ -390,4 +399,5 @@ def geometry_of(
 from privserve import onnx_activations as _onnx_activations  # noqa: E402, F401
 from privserve import onnx_functions as _onnx_functions  # noqa: E402, F401
 from privserve import onnx_lowerings as _onnx_lowerings  # noqa: E402, F401
+from privserve import onnx_reductions as _onnx_reductions  # noqa: E402, F401
 from privserve import onnx_resampling as _onnx_resampling  # noqa: E402, F401
