@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from converters.errors import ConversionError
 from converters.keras1 import from_keras1
+from converters.operations import operation_of, read_arguments
 
 MAX_LAYERS = 10_000
 MAX_DEPTH = 16  # models in models
@@ -28,6 +29,10 @@ MODEL_CLASSES = frozenset({"Sequential", "Model", "Functional"})
 # Where Keras' own layers say that they come from; anything else is somebody's own class.
 KERAS_MODULES = ("keras.layers", "keras.models", "keras.engine", "keras.src.layers",
                  "keras.src.models", "keras.src.engine", "tensorflow.keras")  # fmt: skip
+
+
+# What an operation's configuration holds beside its arguments.
+NOT_SETTINGS = frozenset({"name", "trainable", "dtype", "function"})
 
 
 @dataclass
@@ -150,6 +155,10 @@ def _read_layer(entry: object, keras: tuple[int, int], depth: int) -> Layer:
     config = as_dict(config, f"the configuration of a layer of class {class_name!r}")
     layer = Layer(str(entry.get("name") or config.get("name")), class_name, config)
     module = entry.get("module") or "keras.layers"
+    function = operation_of(class_name, config, str(module), entry.get("inbound_nodes"))
+    if function is not None:
+        settings = {k: v for k, v in config.items() if k not in NOT_SETTINGS}
+        return Layer(layer.name, "Operation", {"function": function, "settings": settings})
     registered = entry.get("registered_name")
     own_class = (registered and registered != class_name) or ">" in class_name
     if own_class or not str(module).startswith(KERAS_MODULES):
@@ -198,7 +207,12 @@ def _functional(
         if not isinstance(nodes, list):
             raise ConversionError(f"{layer.place}: its inbound_nodes are missing")
         for number, node in enumerate(nodes):
-            inputs = list(_node_inputs(node, layer))
+            if layer.class_name == "Operation":
+                if number:
+                    raise ConversionError(f"{layer.place}: an operation is called once only")
+                inputs = _read_operation(node, layer)
+            else:
+                inputs = list(_node_inputs(node, layer))
             waiting.append(Call(layer, number, inputs, isinstance(node, dict)))
     inputs = list(_refs(inner.get("input_layers")))
     outputs = list(_refs(inner.get("output_layers")))
@@ -206,6 +220,15 @@ def _functional(
         raise ConversionError(f"the model {name!r} has no input or no output")
     _count_from_zero(layers, waiting, outputs)
     return Network(name, class_name, layers, _in_order(waiting, inputs), inputs, outputs, keras)
+
+
+def _read_operation(node: object, layer: Layer) -> list[Ref]:
+    """The tensors that an operation is called on; what else it is called with goes to the layer."""
+    found = read_arguments(node, _ref, layer.place)
+    settings = layer.config["settings"]
+    layer.config["positional"] = found.positional
+    layer.config["named"] = {**settings, **found.named}
+    return found.refs
 
 
 def _node_inputs(node: object, layer: Layer) -> Iterable[Ref]:

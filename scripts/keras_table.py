@@ -13,6 +13,7 @@ from pathlib import Path
 
 from converters.keras_layers import LAYERS, LayerKind
 from converters.keras_layers.activations import FUNCTIONS
+from converters.keras_layers.operations import OPERATIONS
 
 TARGET = Path(__file__).resolve().parents[1] / "docs" / "keras.md"
 
@@ -29,7 +30,8 @@ HEAD = """\
 | `.keras` zip | Keras 3, tf.keras from 2.12 |
 | HDF5 with weights alone, given `--architecture model.json` (`model.to_json()`) | Keras 1, 2, 3 |
 | a live model, `converters.convert(model)` | tf.keras, Keras 2, Keras 3 |
-| `.onnx`; `torch.nn.Module` with `input_shape` | operators in `converters/onnx_ops.py` |
+| `.onnx` of opsets 7 to the newest, with fixed or free batch | operators in `converters/onnx_ops.py` and `onnx_opsets.py` |
+| `torch.nn.Module` with `input_shape` | what torch exports to those |
 
 Sequential and functional models convert: branches, several inputs and outputs, models in
 models, layers called more than once; `channels_last` and `channels_first`. Padding is
@@ -48,6 +50,8 @@ other code, custom classes, three-dimensional layers. No code from a file is eve
 """
 
 TAIL = """
+The operations are {operations}: with tensors, and with constants where that makes sense.
+
 ## Activations
 
 As `activation=` of a layer or as an Activation layer: {activations}.
@@ -65,6 +69,7 @@ FAMILIES = {
     "normalization": "Normalizations",
     "merging": "Merging",
     "reshaping": "Reshaping",
+    "operations": "Operations on tensors",
 }
 
 
@@ -80,7 +85,8 @@ def text() -> str:
         for kind, names in kinds.items():
             lines.append(f"| {', '.join(names)} | {kind.summary} |")
     activations = ", ".join(f"`{name}`" for name in sorted(FUNCTIONS))
-    return "\n".join(lines) + "\n" + TAIL.format(activations=activations)
+    operations = ", ".join(f"`{name}`" for name in sorted(OPERATIONS))
+    return "\n".join(lines) + "\n" + TAIL.format(activations=activations, operations=operations)
 
 
 def main() -> int:

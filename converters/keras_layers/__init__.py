@@ -6,6 +6,7 @@ from converters.keras_layers import (
     core,
     merging,
     normalization,
+    operations,
     pooling,
     reshaping,
 )
@@ -20,6 +21,7 @@ __all__ = [
     "kind_of",
     "merging",
     "normalization",
+    "operations",
     "pooling",
     "reshaping",
 ]

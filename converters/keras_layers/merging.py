@@ -12,7 +12,7 @@ from converters.keras_layers import settings
 from converters.keras_layers.registry import keras_layer
 from converters.network import Layer
 
-_OPERATORS = {
+OPERATORS = {
     "Add": "Add",
     "Average": "Add",
     "Subtract": "Sub",
@@ -29,7 +29,7 @@ def merge(graph: Graph, layer: Layer, inputs: list[Value], keras: tuple[int, int
         raise ConversionError(f"it cannot be called on {len(inputs)} tensors")
     rank = max(len(value.shape) for value in inputs)
     values = [_with_rank(graph, value, rank) for value in inputs]
-    operator = _OPERATORS[layer.class_name]
+    operator = OPERATORS[layer.class_name]
     result = values[0]
     for value in values[1:]:
         left, right = graph.aligned([result, value])

@@ -67,7 +67,7 @@ def _why_not(class_name: str) -> str:
         return "recurrent layers are not supported; use Conv1D and pooling over time instead"
     if "Attention" in class_name:
         return "attention is not supported; use convolutions and pooling instead"
-    if class_name in ("TFOpLambda", "TensorFlowOpLayer", "SlicingOpLambda"):
+    if class_name == "TensorFlowOpLayer":
         return (
             "a TensorFlow operation was used as a layer; use the Keras layer instead "
             "(Add, Multiply, Rescaling, Reshape, ...)"
