@@ -86,7 +86,7 @@ def operation_layer(
     name = layer.config["function"]
     if name not in OPERATIONS:
         raise ConversionError(
-            f"the operation {name!r} is not supported; those that are: {', '.join(sorted(OPERATIONS))}"
+            f"the operation {name!r} is not supported; these are: {', '.join(sorted(OPERATIONS))}"
         )
     return OPERATIONS[name](graph, Given(layer.config, inputs), keras)
 
