@@ -115,7 +115,7 @@ def test_the_summary_shows_every_op_and_the_totals():
         (
             graph([helper.make_node("Cos", ["x"], ["y"], name="wave")], {}, (4,)),
             {},
-            ["Cos", "wave", "crypten"],
+            ["Cos", "wave", "no engine"],
         ),
         (
             graph(

@@ -185,7 +185,9 @@ class _Cells:
         # A slope multiplies shares as an integer; few bits keep the product small.
         for bits in range(_SLOPE_BITS + 1):
             slope = round(exact * 2**bits) / 2**bits
-            if np.all(np.abs(y - slope * x) <= tolerance / 2 + np.abs(x) * 2.0**-_SLOPE_BITS):
+            # Where a line is steep and long, its slope cannot be exact.
+            allowed = tolerance / 2 + np.abs(self.y[i:j]) * 2.0**-_SLOPE_BITS
+            if np.all(np.abs(y - slope * x) <= allowed):
                 return Piece(low, high, slope)
         return None
 
@@ -249,7 +251,7 @@ def _error(function: Function, pieces: tuple[Piece, ...], points: Floats) -> flo
         if piece.slope is not None:
             at = piece.high if index == 0 else piece.low
             line = function(np.array([at])) + piece.slope * (x - at)
-            off = np.abs(line - y) - np.abs(x) * 2.0**-_SLOPE_BITS
+            off = np.abs(line - y) - np.abs(y) * 2.0**-_SLOPE_BITS
             lines = max(lines, float(off.max()))
             continue
         width = 1.01 * (piece.high - piece.low) / (piece.segments - 1)
