@@ -6,6 +6,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 
@@ -15,7 +16,8 @@ import reference_program
 from ottt_session import Session
 from random_graphs import Graph
 
-from privserve.engines import ottt
+from privserve.client import apply_activation
+from privserve.engines import Prepared, ottt
 from privserve.errors import ModelError
 from privserve.fixedpoint import encode
 from privserve.program import Program
@@ -71,10 +73,10 @@ def judge(graph: Graph, *, served: bool, rows: int = ROWS) -> Verdict:
     verdict.warned = any("INEXACT" in note for note in program.notes)
     encoded = encode(x, program.fraction_bits)
     if served:
-        answers, left = _served(graph, x)
+        answers, left = _served(prepared, x)
     else:
         answers, left = _simulated(program, prepared.parameters, encoded)
-    spreads = [max(float(np.ptp(y)), 1e-30) for y in ideal]
+    spreads = [_spread(y) for y in ideal]
     for i in range(rows):
         if left[i]:
             verdict.flagged += 1
@@ -83,18 +85,53 @@ def judge(graph: Graph, *, served: bool, rows: int = ROWS) -> Verdict:
             program, prepared.parameters, [encoded[i]], parties=PARTIES, tails=tails
         )
         verdict.answered += 1
-        for got, meant, bound, spread in zip(answers, ideal, row.errors, spreads, strict=True):
-            off = np.abs(got[i] - meant[i].reshape(got[i].shape))
+        ports = zip(program.outputs, answers, ideal, row.outputs, row.errors, spreads, strict=True)
+        for port, got, meant, center, error, spread in ports:
+            final, bound = _at_the_client(port.activation, got[i], center, error)
+            off = np.abs(final - meant[i].reshape(final.shape))
             verdict.over_bound = max(verdict.over_bound, float((off / bound).max()))
             if clear[i]:
                 verdict.of_spread = max(verdict.of_spread, float(off.max()) / spread)
     return verdict
 
 
-def _served(graph: Graph, x: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
-    options = {"pool_queries": 2}
-    with Session(graph.model, PARTIES, options, input_range=graph.input_range) as session:
-        answers = session.query(x)
+def _spread(y: np.ndarray) -> float:
+    """How far outputs lie apart; their magnitude, or 1, if they are the same for every input.
+
+    What differs by less than 1e-30 does so by the underflow of some exponential only.
+    """
+    magnitude, spread = float(np.abs(y).max()), float(np.ptp(y))
+    if spread > max(1e-9 * magnitude, 1e-30):
+        return spread
+    return magnitude if magnitude > 1e-30 else 1.0
+
+
+def _at_the_client(
+    activation: Any, got: np.ndarray, center: np.ndarray, error: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """An answer and its bound after the activation that the client applies.
+
+    What was meant lies within `error` of `center`, and so does what was served.
+    """
+    if activation is None:
+        return got, error
+
+    def apply(x: np.ndarray) -> np.ndarray:
+        return np.asarray(apply_activation(x[None], activation)[0])
+
+    if activation["op"] == "Softmax":  # no entry moves by more than half of 2 max |error|
+        return apply(got), np.full(got.shape, error.max())
+    if activation["op"] == "LogSoftmax":
+        return apply(got), np.full(got.shape, 2 * error.max())
+    return apply(got), apply(center + error) - apply(center - error) + 1e-12
+
+
+def _served(prepared: Prepared, x: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
+    with (
+        mock.patch.object(ottt, "prepare", lambda _: prepared),  # it was compiled once already
+        Session(None, PARTIES, {"pool_queries": 2}) as session,
+    ):
+        answers = list(session.query(x))
         left = np.zeros(len(x), bool)
         if session.program.guards:
             left = answers.pop().reshape(len(x), -1).any(1)
