@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from converters.errors import ConversionError
+from converters.foreign import refuse_other_formats
 from converters.keras1 import depends_on_backend
 from converters.keras_file import parse_architecture, read_file, read_live
 from converters.keras_to_onnx import LayerRow, Tensor, Translated, translate
@@ -111,6 +112,7 @@ def convert(
     if isinstance(source, str | Path):
         path = Path(source)
         try:
+            refuse_other_formats(path)
             if path.suffix.lower() == ".onnx":
                 translated = read_onnx(path, input_shape)
                 return _converted(translated, f"{path.name} (ONNX)")
@@ -167,6 +169,7 @@ def _converted(translated: Translated, source: str) -> Converted:
         translated.outputs,
         translated.layers,
         source,
+        translated.notes,
     )
 
 

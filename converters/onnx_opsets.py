@@ -23,6 +23,9 @@ Array = NDArray[Any]
 Nodes = list[onnx.NodeProto]
 
 
+_NUMBERS = itertools.count()
+
+
 @dataclass
 class Scope:
     """What a rule may know and make: constants, shapes, fresh names."""
@@ -34,7 +37,7 @@ class Scope:
     types: Mapping[str, int] = field(default_factory=dict)
     makers: Mapping[str, onnx.NodeProto] = field(default_factory=dict)
     """The node that made a tensor, as it was in the file."""
-    _numbers: Iterator[int] = field(default_factory=itertools.count)
+    _numbers: Iterator[int] = field(default_factory=lambda: _NUMBERS)
 
     def constant(self, node: onnx.NodeProto, position: int) -> Array | None:
         """The constant at an input; None where there is no such input."""
@@ -110,7 +113,7 @@ def cast(s: Scope, node: onnx.NodeProto, attributes: dict[str, Any]) -> Nodes:
     floats = {onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT16}
     source = s.types.get(node.input[0])
     target = attributes.get("to", s.types.get(node.output[0]))
-    if source in floats and target in floats:
+    if source in floats and target in floats:  # an unknown source is an operator's result
         return [make("Identity", node.input[:1], node.output[0], node)]
     raise refusal(node, "computed values can be cast between floats only")
 

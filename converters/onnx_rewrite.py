@@ -19,6 +19,7 @@ from onnx.inliner import inline_local_functions
 from onnx.reference import ReferenceEvaluator
 
 from converters.errors import ConversionError
+from converters.onnx_ml import as_floats, has_rule, rewritten
 from converters.onnx_ops import OPERATORS
 from converters.onnx_opsets import (
     RULES,
@@ -43,6 +44,7 @@ def rewrite(model: onnx.ModelProto) -> onnx.ModelProto:
 
     Raises: ConversionError for operators and opsets that cannot be read.
     """
+    as_floats(model)
     version = _version(model)
     if version < OLDEST:
         raise ConversionError(
@@ -50,6 +52,7 @@ def rewrite(model: onnx.ModelProto) -> onnx.ModelProto:
         )
     if model.functions:
         model = inline_local_functions(model)
+    _without_learners(model, version)
     stored = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in stored]
     _unfix_batch(model, list(inputs))
@@ -65,9 +68,7 @@ def rewrite(model: onnx.ModelProto) -> onnx.ModelProto:
         for name in node.input:
             if name in symbolic:
                 node = _without_batch(scope, node, symbolic, shapes)
-        nodes += (
-            RULES[node.op_type](scope, node, attributes_of(node)) if _has_rule(node) else [node]
-        )
+        nodes += rewritten(scope, node) if has_rule(node) else [node]
     _rebuild(model, nodes, scope)
     for value in inputs:
         free_batch(value)
@@ -76,8 +77,21 @@ def rewrite(model: onnx.ModelProto) -> onnx.ModelProto:
     return model
 
 
-def _has_rule(node: onnx.NodeProto) -> bool:
-    return node.domain in ("", "ai.onnx") and node.op_type in RULES
+def _without_learners(model: onnx.ModelProto, version: int) -> None:
+    """Put plain nodes for scikit-learn's: nothing is inferred of their shapes."""
+    graph = model.graph
+    if all(node.domain in ("", "ai.onnx") for node in graph.node):
+        return
+    scope = Scope(version, {})
+    nodes: list[onnx.NodeProto] = []
+    for node in _needed(graph.node, [o.name for o in graph.output]):
+        foreign = node.domain not in ("", "ai.onnx")
+        if foreign and not has_rule(node):
+            raise refusal(node, f"this operator of the domain {node.domain!r} is not supported")
+        nodes += rewritten(scope, node) if foreign else [node]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    graph.initializer.extend(to_initializer(n, a) for n, a in scope.constants.items())
 
 
 def free_batch(value: onnx.ValueInfoProto) -> None:
@@ -304,7 +318,6 @@ def _rebuild(model: onnx.ModelProto, nodes: list[onnx.NodeProto], scope: Scope) 
         if name in read and name not in stored:
             graph.initializer.append(to_initializer(name, array))
     del graph.value_info[:]
-    others = [o for o in model.opset_import if o.domain not in ("", "ai.onnx")]
     del model.opset_import[:]
-    model.opset_import.extend([helper.make_opsetid("", OPSET), *others])
+    model.opset_import.extend([helper.make_opsetid("", OPSET)])
     model.ir_version = min(model.ir_version, 10)

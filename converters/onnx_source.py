@@ -16,6 +16,7 @@ from google.protobuf.message import DecodeError
 
 from converters.errors import ConversionError
 from converters.keras_to_onnx import LayerRow, Tensor, Translated
+from converters.onnx_ml import served_outputs
 from converters.onnx_model import check
 from converters.onnx_rewrite import OPSET, rewrite
 
@@ -120,6 +121,7 @@ def _output_names(result: object) -> list[str]:
 
 def _describe(model: onnx.ModelProto, input_shape: Sequence[Any] | None) -> Translated:
     check(model)
+    notes = served_outputs(model)
     stored = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in stored]
     if not inputs:
@@ -152,6 +154,7 @@ def _describe(model: onnx.ModelProto, input_shape: Sequence[Any] | None) -> Tran
         tuple(Tensor(v.name, _shape(v)) for v in inputs),
         tuple(Tensor(v.name, _shape(known[v.name])) for v in model.graph.output),
         tuple(rows),
+        tuple(notes),
     )
 
 

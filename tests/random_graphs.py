@@ -115,7 +115,9 @@ class Maker:
         scale = self.pick((1.0, 1.0, 1.0, 1 / 3, 0.17))
         return self.draw.normal(size=shape) * scale / math.sqrt(fan_in)
 
-    def node(self, kind: str, inputs: list[str], shape: tuple[int, ...], **attributes: Any) -> Tensor:
+    def node(
+        self, kind: str, inputs: list[str], shape: tuple[int, ...], **attributes: Any
+    ) -> Tensor:
         out = Tensor(f"t{len(self.nodes)}", tuple(int(d) for d in shape))
         name = f"{kind} {len(self.nodes)}"
         self.nodes.append(helper.make_node(kind, inputs, [out.name], name=name, **attributes))
@@ -228,9 +230,7 @@ def pool(m: Maker, x: Tensor, kind: str) -> Tensor | None:
     kernel = [m.integer(1, min(3, d)) for d in x.shape[1:]]
     strides = [m.integer(1, 2) for _ in kernel]
     pads = [m.integer(0, k // 2) for k in kernel] * 2
-    sizes = [
-        (d + 2 * pads[i] - kernel[i]) // strides[i] + 1 for i, d in enumerate(x.shape[1:])
-    ]
+    sizes = [(d + 2 * pads[i] - kernel[i]) // strides[i] + 1 for i, d in enumerate(x.shape[1:])]
     more = {"count_include_pad": m.integer(0, 1)} if kind == "AveragePool" else {}
     shape = (x.shape[0], *sizes)
     return m.node(kind, [x.name], shape, kernel_shape=kernel, strides=strides, pads=pads, **more)
@@ -264,7 +264,9 @@ def cast(m: Maker, x: Tensor, kind: str) -> Tensor:
 @makes("Transpose")
 def transpose(m: Maker, x: Tensor, kind: str) -> Tensor:
     order = [int(a) for a in m.draw.permutation(len(x.shape))]
-    return m.node(kind, [x.name], tuple(x.shape[a] for a in order), perm=[0, *(a + 1 for a in order)])
+    return m.node(
+        kind, [x.name], tuple(x.shape[a] for a in order), perm=[0, *(a + 1 for a in order)]
+    )
 
 
 @makes("Reshape")
@@ -373,7 +375,9 @@ def arithmetic(m: Maker, x: Tensor, kind: str) -> Tensor:
     else:
         value = np.array(m.pick(SCALES))
     names = [x.name, m.constant(value)]
-    return m.node(kind, names[::-1] if kind in ("Add", "Mul", "Sub") and m.chance(0.3) else names, x.shape)
+    return m.node(
+        kind, names[::-1] if kind in ("Add", "Mul", "Sub") and m.chance(0.3) else names, x.shape
+    )
 
 
 @makes("Sum", "Mean", "Max", "Min")
@@ -509,7 +513,9 @@ def random_graph(seed: int, only: str | None = None) -> Graph:
             break
         made = MAKERS[queue[0] if queue else m.pick(names)](m, x)
         if queue and made is None:
-            x = m.node("Reshape", [x.name, m.constant(np.array([-1, *_other(x.shape)]))], _other(x.shape))
+            x = m.node(
+                "Reshape", [x.name, m.constant(np.array([-1, *_other(x.shape)]))], _other(x.shape)
+            )
         elif made is not None:
             queue = []
             if math.prod(made.shape) <= MOST_ELEMENTS:

@@ -179,9 +179,9 @@ class _Machine:
         shift, k = op.attributes["shift"], op.attributes["comparison_bits"]
         for value in x.units.ravel():
             u = shifted(value, shift)
-            if not -(1 << (k - room)) <= u < 1 << (k - room):
-                self.left.add(op.layer)
-            elif room == 2 and abs(u) == 1 << (k - room):
+            if not -(1 << (k - room)) <= u < 1 << (k - room) or (
+                room == 2 and abs(u) == 1 << (k - room)
+            ):
                 self.left.add(op.layer)
         return each(lambda v: signed(shifted(v, shift), k), x.units)
 
