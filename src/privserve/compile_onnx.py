@@ -26,12 +26,12 @@ from privserve.engines.ottt.linear import Geometry
 from privserve.errors import ModelError
 from privserve.fixedpoint import DEFAULT_FRACTION_BITS, RingArray
 from privserve.functions import Expression
+from privserve.input_scaling import default_range
 from privserve.program import Program
 from privserve.ranges import Floats, Range, synthetic_samples
 from privserve.smooth import apply_function
 from privserve.splines import TOLERANCE
 
-DEFAULT_INPUT_RANGE = (-8.0, 8.0)
 SYNTHETIC_SAMPLES = 8
 
 CLIENT_ACTIVATIONS = ("Softmax", "LogSoftmax", "Sigmoid", "Tanh", "Softplus", "Softsign", "Exp")
@@ -101,7 +101,8 @@ def compile_with_samples(
 ) -> Compiled:
     """The program of `model`, its parameters as ring elements, and what it makes of samples.
 
-    input_range: what every input's elements lie in, (-8, 8) by default; calibration:
+    input_range: what every input's elements lie in, by default (-8, 8), or what the model's own
+    scaling brings there (see `input_scaling`); calibration:
     sample inputs [S, *shape] (one array per input), used where sound bounds do not fit.
     range_check: whether values are checked to stay in ranges that were guessed so.
     tolerance: of the splines that stand for smooth functions.
@@ -110,7 +111,7 @@ def compile_with_samples(
     bits = DEFAULT_FRACTION_BITS if fraction_bits is None else fraction_bits
     if not 4 <= bits <= 20:
         raise ModelError(f"fraction bits go from 4 to 20, not {bits}")
-    low, high = DEFAULT_INPUT_RANGE if input_range is None else input_range
+    low, high = default_range(model.graph) if input_range is None else input_range
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
         raise ModelError(f"the input range [{low}, {high}] is empty or not finite")
     options = (model, (float(low), float(high)), calibration, tolerance)
