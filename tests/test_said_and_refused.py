@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import socket
 import threading
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from serving import free_workers, serving
 
 import privserve as ps
 from privserve import launch
+from privserve.engines import ottt
 from privserve.party import bind
 
 X = np.linspace(-1, 1, 12).reshape(3, 4)
@@ -191,3 +194,37 @@ def test_an_option_after_a_missing_range_is_not_taken_for_it(
     with pytest.raises(SystemExit):
         launch.parse(["--input-range", "--parties", "3"])
     assert "expected one argument" in capsys.readouterr().err
+
+
+def test_a_model_that_hosts_have_no_memory_for_is_refused_unless_forced(
+    cluster: ps.Cluster, small: ps.SecureModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ottt, "memory", lambda *_, **__: (5 * 10**12, 10**9))
+    with pytest.raises(ps.ClusterError, match=r"alice and bob and carol .* 10001.0 GB .*--force"):
+        small.share(cluster)
+    small.share(cluster, force=True)
+
+
+def test_memory_is_estimated_as_it_is_used(cluster: ps.Cluster, small: ps.SecureModel) -> None:
+    """A dense layer of four million weights."""
+    net = torch.nn.Sequential(
+        torch.nn.Linear(2048, 2048), torch.nn.ReLU(), torch.nn.Linear(2048, 2)
+    )
+    wide = ps.load_model(net, input_shape=(2048,), name="wide")
+    prepared = wide.prepare(input_range=(0, 1))
+    each, dealer = ottt.memory(prepared.description, 2)
+    with ps.Cluster(*free_workers()) as own:
+        wide.share(own, input_range=(0, 1))
+        for name, expected in (("alice", each), ("bob", each), ("carol", dealer)):
+            status = Path(f"/proc/{own._processes[name].pid}/status").read_text()
+            peak = int(re.search(r"VmHWM:\s+(\d+)", status)[1]) * 1024  # type: ignore[index]
+            assert 0.5 < peak / expected < 1.5, (name, peak, expected)
+
+
+def test_a_party_that_was_killed_is_said_to_be_killed() -> None:
+    with ps.Cluster(*free_workers()) as own:
+        process = own._processes["bob"]
+        process.kill()
+        process.wait(10)
+        with pytest.raises(ps.ClusterError, match=r"bob was killed \(signal 9\).*memory"):
+            own.check_processes()

@@ -11,7 +11,7 @@ from privserve.engines.ottt.linear import Geometry
 from privserve.engines.ottt.party import pool_slots
 from privserve.program import Program
 
-PROCESS_BYTES = 120 << 20
+PROCESS_BYTES = 200 << 20
 """A party's interpreter, libraries and kernels."""
 
 
