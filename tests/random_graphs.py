@@ -61,15 +61,33 @@ class Graph:
     def kinds(self) -> list[str]:
         return [node.op_type for node in self.model.graph.node]
 
-    def inputs(self, rows: int) -> Array:
-        """Rows of the declared range: noise, its two ends, and mixtures of them."""
+    def inputs(self, rows: int = 6) -> Array:
+        """Rows of the declared range: noise, its two ends, their mixture, and two that are steered.
+
+        A compiler's samples look like the first four; the last two go to corners that raise, and
+        lower, an output, where values go farther than in any sample.
+        """
         low, high = self.input_range or (-8.0, 8.0)
         draw = np.random.default_rng(self.seed + 10**9)
         x = draw.uniform(low, high, (rows, *self.shape))
         x[0], x[1] = low, high
         x[2] = draw.choice([low, high], self.shape)
-        x[3] = x[3] * 0.1 + 0.9 * x[3].mean()
+        x[4], x[5] = self._steered(low, high, draw)
         return x
+
+    def _steered(self, low: float, high: float, draw: np.random.Generator) -> tuple[Array, Array]:
+        """The corners of the range at which an output is largest and least, were it linear."""
+        size = math.prod(self.shape)
+        middle = draw.uniform(low, high, size)
+        probes = np.vstack([middle, middle + np.eye(size) * (high - low) * 1e-3])
+        output = self.ideal(probes.reshape(-1, *self.shape))[0][0].reshape(size + 1, -1)
+        output = np.nan_to_num(output)
+        slopes = output[1:] - output[0]
+        up = slopes[:, int(draw.integers(slopes.shape[1]))] > 0
+        return (
+            np.where(up, high, low).reshape(self.shape),
+            np.where(up, low, high).reshape(self.shape),
+        )
 
     def ideal(self, x: Array) -> tuple[list[Array], Array]:
         """The outputs in float64, and the rows that are not at a jump."""
@@ -382,6 +400,18 @@ def several(m: Maker, x: Tensor, kind: str) -> Tensor:
     return m.node(kind, names, x.shape)
 
 
+@makes("rescaled")
+def rescaled(m: Maker, x: Tensor, kind: str) -> Tensor:
+    """A linear op's result and a multiple of it come together: both would be truncated first."""
+    linear = conv(m, x, "Conv") or matmul(m, x, "MatMul")
+    if m.chance(0.5):
+        linear = m.node("Relu", [linear.name], linear.shape)
+    other = m.node("Mul", [linear.name, m.constant(np.array(m.pick(SCALES)))], linear.shape)
+    names = [linear.name, other.name]
+    kind = m.pick(("Max", "Min", "Mul", "Add", "Sub", "Sum", "Mean"))
+    return m.node(kind, names if m.chance(0.5) else names[::-1], linear.shape)
+
+
 @makes("gate")
 def gate(m: Maker, x: Tensor, kind: str) -> Tensor | None:
     """Squeeze and excite: x times a gate per channel."""
@@ -492,6 +522,10 @@ def softmax(m: Maker, x: Tensor, kind: str) -> Tensor | None:
     return m.node("Mul", [out.name, m.constant(np.array(m.pick(SCALES[:3])))], x.shape)
 
 
+COMMON = ("Conv", "Gemm", "MatMul", "Relu", "rescaled", "rescaled", "Add", "Max", "gate", "swish")
+"""These come up more often than others."""
+
+
 def random_graph(seed: int, only: str | None = None) -> Graph:
     """The graph of this seed; only: an op that it has to begin with, after a linear one."""
     m = Maker(np.random.default_rng(seed))
@@ -502,7 +536,7 @@ def random_graph(seed: int, only: str | None = None) -> Graph:
     if input_range == (0.0, 255.0) and m.chance(0.6):
         x = m.node("Mul", [x.name, m.constant(np.array(1 / 255))], shape)
     wanted = m.integer(2, 7)
-    names = sorted(MAKERS)
+    names = [*sorted(MAKERS), *COMMON]
     queue = [only] if only else []
     for _ in range(60):
         if len(m.nodes) >= wanted and not queue:

@@ -342,7 +342,7 @@ class _Machine:
         a = op.attributes
         half = self.step(op.output) / 2
         return Element(
-            np.pad(x.units, a["pads"], constant_values=a["value"]),
+            each(int, np.pad(x.units, a["pads"], constant_values=a["value"])),
             np.pad(x.error, a["pads"], constant_values=half),
         )
 
