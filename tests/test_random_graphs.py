@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import reference_program
 from graph_judge import OF_SPREAD, Verdict, judge, summary
-from random_graphs import MAKERS, random_graph
+from graph_makers import MAKERS
+from random_graphs import random_graph
 
 from privserve.compile_onnx import LOWERINGS, compile_model
 from privserve.errors import ModelError
