@@ -177,11 +177,10 @@ class _Machine:
 
     def _compared(self, op: Op, x: Element, room: int) -> np.ndarray:
         shift, k = op.attributes["shift"], op.attributes["comparison_bits"]
+        limit = 1 << (k - room)
         for value in x.units.ravel():
             u = shifted(value, shift)
-            if not -(1 << (k - room)) <= u < 1 << (k - room) or (
-                room == 2 and abs(u) == 1 << (k - room)
-            ):
+            if not (-limit <= u < limit if room == 1 else abs(u) < limit):
                 self.left.add(op.layer)
         return each(lambda v: signed(shifted(v, shift), k), x.units)
 
@@ -342,7 +341,7 @@ class _Machine:
         a = op.attributes
         half = self.step(op.output) / 2
         return Element(
-            np.pad(x.units, a["pads"], constant_values=a["value"]),
+            each(int, np.pad(x.units, a["pads"], constant_values=a["value"])),
             np.pad(x.error, a["pads"], constant_values=half),
         )
 

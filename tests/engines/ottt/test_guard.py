@@ -14,7 +14,10 @@ from ottt_session import Session, uniform
 from privserve import bounds
 from privserve.compile_onnx import compile_model
 from privserve.engines.ottt import guard, nonlinear, reference
+from privserve.engines.ottt.comparison import MAX_BITS
+from privserve.errors import ModelError
 from privserve.prg import Prg
+from privserve.ranges import Range
 from privserve.sharing import join, split
 
 FLAGS = guard.FLAGS
@@ -185,6 +188,47 @@ def test_the_clients_view_is_zero_or_uniform_up_to_a_power_of_two(off):
     statistic = float(((possible - expected) ** 2 / expected).sum())
     freedom = len(possible) - 1
     assert abs(statistic - freedom) < 6 * np.sqrt(2 * freedom) + 3
+
+
+def test_shares_of_zero_hide_what_a_partys_words_would_say():
+    """Where a party has nothing to add, it sends its share of zero and no zeros."""
+    zero = zeros(3, 2)
+    assert not join(zero).any()
+    for share in zero:
+        flags = np.zeros((2, FLAGS), np.int64)
+        guard.guard_zero(share, 0, np.zeros((2, 9), np.int64), 20, *drawn(9), 0, flags)
+        assert np.array_equal(flags, share)
+        assert len(np.unique(flags)) > FLAGS
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.floats(1e-3, 1e9), st.floats(1e-6, 1.0), st.integers(0, 30), st.booleans(), st.integers(1, 2)
+)
+def test_a_guessed_comparison_and_its_guard_hold_all_that_the_interval_allows(
+    reach, part, shift, first, spare
+):
+    """Or else an excess that is a multiple of 2^g would pass for none."""
+    policy = bounds.Bounds(14, guess=True, guessed=[] if first else ["earlier"])
+    step = 2.0 ** -(14 + shift)
+    limits = np.array([-reach, reach])
+    try:
+        chosen = policy.comparison(
+            Range(limits[:1], limits[1:], part * limits[1:][None]), step, shift, "here", spare=spare
+        )
+    except ModelError:
+        return
+    units = reach / step / 2**shift
+    assert chosen.bits <= MAX_BITS
+    assert shift + chosen.bits + chosen.guard <= 64
+    if chosen.guard:
+        assert policy.guessed[-1] == "here"
+        assert units < 2.0 ** (chosen.bits + chosen.guard - 1)
+        assert part * units <= 2.0 ** (chosen.bits - spare)
+        assert chosen.range.magnitude >= min(reach, 2.0 ** (chosen.bits - 1) * step * 2**shift)
+    else:
+        assert units < 2.0 ** (chosen.bits - spare)
+        assert chosen.range.magnitude == reach
 
 
 def deep_net(layers: int = 30) -> object:
