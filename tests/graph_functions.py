@@ -120,6 +120,11 @@ def clip(m: Maker, x: Tensor, kind: str) -> Tensor:
     return m.node(kind, names, x.shape)
 
 
+@makes("HardSwish")
+def hard_swish(m: Maker, x: Tensor, kind: str) -> Tensor:
+    return m.node(kind, [x.name], x.shape)
+
+
 @makes("HardSigmoid")
 def hard_sigmoid(m: Maker, x: Tensor, kind: str) -> Tensor:
     return m.node(kind, [x.name], x.shape, alpha=m.pick((0.2, 1 / 6)), beta=0.5)

@@ -179,11 +179,35 @@ def global_pool(m: Maker, x: Tensor, kind: str) -> Tensor | None:
     return m.node(kind, [x.name], (x.shape[0], 1, 1)) if is_image(x) else None
 
 
-@makes("ReduceMean")
-def reduce_mean(m: Maker, x: Tensor, kind: str) -> Tensor | None:
-    keep = m.integer(0, 1)
-    shape = (x.shape[0], *(1,) * (2 * keep))
-    return m.node(kind, [x.name], shape, axes=[2, 3], keepdims=keep) if is_image(x) else None
+@makes("ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin")
+def reduce(m: Maker, x: Tensor, kind: str) -> Tensor | None:
+    if not x.shape or math.prod(x.shape) == 1:
+        return None
+    axes = sorted({m.integer(1, len(x.shape)) for _ in range(2)})
+    keep = 1 if len(axes) == len(x.shape) else m.integer(0, 1)
+    shape = tuple(1 if a in axes else d for a, d in enumerate(x.shape, 1) if keep or a not in axes)
+    if kind == "ReduceSum":
+        return m.node(kind, [x.name, m.constant(np.array(axes))], shape, keepdims=keep)
+    return m.node(kind, [x.name], shape, axes=axes, keepdims=keep)
+
+
+@makes("Expand")
+def expand(m: Maker, x: Tensor, kind: str) -> Tensor | None:
+    shape = tuple(m.integer(1, 3) if d == 1 else d for d in x.shape)
+    if math.prod(shape) > 200:
+        return None
+    target = m.constant(
+        np.array(
+            [
+                1,
+                *(
+                    1 if m.chance(0.3) and d == s else s
+                    for d, s in zip(x.shape, shape, strict=True)
+                ),
+            ]
+        )
+    )
+    return m.node(kind, [x.name, target], shape)
 
 
 # Movement.
