@@ -5,7 +5,9 @@ from converters.keras_layers import (
     convolution,
     core,
     merging,
+    movements,
     normalization,
+    operations,
     pooling,
     reshaping,
 )
@@ -19,7 +21,9 @@ __all__ = [
     "core",
     "kind_of",
     "merging",
+    "movements",
     "normalization",
+    "operations",
     "pooling",
     "reshaping",
 ]

@@ -137,7 +137,7 @@ def test_an_architecture_file_that_is_missing_is_named(tmp_path: Path) -> None:
         ("Bidirectional", "recurrent"),
         ("Lambda", "never run"),
         ("MultiHeadAttention", "attention"),
-        ("TFOpLambda", "TensorFlow operation"),
+        ("TFOpLambda", "operation is not supported"),
         ("Embedding", "docs/keras.md"),
     ],
 )
