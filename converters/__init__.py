@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from converters.errors import ConversionError
+from converters.foreign import refuse_other_formats
 from converters.keras1 import depends_on_backend
 from converters.keras_file import parse_architecture, read_file, read_live
 from converters.keras_to_onnx import LayerRow, Tensor, Translated, translate
@@ -71,8 +72,15 @@ class Converted:
         parts: list[list[Floats]] = [[] for _ in self.outputs]
         for start in range(0, max(len(floats[0]), 1), BATCH):
             tensors = [torch.from_numpy(array[start : start + BATCH]) for array in floats]
-            with torch.no_grad():
-                results = self.module(*tensors)
+            try:
+                with torch.no_grad():
+                    results = self.module(*tensors)
+            except (RuntimeError, IndexError) as error:
+                raise ConversionError(
+                    f"the model does not take {len(tensors[0])} samples at a time "
+                    f"({str(error).splitlines()[0]}); export it with a free batch axis "
+                    "(dynamic_axes, or dynamic_shapes of the newer exporter)"
+                ) from None
             for part, result in zip(
                 parts, results if isinstance(results, tuple) else (results,), strict=True
             ):
@@ -104,6 +112,7 @@ def convert(
     if isinstance(source, str | Path):
         path = Path(source)
         try:
+            refuse_other_formats(path)
             if path.suffix.lower() == ".onnx":
                 translated = read_onnx(path, input_shape)
                 return _converted(translated, f"{path.name} (ONNX)")
@@ -160,6 +169,7 @@ def _converted(translated: Translated, source: str) -> Converted:
         translated.outputs,
         translated.layers,
         source,
+        translated.notes,
     )
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -25,6 +26,30 @@ FREE_BYTES = 64 << 20
 MAX_TEXT = 64 << 20  # of a configuration
 
 DAMAGED = "the file is damaged (truncated, or changed in transfer); fetch it again in binary mode"
+
+
+@dataclass(frozen=True)
+class Branch:
+    """A group that exists in names only: tf.keras on Windows joined names by backslashes.
+
+    What should be the group `dense` in the group `layers` is called `layers\\dense` there.
+    """
+
+    root: h5py.Group
+    path: str
+
+    def onwards(self, name: str) -> Branch | None:
+        """The branch or group `name` below, or None."""
+        path = f"{self.path}\\{name}"
+        exists = any(key == path or key.startswith(f"{path}\\") for key in self.root)
+        return Branch(self.root, path) if exists else None
+
+    def __contains__(self, name: str) -> bool:
+        return self.onwards(name) is not None
+
+    def __len__(self) -> int:
+        start = f"{self.path}\\"
+        return len({key[len(start) :].split("\\")[0] for key in self.root if key.startswith(start)})
 
 
 class Hdf5:
@@ -62,12 +87,25 @@ class Hdf5:
             part += 1
         return names if part else None
 
-    def group(self, parent: h5py.Group, name: str) -> h5py.Group | None:
+    def group(self, parent: h5py.Group | Branch, name: str) -> h5py.Group | Branch | None:
         """The group `name` directly under `parent`, or None if there is none."""
-        found = self._child(parent, name)
+        if isinstance(parent, Branch):
+            found = self._on_branch(parent, name)
+        else:
+            found = self._child(parent, name)
+            if found is None and any(key.startswith(f"{name}\\") for key in parent):
+                found = Branch(parent, name)
+        if isinstance(found, Branch):
+            return found
         if found is not None and not isinstance(found, h5py.Group):
             raise ConversionError(f"{name!r} in the file is not a group; {DAMAGED}")
         return found
+
+    def _on_branch(self, branch: Branch, name: str) -> Any:
+        inner = self._child(branch.root, branch.path)
+        if isinstance(inner, h5py.Group) and (found := self._child(inner, name)) is not None:
+            return found
+        return branch.onwards(name)
 
     def array(self, parent: h5py.Group, path: str) -> NDArray[np.generic]:
         """The numbers at `path` under `parent`."""

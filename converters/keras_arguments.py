@@ -44,10 +44,11 @@ class Arguments:
 def of_operation(node: object, place: str) -> Arguments:
     """The arguments of an operation's call; `place` names it in errors."""
     try:
-        if isinstance(node, dict):
-            return _keras3(node)
-        if isinstance(node, list):
-            return _keras2(node)
+        if isinstance(node, dict | list):
+            found = _keras3(node) if isinstance(node, dict) else _keras2(node)
+            if not found.tensors:
+                raise ConversionError("it is called on no tensor")
+            return found
     except RecursionError:
         raise ConversionError(f"{place}: its inbound_nodes are nested too deeply") from None
     except ConversionError as error:
@@ -136,7 +137,10 @@ def _keras2(node: list[Any]) -> Arguments:
         first, named = _entry(node, arguments)
     else:
         entries = [_entry(item, arguments) for item in node]
-        first, named = [value for value, _ in entries], entries[0][1] if entries else {}
+        named = entries[0][1] if entries else {}
+        first = [value for value, _ in entries]
+        # TensorFlow 2.4 wrapped a single tensor as well.
+        first = first[0] if len(first) == 1 else first
     arguments.positional = [first]
     arguments.named = {str(k): _decoded(v, arguments, True) for k, v in named.items()}
     return arguments

@@ -91,6 +91,11 @@ def parse_architecture(architecture: str | Path | Config) -> Config:
             raise ConversionError(
                 f"architecture {path}: not JSON; give what model.to_json() wrote"
             ) from None
+    if not text.lstrip().startswith("{") and re.match(r"\s*(backend|class_name)\s*:", text):
+        raise ConversionError(
+            f"architecture {architecture}: YAML, as Keras up to 2.6 wrote it, is not read since it "
+            "may hold code; load it with that Keras and write model.to_json() instead"
+        )
     return _parse_json(text, "the architecture")
 
 

@@ -232,8 +232,9 @@ def operation_of(class_name: str, config: Config) -> tuple[str, str, Config]:
                 node = json.loads(node)
             except ValueError:
                 node = None
-        name = str(node.get("op")) if isinstance(node, dict) else "?"
-        return f"node:{name}", f"TensorFlow's {name}", {**config, "node_def": node}
+        name = str(node.get("op")) if isinstance(node, dict) else class_name
+        about = class_name if name == class_name else f"TensorFlow's {name}"
+        return f"node:{name}", about, {**config, "node_def": node}
     settings = {k: v for k, v in config.items() if k not in ("name", "dtype") or (
         k == "dtype" and class_name == "Cast")}  # fmt: skip
     return f"ops:{class_name}", f"ops.{class_name}", settings

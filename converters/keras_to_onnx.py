@@ -50,6 +50,8 @@ class Translated:
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
     layers: tuple[LayerRow, ...]
+    notes: tuple[str, ...] = ()
+    """What the source left open, or holds beside what is served."""
 
 
 def translate(

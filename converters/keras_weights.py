@@ -52,7 +52,8 @@ def check_supported(network: Network) -> None:
 def assign_legacy(network: Network, file: Hdf5, root: h5py.Group) -> None:
     """Weights from the legacy layout; `root` has the attribute layer_names.
 
-    By name where the file has every layer that needs weights, else in order.
+    In order, as Keras' load_weights does it, whatever the layers are called: a name that the
+    file has too may belong to another layer there.
     """
     stored: dict[str, list[str]] = {}
     for name in file.names(root, "layer_names") or []:
@@ -61,16 +62,12 @@ def assign_legacy(network: Network, file: Hdf5, root: h5py.Group) -> None:
         if names:
             stored[name] = names
     layers = [layer for layer in network.layers if _slots(layer)]
-    if all(layer.name in stored for layer in layers):
-        pairs = [(layer, layer.name) for layer in layers]
-    elif len(layers) == len(stored):
-        pairs = list(zip(layers, stored, strict=True))
-    else:
+    if len(layers) != len(stored):
         raise ConversionError(
             f"the file holds weights of {len(stored)} layers but the architecture has "
             f"{len(layers)} layers with weights; {MISMATCH}"
         )
-    for layer, name in pairs:
+    for layer, name in zip(layers, stored, strict=True):
         try:
             group = file.group(root, name)
             arrays = [file.array(group, weight) for weight in stored[name]]

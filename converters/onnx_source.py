@@ -13,14 +13,21 @@ from typing import Any, cast
 import onnx
 import torch
 from google.protobuf.message import DecodeError
-from onnx import version_converter
 
 from converters.errors import ConversionError
 from converters.keras_to_onnx import LayerRow, Tensor, Translated
+from converters.onnx_ml import served_outputs
 from converters.onnx_model import check
+from converters.onnx_rewrite import OPSET, rewrite
 
-OPSET = 17
 MAX_BYTES = 2 << 30  # protobuf's own limit
+NOT_EXPORTED = (
+    torch.nn.TransformerEncoderLayer,
+    torch.nn.TransformerDecoderLayer,
+    torch.nn.MultiheadAttention,
+    torch.nn.RNNBase,
+    torch.nn.RNNCellBase,
+)
 
 
 def read_onnx(path: Path, input_shape: Sequence[Any] | None = None) -> Translated:
@@ -79,11 +86,28 @@ def export_module(module: torch.nn.Module, input_shape: Sequence[Any] | None) ->
                 dynamic_axes={name: {0: "N"} for name in [*names, *outputs]},
             )
     except Exception as error:
-        raise ConversionError(f"torch cannot export the module to ONNX: {error}") from None
+        raise ConversionError(_why_not_exported(module, error)) from None
     finally:
         module.train(training)
         logger.setLevel(level)
     return _describe(onnx.load_model_from_string(buffer.getvalue()), None)
+
+
+def _why_not_exported(module: torch.nn.Module, error: Exception) -> str:
+    """The exporter's complaint without its dumps, and the layers that it cannot know."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    first = lines[0][:200] if lines else type(error).__name__
+    found = sorted({type(m).__name__ for m in module.modules() if isinstance(m, NOT_EXPORTED)})
+    if found:
+        return (
+            f"the torch module holds {', '.join(found)}, which cannot be served: attention and "
+            "recurrence are not supported; build it from convolutions, dense layers, poolings "
+            "and activations"
+        )
+    return (
+        f"torch cannot export the module to ONNX: {first}; its forward() must be the same for "
+        "every input, and take and return tensors only"
+    )
 
 
 def _output_names(result: object) -> list[str]:
@@ -97,14 +121,7 @@ def _output_names(result: object) -> list[str]:
 
 def _describe(model: onnx.ModelProto, input_shape: Sequence[Any] | None) -> Translated:
     check(model)
-    version = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
-    if version != OPSET:
-        try:
-            model = version_converter.convert_version(model, OPSET)
-        except (RuntimeError, onnx.version_converter.ConvertError) as error:
-            raise ConversionError(
-                f"opset {version} cannot be brought to opset {OPSET} ({error}); export it again"
-            ) from None
+    notes = served_outputs(model)
     stored = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in stored]
     if not inputs:
@@ -112,8 +129,9 @@ def _describe(model: onnx.ModelProto, input_shape: Sequence[Any] | None) -> Tran
     if input_shape is not None:
         single = all(isinstance(n, int) for n in input_shape)
         _fix_shapes(inputs, [input_shape] if single else input_shape)
-    for value in [*inputs, *model.graph.output]:
-        _free_batch(value)
+    model = rewrite(model)
+    stored = {tensor.name for tensor in model.graph.initializer}
+    inputs = [value for value in model.graph.input if value.name not in stored]
     for node in model.graph.node:
         if not node.name and node.output:  # error messages and tables go by names
             node.name = node.output[0]
@@ -136,6 +154,7 @@ def _describe(model: onnx.ModelProto, input_shape: Sequence[Any] | None) -> Tran
         tuple(Tensor(v.name, _shape(v)) for v in inputs),
         tuple(Tensor(v.name, _shape(known[v.name])) for v in model.graph.output),
         tuple(rows),
+        tuple(notes),
     )
 
 
@@ -152,14 +171,6 @@ def _fix_shapes(inputs: Sequence[onnx.ValueInfoProto], shapes: Sequence[Sequence
             if dim.dim_value and dim.dim_value != size:
                 raise ConversionError(f"input {value.name!r} is fixed to other sizes than {shape}")
             dim.dim_value = size
-
-
-def _free_batch(value: onnx.ValueInfoProto) -> None:
-    """A model that was exported for one sample serves batches as well."""
-    dims = value.type.tensor_type.shape.dim
-    if not dims:
-        raise ConversionError(f"{value.name!r} has no batch axis")
-    dims[0].dim_param = "N"
 
 
 def _shape(value: onnx.ValueInfoProto) -> tuple[int | None, ...]:

@@ -30,7 +30,8 @@ HEAD = """\
 | `.keras` zip | Keras 3, tf.keras from 2.12 |
 | HDF5 with weights alone, given `--architecture model.json` (`model.to_json()`) | Keras 1, 2, 3 |
 | a live model, `converters.convert(model)` | tf.keras, Keras 2, Keras 3 |
-| `.onnx`; `torch.nn.Module` with `input_shape` | operators in `converters/onnx_ops.py` |
+| `.onnx` of opsets 7 to the newest, fixed or free batch | operators in `converters/onnx_op*.py` |
+| `torch.nn.Module` with `input_shape` | what torch exports to those |
 
 Sequential and functional models convert: branches, several inputs and outputs, models in
 models, layers called more than once; `channels_last` and `channels_first`. Padding is

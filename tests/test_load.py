@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import socket
 import ssl
 import struct
@@ -229,3 +230,31 @@ def test_serving_survives_polls_that_fail(
     serve.join(20)
     assert answered == [5]
     assert next(asked) > 3
+
+
+def test_a_party_without_free_descriptors_goes_on_when_there_are_some_and_logs_little(
+    model: ps.SecureModel,
+) -> None:
+    with ps.Cluster(*free_workers()) as cluster:
+        alice = cluster.config.parties[0]
+        pid = cluster._processes["alice"].pid
+        most = len(os.listdir(f"/proc/{pid}/fd")) + 40
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (most, most))
+        idle: list[socket.socket] = []
+        for address in (alice.peer_address, alice.http_address):
+            for _ in range(60):
+                sock = socket.socket()
+                sock.settimeout(5)
+                sock.connect(address)
+                idle.append(sock)
+        log = cluster._log("alice")
+        wait_until(lambda: "Too many open files" in log.read_text(), "alice ran out of descriptors")
+        for sock in idle:
+            sock.close()
+        wait_until(
+            lambda: len(os.listdir(f"/proc/{pid}/fd")) < most - 30, "alice's descriptors are free"
+        )
+        model.share(cluster)
+        with serving(cluster, model), ps.Client(cluster) as client:
+            assert np.abs(client.query_model(X) - model.converted.predict(X)).max() < 1e-2
+        assert log.stat().st_size < 60_000

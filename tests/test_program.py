@@ -19,6 +19,7 @@ from privserve.engines import REQUIRED_DESCRIPTION
 from privserve.engines.ottt import prepare
 from privserve.errors import ModelError
 from privserve.program import OP_KINDS, Program
+from privserve.ranges import synthetic_samples
 
 
 def deep_net(layers: int, gain: float) -> object:
@@ -115,7 +116,7 @@ def test_the_summary_shows_every_op_and_the_totals():
         (
             graph([helper.make_node("Cos", ["x"], ["y"], name="wave")], {}, (4,)),
             {},
-            ["Cos", "wave", "crypten"],
+            ["Cos", "wave", "no engine"],
         ),
         (
             graph(
@@ -179,3 +180,21 @@ def test_an_input_without_a_static_shape_is_refused():
     )
     with pytest.raises(ModelError, match="static shape"):
         compile_model(model)
+
+
+def test_the_same_call_gives_the_same_program_every_time():
+    """Guessed ranges come from samples; a model must not be accepted or refused by chance."""
+    one, two = (compile_model(deep_net(40, 1.4), input_range=(0, 255)) for _ in range(2))
+    assert one[0].to_json() == two[0].to_json()
+
+
+@pytest.mark.parametrize("shape", [(5,), (28, 28, 1), (3, 9, 9), (9, 9, 3), (4, 6)])
+def test_synthetic_samples_are_of_every_kind_and_reach_both_ends(shape):
+    samples = synthetic_samples(shape, -0.5, 2.0, 8)
+    assert samples.shape == (8, *shape)
+    assert samples.min() == -0.5
+    assert samples.max() == 2.0
+    assert any((s == -0.5).all() for s in samples)
+    assert any((s == 2.0).all() for s in samples)
+    assert len({s.tobytes() for s in samples}) >= 7  # one channel alone is an image all white
+    assert np.array_equal(samples, synthetic_samples(shape, -0.5, 2.0, 8))

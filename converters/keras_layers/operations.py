@@ -368,6 +368,7 @@ def _count(value: Value, axes: list[int]) -> int:
 
 
 def _listed(xs: Any) -> list[Any]:
+    xs = [xs] if isinstance(xs, Value) else xs
     if not isinstance(xs, list) or not xs:
         raise ConversionError("it is called on something that is no list of tensors")
     return xs

@@ -192,6 +192,8 @@ class ProgramBuilder:
         if (inner := repetition(y.shape, shape)) is None:
             y, inner = self.expand(y, shape, layer), 1
         bounds = x.range.times(y.range)
+        if x.number == y.number:  # a square, of which intervals do not know that
+            bounds = Range(np.maximum(bounds.low, 0), bounds.high, bounds.samples)
         step = x.step * y.step
         if bounds.magnitude / step >= 2.0**62:
             x = self._tamed(x, bounds.magnitude, layer)

@@ -26,12 +26,12 @@ from privserve.engines.ottt.linear import Geometry
 from privserve.errors import ModelError
 from privserve.fixedpoint import DEFAULT_FRACTION_BITS, RingArray
 from privserve.functions import Expression
+from privserve.input_scaling import default_range
 from privserve.program import Program
 from privserve.ranges import Floats, Range, synthetic_samples
 from privserve.smooth import apply_function
 from privserve.splines import TOLERANCE
 
-DEFAULT_INPUT_RANGE = (-8.0, 8.0)
 SYNTHETIC_SAMPLES = 8
 
 CLIENT_ACTIVATIONS = ("Softmax", "LogSoftmax", "Sigmoid", "Tanh", "Softplus", "Softsign", "Exp")
@@ -101,7 +101,8 @@ def compile_with_samples(
 ) -> Compiled:
     """The program of `model`, its parameters as ring elements, and what it makes of samples.
 
-    input_range: what every input's elements lie in, (-8, 8) by default; calibration:
+    input_range: what every input's elements lie in, by default (-8, 8), or what the model's own
+    scaling brings there (see `input_scaling`); calibration:
     sample inputs [S, *shape] (one array per input), used where sound bounds do not fit.
     range_check: whether values are checked to stay in ranges that were guessed so.
     tolerance: of the splines that stand for smooth functions.
@@ -110,7 +111,7 @@ def compile_with_samples(
     bits = DEFAULT_FRACTION_BITS if fraction_bits is None else fraction_bits
     if not 4 <= bits <= 20:
         raise ModelError(f"fraction bits go from 4 to 20, not {bits}")
-    low, high = DEFAULT_INPUT_RANGE if input_range is None else input_range
+    low, high = default_range(model.graph) if input_range is None else input_range
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
         raise ModelError(f"the input range [{low}, {high}] is empty or not finite")
     options = (model, (float(low), float(high)), calibration, tolerance)
@@ -228,8 +229,8 @@ class _Compiler:
             return
         if node.op_type not in LOWERINGS:
             raise ModelError(
-                f"the engine 'ottt' has no op '{node.op_type}' (node '{_layer(node)}'); use "
-                "--engine crypten, or --engine auto to choose it where needed"
+                f"the engine 'ottt' has no op '{node.op_type}' (node '{_layer(node)}'); "
+                + _way_out(node.op_type)
             )
         self.tensors[node.output[0]] = LOWERINGS[node.op_type](self, node, _attributes(node))
 
@@ -314,6 +315,15 @@ class _Compiler:
         return Pending(x, geometry, weight, constant, shape, layer)
 
 
+def _way_out(op: str) -> str:
+    """What to do about an op that ottt does not have."""
+    from privserve.engines.crypten_graph import OPS
+
+    if op in OPS:
+        return "use --engine crypten, or --engine auto to choose it where needed"
+    return "no engine has it; replace that layer by others and retrain, or cut it off the model"
+
+
 Lowering = Callable[[_Compiler, onnx.NodeProto, dict[str, Any]], Tensor]
 LOWERINGS: dict[str, Lowering] = {}
 
@@ -390,4 +400,5 @@ def geometry_of(
 from privserve import onnx_activations as _onnx_activations  # noqa: E402, F401
 from privserve import onnx_functions as _onnx_functions  # noqa: E402, F401
 from privserve import onnx_lowerings as _onnx_lowerings  # noqa: E402, F401
+from privserve import onnx_reductions as _onnx_reductions  # noqa: E402, F401
 from privserve import onnx_resampling as _onnx_resampling  # noqa: E402, F401

@@ -244,30 +244,17 @@ def _fuse_mean(
 
 @lowers("GlobalAveragePool")
 def global_average_pool(c: _Compiler, node: onnx.NodeProto, attributes: Attributes) -> Tensor:
-    return _mean(c, node, c.traced(first_input(node)), keep=True)
+    return _mean(c, node, c.traced(first_input(node)))
 
 
-@lowers("ReduceMean")
-def reduce_mean(c: _Compiler, node: onnx.NodeProto, attributes: Attributes) -> Tensor:
-    x = c.traced(first_input(node))
-    axes = attributes.get("axes")
-    if axes is None:
-        given = c.constant(node, 1)
-        axes = [] if given is None else given.tolist()
-    wanted = sorted(_axis(c, node, int(a), len(x.shape)) for a in axes)
-    if wanted != list(range(1, len(x.shape))):
-        raise c.refuse(node, "only means over all spatial axes are supported")
-    return _mean(c, node, x, keep=bool(attributes.get("keepdims", 1)))
-
-
-def _mean(c: _Compiler, node: onnx.NodeProto, x: Traced, keep: bool) -> Traced:
+def _mean(c: _Compiler, node: onnx.NodeProto, x: Traced) -> Traced:
     layer = _layer(node)
     rank = len(x.shape)
     planes = c.builder.reshape(x, _planes(x), layer)
     window = planes.shape[1:]
     sums = c.builder.sum_pool(planes, window, (1, 1), (0, 0, 0, 0), layer)  # type: ignore[arg-type]
     out = c.builder.with_step(sums, 1 / math.prod(window), layer)
-    return c.builder.reshape(out, (out.shape[0], *(1,) * (rank - 1 if keep else 0)), layer)
+    return c.builder.reshape(out, (out.shape[0], *(1,) * (rank - 1)), layer)
 
 
 @lowers("MaxPool")

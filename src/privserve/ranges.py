@@ -8,7 +8,7 @@ grown past all use, as they do in deep nets.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -94,11 +94,18 @@ class Range:
         positive, negative = np.maximum(weight, 0), np.minimum(weight, 0)
         low, high = (np.asarray(end).reshape(1, *geometry.shape) for end in (self.low, self.high))
         samples = self.samples.reshape(-1, *geometry.shape)
-        return Range(
-            (convolve(low, positive, geometry) + convolve(high, negative, geometry))[0],
-            (convolve(high, positive, geometry) + convolve(low, negative, geometry))[0],
-            convolve(samples, ideal, geometry),
+        # Both ends through both parts in one go, which torch does in half the time of four.
+        each = geometry.outputs // geometry.groups
+        parts = np.stack(
+            [w.reshape(geometry.groups, each, *w.shape[1:]) for w in (positive, negative)], 1
         )
+        doubled = replace(geometry, outputs=2 * geometry.outputs)
+        both = parts.reshape(doubled.weight_shape)
+        ends = convolve(np.concatenate([low, high]), both, doubled)
+        split = ends.reshape(2, geometry.groups, 2, each, *ends.shape[2:])
+        shape = geometry.output_shape
+        up, down = split[:, :, 0].reshape(2, *shape), split[:, :, 1].reshape(2, *shape)
+        return Range(up[0] + down[1], up[1] + down[0], convolve(samples, ideal, geometry))
 
 
 def joined(ranges: Sequence[Range], axis: int) -> Range:
@@ -112,6 +119,11 @@ def joined(ranges: Sequence[Range], axis: int) -> Range:
 
 def convolve(x: Floats, weight: Floats, geometry: Geometry) -> Floats:
     """weight * x in float64, for x: [B, C, H, W]."""
+    if geometry.kernel == (1, 1) and geometry.groups == 1 and not any(geometry.pads):
+        rows, columns = geometry.strides
+        cut = x[:, :, ::rows, ::columns]
+        flat = np.matmul(weight.reshape(len(weight), -1), cut.reshape(*cut.shape[:2], -1))
+        return np.asarray(flat.reshape(len(x), *geometry.output_shape))
     top, left, bottom, right = geometry.pads
     # Writable, because torch warns of what it might write to; bounds may be broadcast views.
     values = np.require(x, np.float64, ["C", "W"])

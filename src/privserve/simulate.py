@@ -109,7 +109,9 @@ def _look_up(x: RingArray, attributes: Mapping[str, Any]) -> tuple[RingArray, ND
     left = rows_with((t < 0) | (t >= (1 << bits) - width))
     t &= (1 << bits) - 1
     z = (t & (width - 1)) - width // 2
-    entries = quadratics(attributes)[(t >> segment_bits << segment_bits) + width]
+    # The last segment is met only by what left its range: it is the table's first.
+    begins = ((t >> segment_bits << segment_bits) + width) & ((1 << bits) - 1)
+    entries = quadratics(attributes)[begins]
     return entries[..., 0] + z * (entries[..., 1] + z * entries[..., 2]), left
 
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from privserve.builder import ProgramBuilder, Traced
 from privserve.errors import ModelError
+from privserve.formats import ROUNDING_UNITS
 from privserve.functions import Expression, evaluate, steepest
 from privserve.ranges import Range
 from privserve.splines import TOLERANCE, Piece, plan
@@ -44,6 +45,10 @@ def apply_function(
     if domain is None:
         bound = 2.0 ** math.ceil(math.log2(max(flat.range.magnitude, 2.0**-4)))
         domain = (-bound, bound)
+        # A sum of squares is not negative, but for what truncations may have taken from it.
+        if flat.range.low.min(initial=0.0) >= -2 * ROUNDING_UNITS * 2.0**-builder.fraction_bits:
+            domain = (0.0, bound)
+            flat = builder.bounded(flat, *domain)
     saturated = _saturated(builder, flat, expression, domain, layer)
     if saturated is not None:
         flat, domain = saturated

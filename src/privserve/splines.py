@@ -29,6 +29,9 @@ TOLERANCE = 1.0e-3
 
 MAX_SEGMENTS = 1024
 
+FINEST_OCTAVE = -2
+"""Between -2^FINEST_OCTAVE and 2^FINEST_OCTAVE pieces may meet at zero only."""
+
 # Costs in 64-bit words dealt per element: a breakpoint is one ReLU; an exchange's latency
 # is worth as much as dealing a few dozen words.
 _ENTRY_WORDS = 3
@@ -78,19 +81,24 @@ def _plan(expression: Expression, low: float, high: float, tolerance: float) -> 
 
     if not np.isfinite(function(np.linspace(low, high, 1001))).all():
         raise ModelError(f"it is not defined on all of [{low:g}, {high:g}]")
-    goal = tolerance
-    for _ in range(6):
-        pieces = _cheapest(function, low, high, goal)
-        if _error(function, pieces) <= 1.5 * tolerance:
-            return pieces
-        goal /= 2
+    # Most functions are smooth around zero; a root is not, and needs pieces that shrink with x.
+    for finest in (FINEST_OCTAVE, FINEST_OCTAVE - 18):
+        candidates = _candidates(low, high, finest)
+        goal = tolerance
+        for _ in range(6):
+            pieces = _cheapest(function, candidates, goal)
+            if not pieces:
+                break
+            if _error(function, pieces, candidates) <= 1.5 * tolerance:
+                return pieces
+            goal /= 2
     raise ModelError(f"no spline of {MAX_SEGMENTS} segments follows it on [{low:g}, {high:g}]")
 
 
-def _candidates(low: float, high: float) -> Floats:
-    """The ends, zero, and quarters of every octave in between, octaves beyond 64."""
+def _candidates(low: float, high: float, finest: int) -> Floats:
+    """The ends, zero, and quarters of every octave from 2^finest on, octaves beyond 64."""
     points = {low, high, 0.0}
-    octave = 2.0**-2
+    octave = 2.0**finest
     while octave < max(abs(low), abs(high)):
         # Far out functions are lines, or hopeless: fewer places will do.
         for quarter in (1.0, 1.25, 1.5, 1.75) if octave < 64 else (1.0,):
@@ -177,14 +185,15 @@ class _Cells:
         # A slope multiplies shares as an integer; few bits keep the product small.
         for bits in range(_SLOPE_BITS + 1):
             slope = round(exact * 2**bits) / 2**bits
-            if np.all(np.abs(y - slope * x) <= tolerance / 2 + np.abs(x) * 2.0**-_SLOPE_BITS):
+            # Where a line is steep and long, its slope cannot be exact.
+            allowed = tolerance / 2 + np.abs(self.y[i:j]) * 2.0**-_SLOPE_BITS
+            if np.all(np.abs(y - slope * x) <= allowed):
                 return Piece(low, high, slope)
         return None
 
 
-def _cheapest(function: Function, low: float, high: float, tolerance: float) -> tuple[Piece, ...]:
-    """A shortest path over the candidates."""
-    points = _candidates(low, high)
+def _cheapest(function: Function, points: Floats, tolerance: float) -> tuple[Piece, ...]:
+    """A shortest path over the candidates; nothing if there is none."""
     cells = _Cells.of(function, points)
     last = len(points) - 1
     best: list[tuple[float, tuple[Piece, ...]]] = [(0.0, ())]
@@ -202,9 +211,7 @@ def _cheapest(function: Function, low: float, high: float, tolerance: float) -> 
             if (i == 0 or j == last) and (line := cells.affine(i, j, tolerance)):
                 options.append((cost, (*pieces, line)))
         best.append(min(options, key=lambda o: o[0]) if options else (math.inf, ()))
-    if not math.isfinite(best[last][0]):
-        raise ModelError(f"no spline of {MAX_SEGMENTS} segments follows it on [{low:g}, {high:g}]")
-    return best[last][1]
+    return best[last][1] if math.isfinite(best[last][0]) else ()
 
 
 def fit(function: Function, piece: tuple[float, float], starts: Floats, width: float) -> Floats:
@@ -230,12 +237,12 @@ def fit(function: Function, piece: tuple[float, float], starts: Floats, width: f
     return np.stack([middle + c1 * moved + c2 * moved**2, c1 + 2 * c2 * moved, c2])
 
 
-def _error(function: Function, pieces: tuple[Piece, ...]) -> float:
+def _error(function: Function, pieces: tuple[Piece, ...], points: Floats) -> float:
     """A bound on the error, relative to a quarter of the slope where that is steep.
 
     A sum over the splines: where one is in use, the others are used at an end of theirs.
     """
-    cells = _Cells.of(function, _candidates(pieces[0].low, pieces[-1].high))
+    cells = _Cells.of(function, points)
     splines = lines = 0.0
     for index, piece in enumerate(pieces):
         here = (cells.points[:-1] >= piece.low) & (cells.points[1:] <= piece.high)
@@ -244,7 +251,7 @@ def _error(function: Function, pieces: tuple[Piece, ...]) -> float:
         if piece.slope is not None:
             at = piece.high if index == 0 else piece.low
             line = function(np.array([at])) + piece.slope * (x - at)
-            off = np.abs(line - y) - np.abs(x) * 2.0**-_SLOPE_BITS
+            off = np.abs(line - y) - np.abs(y) * 2.0**-_SLOPE_BITS
             lines = max(lines, float(off.max()))
             continue
         width = 1.01 * (piece.high - piece.low) / (piece.segments - 1)

@@ -15,8 +15,9 @@ import pytest
 from engines.ottt.ottt_session import Session
 
 import converters
+from converters.keras_arguments import of_operation
 from converters.keras_layers import operations
-from converters.keras_operations import CALLS
+from converters.keras_operations import CALLS, is_keras3_operation
 
 HAS_KERAS = importlib.util.find_spec("keras") is not None
 os.environ.setdefault("KERAS_BACKEND", "torch")
@@ -77,7 +78,14 @@ OPERATIONS: dict[str, Operate] = {
     "pad": lambda ops, a, b: ops.pad(a, [[0, 0], [1, 0], [2, 1]], constant_values=0.5),
     "reflected pad": lambda ops, a, b: ops.pad(a, [[0, 0], [2, 1], [0, 3]], mode="reflect"),
     "cast": lambda ops, a, b: ops.cast(a, "float32"),
+    "clipped relu": lambda ops, a, b: activations().relu(a, max_value=0.25),
 }
+
+
+def activations() -> Any:
+    import keras
+
+    return keras.activations
 
 
 @pytest.fixture(scope="module")
@@ -215,6 +223,10 @@ TF_OPERATIONS: list[tuple[dict[str, Any], Callable[[Any, Any], Any]]] = [
     (lambda_layer("math.truediv", {"y": 4}), lambda a, b: a / 4),
     (lambda_layer("math.add", {"y": ROW.tolist()}), lambda a, b: a + ROW),
     (lambda_layer("nn.relu", {}), lambda a, b: np.maximum(a, 0)),
+    (
+        {**lambda_layer("nn.relu", {}), "inbound_nodes": [[["a", 0, 0, {"name": None}]]]},
+        lambda a, b: np.maximum(a, 0),
+    ),
     (lambda_layer("nn.leaky_relu", {"alpha": 0.1}), lambda a, b: np.where(a > 0, a, 0.1 * a)),
     (
         lambda_layer("clip_by_value", {"clip_value_min": -0.1, "clip_value_max": 0.5}),
@@ -321,3 +333,29 @@ def test_an_operation_that_is_not_understood_is_refused(
 def test_every_name_of_an_operation_leads_to_one_that_is_computed() -> None:
     for calls in CALLS.values():
         assert {call.operation for call in calls.values()} <= set(operations.OPERATIONS)
+
+
+@pytest.mark.parametrize(
+    "node",
+    [
+        None, 5, {}, {"args": 3}, [], [[]], [["a"]], [["a", 0]],
+        {"args": [{"class_name": "__lambda__", "config": {}}]},
+        {"args": [{"class_name": "__numpy__", "config": {"value": ["x"]}}]},
+        [["a", 0, 0, {"y": {"class_name": "__lambda__"}}]],
+    ],
+)  # fmt: skip
+def test_a_malformed_call_is_refused(node: object) -> None:
+    with pytest.raises(converters.ConversionError, match="layer 'x'"):
+        of_operation(node, "layer 'x'")
+
+
+def test_a_layer_that_shares_its_name_with_an_operation_stays_a_layer() -> None:
+    layer = {"class_name": "Add", "config": {"name": "add", "trainable": True}}
+    operation = {"class_name": "Add", "config": {"name": "add"}}
+    assert not is_keras3_operation(layer, layer["config"], (3, 4))
+    assert is_keras3_operation(operation, operation["config"], (3, 4))
+    assert not is_keras3_operation(operation, operation["config"], (2, 4))
+    elsewhere = {**operation, "module": "somebody.layers"}
+    assert not is_keras3_operation(elsewhere, elsewhere["config"], (3, 4))
+    own = {**operation, "module": "keras.src.ops.numpy", "registered_name": "Mine>Add"}
+    assert not is_keras3_operation(own, own["config"], (3, 4))

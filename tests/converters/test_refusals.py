@@ -138,6 +138,7 @@ def test_an_architecture_file_that_is_missing_is_named(tmp_path: Path) -> None:
         ("Lambda", "never run"),
         ("MultiHeadAttention", "attention"),
         ("TFOpLambda", "operation is not supported"),
+        ("TensorFlowOpLayer", "operation is not supported"),
         ("Embedding", "docs/keras.md"),
     ],
 )

@@ -83,10 +83,15 @@ class _Lowering:
         return CryptenGraph(public, self.secrets, activation)
 
     def refusal(self, node: onnx.NodeProto, why: str) -> ModelError:
+        # Here, because the compiler asks this module in turn what CrypTen can run.
+        from privserve.compile_onnx import LOWERINGS
+
         name = node.name or (node.output[0] if node.output else "")
+        way_out = "use --engine ottt, or change that layer"
+        if node.op_type not in LOWERINGS:
+            way_out = "no engine has it; replace that layer by others and retrain"
         return ModelError(
-            f"the crypten engine cannot run {node.op_type} (node '{name}'): {why}; "
-            "use --engine ottt, or change that layer"
+            f"the crypten engine cannot run {node.op_type} (node '{name}'): {why}; {way_out}"
         )
 
     def fixed_shape(self, node: onnx.NodeProto, value: str) -> list[int]:
@@ -287,6 +292,19 @@ def _constant(low: _Lowering, node: onnx.NodeProto) -> None:
     low.constants[node.output[0]] = numpy_helper.to_array(value)
 
 
+def _hard_swish(low: _Lowering, node: onnx.NodeProto) -> None:
+    """x (relu(x + 3) - relu(x - 3)) / 6."""
+    x, out = low.name(node.input[0]), node.output[0]
+    for name, shift in (("above", 3.0), ("over", -3.0)):
+        constant = low.add_secret(f"{out}_{name}_shift", np.array([shift]))
+        low.emit("Add", [x, constant], f"{out}_{name}_in")
+        low.emit("Relu", [f"{out}_{name}_in"], f"{out}_{name}")
+    low.emit("Sub", [f"{out}_above", f"{out}_over"], f"{out}_gate")
+    sixth = low.add_secret(f"{out}_sixth", np.array([1 / 6]))
+    low.emit("Mul", [f"{out}_gate", sixth], f"{out}_scaled")
+    low.emit("Mul", [x, f"{out}_scaled"], out)
+
+
 _HANDLERS: dict[str, Callable[[_Lowering, onnx.NodeProto], None]] = {
     "Add": _elementwise,
     "AveragePool": _pool,
@@ -298,6 +316,7 @@ _HANDLERS: dict[str, Callable[[_Lowering, onnx.NodeProto], None]] = {
     "Flatten": _reshape,
     "Gemm": _gemm,
     "GlobalAveragePool": _keep,
+    "HardSwish": _hard_swish,
     "Identity": _identity,
     "MatMul": _matmul,
     "MaxPool": _pool,
@@ -307,3 +326,6 @@ _HANDLERS: dict[str, Callable[[_Lowering, onnx.NodeProto], None]] = {
     "Sub": _elementwise,
     "Transpose": _keep,
 }
+
+OPS = frozenset(_HANDLERS)
+"""The ONNX ops that CrypTen can run, if their settings fit."""

@@ -63,15 +63,16 @@ class PackMaker:
             for index, op in enumerate(program.ops)
             if op.kind == "lookup"
         }
-        # By number of packs: room for the largest piece of each kind, shared by all pieces.
-        self._buffers: dict[int, list[RingArray]] = {}
+        # Room for the largest piece of each kind, of as many packs as were ever made at a time.
+        self._room = 0
+        self._buffers: list[RingArray] = []
 
     def make(self, count: int) -> Iterator[RingArray]:
         """The next `count` packs by piece: int64[count, corrected words], party 0's fields.
 
         The arrays are reused from piece to piece.
         """
-        if count not in self._buffers:
+        if count > self._room:
             others = len(self._streams) - 1
             pieces, ops = self.layout.pieces, self.program.ops
             sizes = (
@@ -80,12 +81,13 @@ class PackMaker:
                 max(piece.corrected_words for piece in pieces),
                 max((self._fresh_words(op) for op in ops), default=0),
             )
-            self._buffers[count] = [np.zeros(count * size, np.int64) for size in sizes]
+            self._buffers = [np.zeros(count * size, np.int64) for size in sizes]
+            self._room = count
         for piece in self.layout.pieces:
             yield self._make_piece(piece, count)
 
     def _make_piece(self, piece: Piece, count: int) -> RingArray:
-        buffers, parties = self._buffers[count], len(self._streams)
+        buffers, parties = self._buffers, len(self._streams)
         others = _shaped(buffers[0], (parties - 1, count, piece.words))
         first = _shaped(buffers[1], (count, piece.mask_words))
         out = _shaped(buffers[2], (count, piece.corrected_words))

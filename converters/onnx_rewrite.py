@@ -1,0 +1,323 @@
+"""ONNX graphs of any opset as plain graphs of opset 17 with a free batch axis.
+
+1. Shape arithmetic goes: x.view(x.size(0), -1) is exported as Shape, Gather, Unsqueeze, Concat,
+   Reshape. All that follows from shapes alone is computed, for two sizes of the batch; what is
+   the same for both is a constant, and what is not is the batch's size.
+2. Every node is replaced by what it is in opset 17 (`onnx_opsets`).
+3. What nobody reads is dropped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+from onnx.inliner import inline_local_functions
+from onnx.reference import ReferenceEvaluator
+
+from converters.errors import ConversionError
+from converters.onnx_ml import as_floats, has_rule, rewritten
+from converters.onnx_ops import OPERATORS
+from converters.onnx_opsets import (
+    RULES,
+    Array,
+    Scope,
+    attributes_of,
+    make,
+    refusal,
+    to_initializer,
+)
+
+OPSET = 17
+OLDEST = 7
+BATCHES = (7, 11)
+"""Sizes that no axis is likely to have, and that do not divide each other."""
+MAX_FOLDED = 1 << 16
+"""Elements of what is computed here; larger constants are weights, and stay nodes."""
+
+
+def rewrite(model: onnx.ModelProto) -> onnx.ModelProto:
+    """`model` in opset 17, without shape arithmetic; inputs' batch axes are free ("N").
+
+    Raises: ConversionError for operators and opsets that cannot be read.
+    """
+    as_floats(model)
+    version = _version(model)
+    if version < OLDEST:
+        raise ConversionError(
+            f"opset {version} is too old; export the model again with opset {OPSET}"
+        )
+    if model.functions:
+        model = inline_local_functions(model)
+    _without_learners(model, version)
+    stored = {tensor.name for tensor in model.graph.initializer}
+    inputs = [value for value in model.graph.input if value.name not in stored]
+    _unfix_batch(model, list(inputs))
+    symbolic = _fold(model, [value.name for value in inputs])
+    scope = Scope(version, {t.name: numpy_helper.to_array(t) for t in _small(model)})
+    shapes, types = _inferred(model, inputs, BATCHES[0])
+    scope.shapes, scope.types = shapes, types
+    scope.makers = {name: node for node in model.graph.node for name in node.output}
+    nodes: list[onnx.NodeProto] = []
+    for node in _needed(model.graph.node, [o.name for o in model.graph.output]):
+        if all(name in symbolic for name in node.output if name):
+            continue
+        for name in node.input:
+            if name in symbolic:
+                node = _without_batch(scope, node, symbolic, shapes)
+        nodes += rewritten(scope, node) if has_rule(node) else [node]
+    _rebuild(model, nodes, scope)
+    for value in inputs:
+        free_batch(value)
+    for value in model.graph.output:
+        free_batch(value)
+    return model
+
+
+def _without_learners(model: onnx.ModelProto, version: int) -> None:
+    """Put plain nodes for scikit-learn's: nothing is inferred of their shapes."""
+    graph = model.graph
+    if all(node.domain in ("", "ai.onnx") for node in graph.node):
+        return
+    scope = Scope(version, {})
+    nodes: list[onnx.NodeProto] = []
+    for node in _needed(graph.node, [o.name for o in graph.output]):
+        foreign = node.domain not in ("", "ai.onnx")
+        if foreign and not has_rule(node):
+            raise refusal(node, f"this operator of the domain {node.domain!r} is not supported")
+        nodes += rewritten(scope, node) if foreign else [node]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    graph.initializer.extend(to_initializer(n, a) for n, a in scope.constants.items())
+
+
+def free_batch(value: onnx.ValueInfoProto) -> None:
+    """A model that was exported for one sample serves batches as well."""
+    dims = value.type.tensor_type.shape.dim
+    if not dims:
+        raise ConversionError(f"{value.name!r} has no batch axis")
+    dims[0].dim_param = "N"
+
+
+def _small(model: onnx.ModelProto) -> list[onnx.TensorProto]:
+    """Initializers that may be bounds, axes, sizes and the like."""
+    return [t for t in model.graph.initializer if np.prod(t.dims, dtype=np.int64) <= MAX_FOLDED]
+
+
+def _inferred(
+    model: onnx.ModelProto, inputs: Sequence[onnx.ValueInfoProto], batch: int
+) -> tuple[dict[str, list[int]], dict[str, int]]:
+    """Every shape that is known once the batch has a size, and every type."""
+    light = onnx.ModelProto()
+    light.CopyFrom(model)
+    names = {value.name for value in inputs}
+    for value in light.graph.input:
+        if value.name in names and value.type.tensor_type.shape.dim:
+            value.type.tensor_type.shape.dim[0].dim_value = batch
+    del light.graph.value_info[:]
+    for value in light.graph.output:
+        value.type.tensor_type.ClearField("shape")
+    try:
+        light = onnx.shape_inference.infer_shapes(light, data_prop=True)
+    except onnx.shape_inference.InferenceError as error:
+        raise ConversionError(f"the shapes in the model contradict each other: {error}") from None
+    shapes, types = {}, {}
+    for value in [*light.graph.input, *light.graph.value_info, *light.graph.output]:
+        tensor = value.type.tensor_type
+        types[value.name] = tensor.elem_type
+        dims = [d.dim_value for d in tensor.shape.dim]
+        if tensor.HasField("shape") and all(d > 0 for d in dims):
+            shapes[value.name] = dims
+    for stored in light.graph.initializer:
+        shapes[stored.name], types[stored.name] = list(stored.dims), stored.data_type
+    return shapes, types
+
+
+def _unfix_batch(model: onnx.ModelProto, inputs: Sequence[onnx.ValueInfoProto]) -> None:
+    """Reshapes to a batch of the size that the model was exported for keep the batch instead."""
+    sizes = {v.type.tensor_type.shape.dim[0].dim_value for v in inputs if _dims(v)}
+    if len(sizes) != 1 or not (size := sizes.pop()):
+        return
+    shapes, _ = _inferred(model, inputs, size)
+    constants = {t.name: numpy_helper.to_array(t) for t in _small(model)}
+    for node in model.graph.node:
+        if node.op_type == "Constant" and node.output:
+            constants.update(zip(node.output, _evaluate(node, {}, _version(model)), strict=True))
+    for number, node in enumerate(model.graph.node):
+        if node.op_type != "Reshape" or node.input[1] not in constants:
+            continue
+        target, shape = constants[node.input[1]], shapes.get(node.input[0])
+        keeps = not attributes_of(node).get("allowzero", 0)
+        if shape and target.size and target[0] == size == shape[0] and keeps:
+            name = f"converters/batch/{number}"
+            changed = np.array([0, *target[1:]], np.int64)
+            model.graph.initializer.append(to_initializer(name, changed))
+            node.input[1] = name
+
+
+def _dims(value: onnx.ValueInfoProto) -> Sequence[Any]:
+    return list(value.type.tensor_type.shape.dim)
+
+
+def _evaluate(node: onnx.NodeProto, known: dict[str, Array], version: int) -> list[Array]:
+    """The node's outputs, as its own opset has it."""
+    feeds = {name: known[name] for name in node.input if name}
+    graph = helper.make_graph(
+        [node],
+        "one node",
+        [
+            helper.make_tensor_value_info(
+                name, helper.np_dtype_to_tensor_dtype(array.dtype), array.shape
+            )
+            for name, array in feeds.items()
+        ],
+        [helper.make_tensor_value_info(n, TensorProto.UNDEFINED, None) for n in node.output if n],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", version)])
+    values: Any = ReferenceEvaluator(model).run(None, feeds)
+    return [np.asarray(value) for value in values]
+
+
+def _version(model: onnx.ModelProto) -> int:
+    return next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), OPSET)
+
+
+def _fold(model: onnx.ModelProto, inputs: Sequence[str]) -> dict[str, tuple[Array, Array]]:
+    """Compute what follows from shapes and constants; returns what depends on the batch's size.
+
+    Its values are those for the two sizes in BATCHES. Everything else that was computed becomes
+    an initializer.
+    """
+    symbolic: dict[str, tuple[Array, Array]] = {}
+    values = [v for v in model.graph.input if v.name in inputs]
+    for _ in range(8):
+        known = [_computed(model, values, batch) for batch in BATCHES]
+        constant, symbolic, fresh = {}, {}, False
+        for name in known[0].keys() & known[1].keys():
+            one, other = known[0][name], known[1][name]
+            if one.shape == other.shape and np.array_equal(one, other):
+                constant[name] = one
+            else:
+                symbolic[name] = (one, other)
+        kept = []
+        for node in model.graph.node:
+            done = bool(node.output) and all(n in constant for n in node.output if n)
+            fresh |= done
+            if not done:
+                kept.append(node)
+            else:
+                for name in filter(None, node.output):
+                    model.graph.initializer.append(to_initializer(name, constant[name]))
+        if not fresh:
+            break
+        del model.graph.node[:]
+        model.graph.node.extend(kept)
+    return symbolic
+
+
+def _computed(
+    model: onnx.ModelProto, inputs: Sequence[onnx.ValueInfoProto], batch: int
+) -> dict[str, Array]:
+    """The outputs of all nodes that depend on constants and shapes only."""
+    shapes, _ = _inferred(model, inputs, batch)
+    stored = {t.name: numpy_helper.to_array(t) for t in _small(model)}
+    found: dict[str, Array] = {}
+    for node in model.graph.node:
+        if node.domain not in ("", "ai.onnx") or not node.output:
+            continue
+        known = {**stored, **found}
+        if node.op_type in ("Shape", "Size"):
+            if node.input[0] not in shapes:
+                continue
+            shape = np.array(shapes[node.input[0]], np.int64)
+            attributes = attributes_of(node)
+            cut = shape[attributes.get("start", 0) : attributes.get("end", len(shape))]
+            found[node.output[0]] = cut if node.op_type == "Shape" else np.int64(shape.prod())  # type: ignore[assignment]
+            continue
+        if not all(name in known for name in node.input if name):
+            continue
+        if node.op_type.startswith("Random") or any(a.HasField("g") for a in node.attribute):
+            continue
+        try:
+            results = _evaluate(node, known, _version(model))
+        except Exception as error:
+            raise refusal(node, f"it cannot be computed ({error})") from None
+        if all(result.size <= MAX_FOLDED for result in results):
+            found.update(zip(node.output, results, strict=True))
+    return found
+
+
+def _without_batch(
+    scope: Scope,
+    node: onnx.NodeProto,
+    symbolic: dict[str, tuple[Array, Array]],
+    shapes: dict[str, list[int]],
+) -> onnx.NodeProto:
+    """The node with what it reads of the batch's size replaced: 0 or -1 of a Reshape."""
+    across = refusal(
+        node,
+        "it computes with the number of samples in the batch, which an answer must not depend on; "
+        "reshape by sizes of a sample (x.flatten(1), x.view(x.size(0), -1))",
+    )
+    if node.op_type not in OPERATORS and node.op_type not in RULES:
+        raise refusal(node, "this ONNX operator is not supported")
+    if node.op_type == "Resize" and len(node.input) > 3 and node.input[3] in symbolic:
+        # Its rule looks at the sizes of a sample only.
+        sizes = scope.add(symbolic[node.input[3]][0])
+        changed = make("Resize", [node.input[0], "", "", sizes], node.output[0], node)
+        changed.attribute.extend(node.attribute)
+        return changed
+    if node.op_type not in ("Reshape", "Expand") or list(node.input)[1] not in symbolic:
+        raise across
+    one, other = symbolic[node.input[1]]
+    if one.shape != other.shape or one.ndim != 1 or list(np.flatnonzero(one != other)) != [0]:
+        raise across
+    target = one.copy()
+    if node.op_type == "Expand":
+        shape = shapes.get(node.input[0], [])
+        if len(shape) != len(target) or shape[0] != BATCHES[0] or one[0] != BATCHES[0]:
+            raise across
+        target[0] = 1
+    elif one[0] == BATCHES[0] and other[0] == BATCHES[1]:
+        target[0] = 0
+    elif -1 not in target[1:]:
+        target[0] = -1
+    else:
+        raise across
+    return make(node.op_type, [node.input[0], scope.add(target)], node.output[0], node)
+
+
+def _needed(nodes: Sequence[onnx.NodeProto], outputs: Sequence[str]) -> list[onnx.NodeProto]:
+    """The nodes that something reads, in their order, without outputs that nothing does."""
+    wanted = set(outputs)
+    kept: list[onnx.NodeProto] = []
+    for node in reversed(nodes):
+        if wanted.isdisjoint(node.output):
+            continue
+        wanted.update(filter(None, node.input))
+        kept.append(node)
+    return kept[::-1]
+
+
+def _rebuild(model: onnx.ModelProto, nodes: list[onnx.NodeProto], scope: Scope) -> None:
+    """Put the nodes and their constants into the model, as opset 17."""
+    graph = model.graph
+    nodes = _needed(nodes, [o.name for o in graph.output])
+    read = {name for node in nodes for name in node.input}
+    read |= {o.name for o in graph.output}
+    stored = {t.name for t in graph.initializer}
+    kept = [t for t in graph.initializer if t.name in read]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    del graph.initializer[:]
+    graph.initializer.extend(kept)
+    for name, array in scope.constants.items():
+        if name in read and name not in stored:
+            graph.initializer.append(to_initializer(name, array))
+    del graph.value_info[:]
+    del model.opset_import[:]
+    model.opset_import.extend([helper.make_opsetid("", OPSET)])
+    model.ir_version = min(model.ir_version, 10)
