@@ -10,8 +10,10 @@ import onnx
 
 from converters.errors import ConversionError
 from converters.graph import Graph, Value
+from converters.keras_arguments import Ref
 from converters.keras_layers import kind_of
-from converters.network import Layer, Network, Ref, input_shape_of
+from converters.keras_layers.operations import operate
+from converters.network import Call, Layer, Network, input_shape_of
 
 Shape = tuple[int | None, ...]
 
@@ -122,7 +124,7 @@ class _Walk:
                     f"{layer.place}: it uses {error.args[0]}, which does not exist"
                 ) from None
             try:
-                results = self._call(layer, arguments, network.keras, prefix)
+                results = self._call(call, arguments, network.keras, prefix)
             except ConversionError as error:
                 raise error.at(layer.place) from None
             for i, result in enumerate(results):
@@ -133,11 +135,16 @@ class _Walk:
             raise ConversionError(f"the output {error.args[0]} does not exist") from None
 
     def _call(
-        self, layer: Layer, arguments: list[Value], keras: tuple[int, int], prefix: str
+        self, call: Call, arguments: list[Value], keras: tuple[int, int], prefix: str
     ) -> list[Value]:
+        layer = call.layer
         if layer.network is not None:
             return self.run(layer.network, arguments, f"{prefix}{layer.name}/")
         self.graph.scope = f"{prefix}{layer.name}"
+        if layer.operation is not None and call.arguments is not None:
+            results = operate(self.graph, layer, call.arguments, arguments)
+            self._note(prefix, layer, results[0])
+            return results
         result = kind_of(layer).emit(self.graph, layer, arguments, keras)
         self._note(prefix, layer, result)
         return [result]

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -17,33 +18,35 @@ from numpy.typing import NDArray
 
 from converters.errors import ConversionError
 from converters.keras1 import from_keras1
-from converters.operations import operation_of, read_arguments
+from converters.keras_arguments import Arguments, Ref, as_ref, of_layer, of_operation
+from converters.keras_operations import OPERATION_LAYERS, is_keras3_operation, operation_of
 
 MAX_LAYERS = 10_000
 MAX_DEPTH = 16  # models in models
 
 Config = dict[str, Any]
-Ref = tuple[str, int, int]  # layer, number of its call, number of the call's output
-
 MODEL_CLASSES = frozenset({"Sequential", "Model", "Functional"})
 # Where Keras' own layers say that they come from; anything else is somebody's own class.
 KERAS_MODULES = ("keras.layers", "keras.models", "keras.engine", "keras.src.layers",
-                 "keras.src.models", "keras.src.engine", "tensorflow.keras")  # fmt: skip
-
-
-# What an operation's configuration holds beside its arguments.
-NOT_SETTINGS = frozenset({"name", "trainable", "dtype", "function"})
+                 "keras.src.models", "keras.src.engine", "tensorflow.keras",
+                 "tf_keras.src.layers", "tf_keras.src.models", "tf_keras.src.engine",
+                 "tf_keras.layers", "tf_keras.models")  # fmt: skip
 
 
 @dataclass
 class Layer:
-    """One layer: its settings, and its weights by role once they are read."""
+    """One layer: its settings, and its weights by role once they are read.
+
+    operation: for what Keras writes when arithmetic is done on its tensors, the operation's
+        name in `keras_operations`.
+    """
 
     name: str
     class_name: str
     config: Config
     weights: dict[str, NDArray[np.generic]] = field(default_factory=dict)
     network: Network | None = None
+    operation: str | None = None
 
     @property
     def place(self) -> str:
@@ -56,12 +59,14 @@ class Call:
     """`layer` applied, as its `number`-th call, to the tensors `inputs`.
 
     is_keras3: whether it is written the way of Keras 3.
+    arguments: for operations, what they are called with.
     """
 
     layer: Layer
     number: int
     inputs: list[Ref]
     is_keras3: bool = False
+    arguments: Arguments | None = None
 
 
 @dataclass
@@ -154,11 +159,10 @@ def _read_layer(entry: object, keras: tuple[int, int], depth: int) -> Layer:
         return Layer(name, class_name, {}, network=network)
     config = as_dict(config, f"the configuration of a layer of class {class_name!r}")
     layer = Layer(str(entry.get("name") or config.get("name")), class_name, config)
+    if class_name in OPERATION_LAYERS or is_keras3_operation(entry, config, keras):
+        layer.operation, layer.class_name, layer.config = operation_of(class_name, config)
+        return layer
     module = entry.get("module") or "keras.layers"
-    function = operation_of(class_name, config, str(module), entry.get("inbound_nodes"))
-    if function is not None:
-        settings = {k: v for k, v in config.items() if k not in NOT_SETTINGS}
-        return Layer(layer.name, "Operation", {"function": function, "settings": settings})
     registered = entry.get("registered_name")
     own_class = (registered and registered != class_name) or ">" in class_name
     if own_class or not str(module).startswith(KERAS_MODULES):
@@ -186,7 +190,14 @@ def _sequential(
             shape = built[1:]
         config = {} if shape is None else {"batch_shape": [None, *shape]}
         layers.insert(0, Layer(f"{layers[0].name}_input", "InputLayer", config))
-    calls = [Call(layer, 0, [(layers[i].name, 0, 0)]) for i, layer in enumerate(layers[1:])]
+    calls = []
+    for before, layer in pairwise(layers):
+        arguments = Arguments()
+        arguments.positional.append(arguments.add((before.name, 0, 0)))
+        is_operation = layer.operation is not None
+        calls.append(
+            Call(layer, 0, arguments.tensors, arguments=arguments if is_operation else None)
+        )
     return Network(
         name, "Sequential", layers, calls,
         [(layers[0].name, 0, 0)], [(layers[-1].name, 0, 0)], keras,
@@ -207,13 +218,9 @@ def _functional(
         if not isinstance(nodes, list):
             raise ConversionError(f"{layer.place}: its inbound_nodes are missing")
         for number, node in enumerate(nodes):
-            if layer.class_name == "Operation":
-                if number:
-                    raise ConversionError(f"{layer.place}: an operation is called once only")
-                inputs = _read_operation(node, layer)
-            else:
-                inputs = list(_node_inputs(node, layer))
-            waiting.append(Call(layer, number, inputs, isinstance(node, dict)))
+            arguments = None if layer.operation is None else of_operation(node, layer.place)
+            refs = of_layer(node, layer.place) if arguments is None else arguments.tensors
+            waiting.append(Call(layer, number, list(refs), isinstance(node, dict), arguments))
     inputs = list(_refs(inner.get("input_layers")))
     outputs = list(_refs(inner.get("output_layers")))
     if not inputs or not outputs:
@@ -222,79 +229,18 @@ def _functional(
     return Network(name, class_name, layers, _in_order(waiting, inputs), inputs, outputs, keras)
 
 
-def _read_operation(node: object, layer: Layer) -> list[Ref]:
-    """The tensors that an operation is called on; what else it is called with goes to the layer."""
-    found = read_arguments(node, _ref, layer.place)
-    settings = layer.config["settings"]
-    layer.config["positional"] = found.positional
-    layer.config["named"] = {**settings, **found.named}
-    return found.refs
-
-
-def _node_inputs(node: object, layer: Layer) -> Iterable[Ref]:
-    """The tensors of one call, from either way of writing it down.
-
-    Keras 3 writes {"args": [...], "kwargs": {...}} with tensors marked as such; all
-    before it wrote [[layer, call, output, kwargs], ...].
-    """
-    if isinstance(node, dict):
-        arguments = node.get("args")
-        kwargs = node.get("kwargs") or {}
-        extra = {k: v for k, v in kwargs.items() if k not in ("training", "mask") and v is not None}
-        if extra:
-            raise ConversionError(
-                f"{layer.place}: it is called with the argument {min(extra)!r}, "
-                "which is not supported"
-            )
-        yield from _keras_tensors(arguments, layer)
-        return
-    if isinstance(node, list) and len(node) == 4 and isinstance(node[0], str):
-        node = [node]
-    for item in node if isinstance(node, list) else [None]:
-        if not isinstance(item, list) or len(item) < 3:
-            raise ConversionError(f"{layer.place}: its inbound_nodes are malformed")
-        if len(item) > 3 and isinstance(item[3], dict):
-            extra_keys = set(item[3]) - {"training", "mask"}
-            if extra_keys:
-                raise ConversionError(
-                    f"{layer.place}: it is called with the argument {min(extra_keys)!r}, "
-                    "which is not supported"
-                )
-        yield _ref(item)
-
-
-def _keras_tensors(value: object, layer: Layer) -> Iterable[Ref]:
-    if isinstance(value, list | tuple):
-        for item in value:
-            yield from _keras_tensors(item, layer)
-    elif isinstance(value, dict) and value.get("class_name") == "__keras_tensor__":
-        yield _ref(as_dict(value.get("config"), "a tensor").get("keras_history"))
-    elif isinstance(value, dict) and value.get("class_name") == "__tuple__":
-        yield from _keras_tensors(value.get("items"), layer)
-    else:
-        raise ConversionError(f"{layer.place}: it is called on something that is not a tensor")
-
-
 def _refs(value: object) -> Iterable[Ref]:
     """The tensors in an input_layers / output_layers entry: one, a list, or a dictionary."""
     if isinstance(value, dict):
         for item in value.values():
             yield from _refs(item)
     elif isinstance(value, list) and len(value) == 3 and isinstance(value[0], str):
-        yield _ref(value)
+        yield as_ref(value)
     elif isinstance(value, list):
         for item in value:
             yield from _refs(item)
     else:
         raise ConversionError("the model's inputs or outputs are malformed")
-
-
-def _ref(value: object) -> Ref:
-    if isinstance(value, list | tuple) and len(value) >= 3:
-        name, call, output = value[:3]
-        if isinstance(name, str) and type(call) is int and type(output) is int:
-            return name, call, output
-    raise ConversionError("a reference to a layer's output is malformed")
 
 
 def _count_from_zero(layers: list[Layer], calls: list[Call], outputs: list[Ref]) -> None:

@@ -19,7 +19,7 @@ from onnx.inliner import inline_local_functions
 from onnx.reference import ReferenceEvaluator
 
 from converters.errors import ConversionError
-from converters.onnx_ml import as_floats, has_rule, rewritten
+from converters.onnx_ml import REMEDIES, as_floats, has_rule, rewritten, without_last_copies
 from converters.onnx_ops import OPERATORS
 from converters.onnx_opsets import (
     RULES,
@@ -82,16 +82,21 @@ def _without_learners(model: onnx.ModelProto, version: int) -> None:
     graph = model.graph
     if all(node.domain in ("", "ai.onnx") for node in graph.node):
         return
-    scope = Scope(version, {})
+    scope = Scope(version, {t.name: numpy_helper.to_array(t) for t in _small(model)})
+    scope.makers = {name: node for node in graph.node for name in node.output}
     nodes: list[onnx.NodeProto] = []
     for node in _needed(graph.node, [o.name for o in graph.output]):
         foreign = node.domain not in ("", "ai.onnx")
         if foreign and not has_rule(node):
-            raise refusal(node, f"this operator of the domain {node.domain!r} is not supported")
+            other = f"this operator of the domain {node.domain!r} is not supported"
+            raise refusal(node, REMEDIES.get(node.op_type, other))
         nodes += rewritten(scope, node) if foreign else [node]
     del graph.node[:]
     graph.node.extend(nodes)
-    graph.initializer.extend(to_initializer(n, a) for n, a in scope.constants.items())
+    stored = {tensor.name for tensor in graph.initializer}
+    graph.initializer.extend(
+        to_initializer(n, a) for n, a in scope.constants.items() if n not in stored
+    )
 
 
 def free_batch(value: onnx.ValueInfoProto) -> None:
@@ -305,7 +310,9 @@ def _needed(nodes: Sequence[onnx.NodeProto], outputs: Sequence[str]) -> list[onn
 def _rebuild(model: onnx.ModelProto, nodes: list[onnx.NodeProto], scope: Scope) -> None:
     """Put the nodes and their constants into the model, as opset 17."""
     graph = model.graph
-    nodes = _needed(nodes, [o.name for o in graph.output])
+    outputs = [o.name for o in graph.output]
+    fixed = {v.name for v in [*graph.input, *graph.initializer]} | set(scope.constants)
+    nodes = without_last_copies(_needed(nodes, outputs), outputs, fixed)
     read = {name for node in nodes for name in node.input}
     read |= {o.name for o in graph.output}
     stored = {t.name for t in graph.initializer}

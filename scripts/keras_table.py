@@ -13,7 +13,7 @@ from pathlib import Path
 
 from converters.keras_layers import LAYERS, LayerKind
 from converters.keras_layers.activations import FUNCTIONS
-from converters.keras_layers.operations import OPERATIONS
+from converters.keras_operations import CALLS
 
 TARGET = Path(__file__).resolve().parents[1] / "docs" / "keras.md"
 
@@ -50,8 +50,6 @@ other code, custom classes, three-dimensional layers. No code from a file is eve
 """
 
 TAIL = """
-The operations are {operations}: with tensors, and with constants where that makes sense.
-
 ## Activations
 
 As `activation=` of a layer or as an Activation layer: {activations}.
@@ -59,6 +57,19 @@ As `activation=` of a layer or as an Activation layer: {activations}.
 `hard_sigmoid` is that of the Keras that wrote the file: clip(0.2 x + 0.5) before Keras 3,
 clip(x / 6 + 0.5) from it on. ReLU, LeakyReLU, PReLU, ELU, ThresholdedReLU and Softmax layers
 may stand as `activation=` too.
+
+## Operations
+
+Arithmetic on tensors (`x + y`, `1 - x`, `x[:, ::2]`), which Keras writes as layers of their own,
+converts where no sample meets another: axes of a sample, not the batch; constants in any place.
+
+| written by | operations |
+|---|---|
+| Keras 3, `keras.ops` | {ops} |
+| tf.keras from 2.4 on, TFOpLambda and SlicingOpLambda, `tf.` | {tf} |
+| tf.keras 2.0 to 2.3, TensorFlowOpLayer | {node} |
+
+A quotient of two computed tensors converts, but no engine runs it.
 """
 
 FAMILIES = {
@@ -69,7 +80,6 @@ FAMILIES = {
     "normalization": "Normalizations",
     "merging": "Merging",
     "reshaping": "Reshaping",
-    "operations": "Operations on tensors",
 }
 
 
@@ -85,8 +95,10 @@ def text() -> str:
         for kind, names in kinds.items():
             lines.append(f"| {', '.join(names)} | {kind.summary} |")
     activations = ", ".join(f"`{name}`" for name in sorted(FUNCTIONS))
-    operations = ", ".join(f"`{name}`" for name in sorted(OPERATIONS))
-    return "\n".join(lines) + "\n" + TAIL.format(activations=activations, operations=operations)
+    operations = {
+        family: ", ".join(f"`{name}`" for name in sorted(calls)) for family, calls in CALLS.items()
+    }
+    return "\n".join(lines) + "\n" + TAIL.format(activations=activations, **operations)
 
 
 def main() -> int:

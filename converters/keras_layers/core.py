@@ -44,23 +44,21 @@ def dense(graph: Graph, layer: Layer, inputs: list[Value], keras: tuple[int, int
     """
     value = only(inputs)
     kernel = weight(layer, "kernel", (value.shape[-1], settings.integer(layer.config, "units")))
-    units = kernel.shape[1]
-    bias = weight(layer, "bias", (units,)) if "bias" in layer.weights else None
+    bias = weight(layer, "bias", kernel.shape[1:]) if "bias" in layer.weights else None
+    return activate(graph, layer, pointwise(graph, value, kernel, bias), keras)
+
+
+def pointwise(graph: Graph, value: Value, kernel: np.ndarray, bias: np.ndarray | None) -> Value:
+    """The last axis times a matrix; float32[..., in] -> [..., out]."""
     if len(value.shape) == 1:
+        units = kernel.shape[1]
         value = graph.flat(value)
         if value.order is not None:
             kernel = kernel[value.order]
         operands = [value.name, graph.constant(kernel, "kernel")]
         if bias is not None:
             operands.append(graph.constant(bias, "bias"))
-        out = graph.value(graph.emit("Gemm", operands), (units,))
-    else:
-        out = _pointwise(graph, value, kernel, bias)
-    return activate(graph, layer, out, keras)
-
-
-def _pointwise(graph: Graph, value: Value, kernel: np.ndarray, bias: np.ndarray | None) -> Value:
-    """Dense on the last of several axes, as a 1x1 convolution; float32[..., in] -> [..., out]."""
+        return graph.value(graph.emit("Gemm", operands), (units,))
     if len(value.shape) > 3:
         raise ConversionError("Dense on inputs of more than four axes is not supported")
     spatial = len(value.shape) - 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +13,7 @@ from converters.keras_layers import settings
 from converters.keras_layers.registry import keras_layer
 from converters.network import Layer
 
-OPERATORS = {
+_OPERATORS = {
     "Add": "Add",
     "Average": "Add",
     "Subtract": "Sub",
@@ -27,9 +28,17 @@ def merge(graph: Graph, layer: Layer, inputs: list[Value], keras: tuple[int, int
     """Any number of inputs, broadcast as Keras does."""
     if not inputs or (layer.class_name == "Subtract" and len(inputs) != 2):
         raise ConversionError(f"it cannot be called on {len(inputs)} tensors")
+    result = joined(graph, _OPERATORS[layer.class_name], inputs)
+    if layer.class_name == "Average" and len(inputs) > 1:
+        share = np.array(1 / len(inputs))
+        result = graph.with_constant("Mul", result, share, "share")
+    return result
+
+
+def joined(graph: Graph, operator: str, inputs: Sequence[Value]) -> Value:
+    """The values joined element by element, one after the other, broadcast as Keras does."""
     rank = max(len(value.shape) for value in inputs)
-    values = [_with_rank(graph, value, rank) for value in inputs]
-    operator = OPERATORS[layer.class_name]
+    values = [with_rank(graph, value, rank) for value in inputs]
     result = values[0]
     for value in values[1:]:
         left, right = graph.aligned([result, value])
@@ -42,13 +51,10 @@ def merge(graph: Graph, layer: Layer, inputs: list[Value], keras: tuple[int, int
             ) from None
         same = left.shape == shape
         result = replace(left, name=name) if same else graph.value(name, shape, left.axes)
-    if layer.class_name == "Average" and len(values) > 1:
-        share = np.array(1 / len(values))
-        result = graph.with_constant("Mul", result, share, "share")
     return result
 
 
-def _with_rank(graph: Graph, value: Value, rank: int) -> Value:
+def with_rank(graph: Graph, value: Value, rank: int) -> Value:
     """`value` with axes of length 1 put in front, as Keras does before it merges."""
     if len(value.shape) == rank:
         return value
@@ -62,8 +68,12 @@ def concatenate(graph: Graph, layer: Layer, inputs: list[Value], keras: tuple[in
     """Any axis but the batch."""
     if not inputs:
         raise ConversionError("it is called on nothing")
+    return concatenated(graph, inputs, settings.axis(layer.config, "axis", len(inputs[0].shape)))
+
+
+def concatenated(graph: Graph, inputs: list[Value], axis: int) -> Value:
+    """The values one after the other along an axis that does not count the batch."""
     rank = len(inputs[0].shape)
-    axis = settings.axis(layer.config, "axis", rank)
     rests = {value.shape[:axis] + value.shape[axis + 1 :] for value in inputs}
     if len(rests) > 1 or any(len(value.shape) != rank for value in inputs):
         shapes = ", ".join(str(value.shape) for value in inputs)

@@ -1,451 +1,392 @@
-"""Operations used as layers: arithmetic with tensors and constants, slices, reductions.
+"""Operations on tensors: arithmetic, functions of each element, reductions, joins.
 
-One function per operation, under Keras' name for it; `converters.operations` reads them.
+Those that only move elements are in `movements`. Axes count the batch, as they do in Keras'
+operations, though not in its layers; nothing may work across it.
 """
 
 from __future__ import annotations
 
+import inspect
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from itertools import pairwise
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from converters.errors import ConversionError
 from converters.graph import Graph, Value
-from converters.keras_layers import activations, merging, reshaping
-from converters.keras_layers.registry import keras_layer
+from converters.keras_arguments import Arguments, TensorAt
+from converters.keras_layers import activations
+from converters.keras_layers.core import pointwise
+from converters.keras_layers.merging import concatenated, joined
+from converters.keras_operations import bind
 from converters.network import Layer
-from converters.operations import Slot
 
-Array = NDArray[Any]
-
-
-class Given:
-    """An operation's arguments, tensors put in their places."""
-
-    def __init__(self, config: dict[str, Any], inputs: Sequence[Value]) -> None:
-        self._positional = [_filled(a, inputs) for a in config["positional"]]
-        self._named = {k: _filled(v, inputs) for k, v in config["named"].items()}
-
-    def get(self, position: int, *names: str, default: Any = None) -> Any:
-        """The argument at a position, or by any of its names."""
-        if position < len(self._positional):
-            return self._positional[position]
-        return next((self._named[n] for n in names if self._named.get(n) is not None), default)
-
-    def tensor(self, position: int = 0, *names: str) -> Value:
-        """An argument that is a tensor."""
-        value = self.get(position, *names, "x", "input_tensor", "input", "features", "tensor")
-        if not isinstance(value, Value):
-            raise ConversionError("it is called on something that is not a tensor")
-        return value
-
-    def number(self, position: int, *names: str, default: float) -> float:
-        """An argument that is a number."""
-        value = self.get(position, *names, default=default)
-        if isinstance(value, np.ndarray) and value.size == 1:
-            value = value.item()
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise ConversionError(f"its argument {names[0]!r} is {value!r}, not a number")
-        return float(value)
+Bound = dict[str, Any]
+"""Arguments by name: values of the network, numbers, arrays, lists, slices."""
+Operation = Callable[..., Value | list[Value]]
+F = TypeVar("F", bound=Operation)
+OPERATIONS: dict[str, Operation] = {}
 
 
-def _filled(value: Any, inputs: Sequence[Value]) -> Any:
-    if isinstance(value, Slot):
-        return inputs[value.number]
-    if isinstance(value, list | tuple):
-        return [_filled(item, inputs) for item in value]
-    return value
+def operation(*names: str) -> Callable[[F], F]:
+    """Registers what the operations of these names compute: f(graph, **arguments)."""
 
-
-Emit = Callable[[Graph, Given, tuple[int, int]], Value]
-OPERATIONS: dict[str, Emit] = {}
-
-
-def operation(*names: str) -> Callable[[Emit], Emit]:
-    """Register the meaning of operations."""
-
-    def register(function: Emit) -> Emit:
+    def register(function: F) -> F:
         OPERATIONS.update(dict.fromkeys(names, function))
         return function
 
     return register
 
 
-@keras_layer("Operation")
-def operation_layer(
-    graph: Graph, layer: Layer, inputs: list[Value], keras: tuple[int, int]
-) -> Value:
-    """`x + y`, `1 - x`, `x[:, 1:]`, `keras.ops.mean(x, 1)` and the like, as layers in a file.
+def operate(
+    graph: Graph, layer: Layer, arguments: Arguments, inputs: Sequence[Value]
+) -> list[Value]:
+    """The outputs of an operation's call."""
+    assert layer.operation is not None
+    name, bound = bind(layer.operation, layer.config, arguments)
+    function = OPERATIONS[name]
+    known = inspect.signature(function).parameters
+    unknown = sorted(set(bound) - set(known) - {"name"})
+    if unknown:
+        raise ConversionError(f"its argument {unknown[0]!r} is not supported")
+    bound = {key: _with_values(value, inputs) for key, value in bound.items() if key in known}
+    missing = [
+        key
+        for key, p in known.items()
+        if p.default is p.empty and key not in bound and key not in ("graph", "name")
+    ]
+    if missing:
+        raise ConversionError(f"it is called without {missing[0]!r}")
+    if "name" in known:
+        bound["name"] = name
+    result = function(graph, **bound)
+    return result if isinstance(result, list) else [result]
 
-    Arithmetic, slices, activations, joining, reshaping, and what reduces along axes.
-    """
-    name = layer.config["function"]
-    if name not in OPERATIONS:
-        raise ConversionError(
-            f"the operation {name!r} is not supported; these are: {', '.join(sorted(OPERATIONS))}"
-        )
-    return OPERATIONS[name](graph, Given(layer.config, inputs), keras)
+
+def _with_values(argument: Any, inputs: Sequence[Value]) -> Any:
+    if isinstance(argument, TensorAt):
+        return inputs[argument.place]
+    if isinstance(argument, list):
+        return [_with_values(item, inputs) for item in argument]
+    return argument
 
 
-# --- arithmetic ------------------------------------------------------------------------
+def tensor(x: Any) -> Value:
+    """An argument that must be a tensor of the network."""
+    if not isinstance(x, Value):
+        raise ConversionError("one of its arguments is a constant where a tensor is expected")
+    return x
 
 
-def _constant(value: Any, other: Value) -> Array:
-    """A constant operand without the batch axis that it may have."""
-    array = np.asarray(value)
-    if array.dtype.kind not in "fiub":
-        raise ConversionError(f"it calculates with {value!r}, which is not a number")
-    if array.ndim > len(other.shape) and array.shape[0] == 1:
-        array = array[0]
+def constant(x: Any) -> NDArray[np.float64]:
+    """An argument that must be a number or an array."""
+    if isinstance(x, Value) or x is None or isinstance(x, str | slice):
+        raise ConversionError("one of its arguments must be a number or an array")
     try:
-        fits = np.broadcast_shapes(array.shape, other.shape) == other.shape
+        array = np.array(x, np.float64)
+    except (TypeError, ValueError):
+        raise ConversionError("one of its arguments is neither a tensor nor a number") from None
+    if not np.isfinite(array).all():
+        raise ConversionError("one of its arguments is not finite")
+    return array
+
+
+def scalar(x: Any) -> float:
+    """An argument that must be one number."""
+    array = constant(x)
+    if array.size != 1:
+        raise ConversionError(f"one of its arguments has shape {array.shape}, not one number")
+    return float(array.item())
+
+
+def whole(x: Any, what: str) -> int:
+    """An argument that must be a whole number."""
+    if isinstance(x, float) and x.is_integer():
+        return int(x)
+    if isinstance(x, np.ndarray) and x.size == 1:
+        return int(x.item())
+    if type(x) is not int:
+        raise ConversionError(f"its {what} {x!r} is not a whole number")
+    return int(x)
+
+
+def axis_of(axis: Any, rank: int) -> int:
+    """An axis counted with the batch, as one counted without; rank: without the batch."""
+    number = whole(axis, "axis")
+    number = number + rank + 1 if number < 0 else number
+    if number == 0:
+        raise ConversionError("it works across the batch, and samples are served one by one")
+    if not 0 < number <= rank:
+        raise ConversionError(f"its axis {number} does not exist")
+    return number - 1
+
+
+# --- arithmetic --------------------------------------------------------------------------
+
+_OPERATORS = {
+    "add": "Add", "subtract": "Sub", "multiply": "Mul", "divide": "Div", "maximum": "Max",
+    "minimum": "Min",
+}  # fmt: skip
+
+
+@operation(*_OPERATORS)
+def arithmetic(graph: Graph, name: str, x1: Any, x2: Any) -> Value:
+    operator = _OPERATORS[name]
+    if isinstance(x1, Value) and isinstance(x2, Value):
+        return joined(graph, operator, [x1, x2])
+    if isinstance(x1, Value):
+        return _with_constant(graph, operator, x1, constant(x2), False)
+    return _with_constant(graph, operator, tensor(x2), constant(x1), True)
+
+
+def _with_constant(
+    graph: Graph, operator: str, value: Value, array: NDArray[np.float64], first: bool
+) -> Value:
+    """`value` op `array`, or, if the constant is `first`, `array` op `value`."""
+    rank = len(value.shape)
+    if array.ndim == rank + 1 and array.shape[0] == 1:
+        array = array.reshape(array.shape[1:])
+    if array.ndim > rank:
+        raise ConversionError(
+            f"a constant of shape {array.shape} does not fit a sample of shape {value.shape}"
+        )
+    try:
+        fits = np.broadcast_shapes(array.shape, value.shape) == value.shape
     except ValueError:
         fits = False
     if not fits:
-        raise ConversionError(f"a constant of shape {array.shape} does not fit {other.shape}")
-    return array.astype(np.float32)
+        raise ConversionError(
+            f"a constant of shape {array.shape} does not fit a sample of shape {value.shape}"
+        )
+    if operator in ("Max", "Min"):
+        return _bound_by(graph, operator, value, array)
+    if operator == "Div" and not first:
+        if not array.all():
+            raise ConversionError("it divides by zero")
+        operator, array = "Mul", 1 / array
+    laid_out = graph.constant(graph.along(array.astype(np.float32), value), "constant")
+    operands = [laid_out, value.name] if first else [value.name, laid_out]
+    return replace(value, name=graph.emit(operator, operands))
 
 
-def _merged(class_name: str) -> Emit:
-    op = merging.OPERATORS[class_name]
-
-    def emit(graph: Graph, given: Given, keras: tuple[int, int]) -> Value:
-        x, y = given.get(0, "x1", "x", "a"), given.get(1, "x2", "y", "b")
-        if isinstance(x, Value) and isinstance(y, Value):
-            return merging.merge(graph, Layer(class_name, class_name, {}), [x, y], keras)
-        if isinstance(x, Value):
-            if op in ("Max", "Min"):
-                return _bounded(graph, x, y, op)
-            return graph.with_constant(op, x, _constant(y, x), "constant")
-        if not isinstance(y, Value):
-            raise ConversionError("it calculates with constants only")
-        if op in ("Max", "Min"):
-            return _bounded(graph, y, x, op)
-        if op == "Sub":
-            y = graph.with_constant("Mul", y, np.array(-1.0, np.float32), "minus")
-            op_here = "Add"
-        else:
-            op_here = op
-        return graph.with_constant(op_here, y, _constant(x, y), "constant")
-
-    return emit
+def _bound_by(graph: Graph, operator: str, value: Value, array: NDArray[np.float64]) -> Value:
+    """Maximum or minimum with a constant: a Clip, about the constant if it has elements."""
+    lower = operator == "Max"
+    if array.size == 1:
+        bound = float(array.item())
+        return activations.clip(graph, value, bound if lower else None, None if lower else bound)
+    array = array.astype(np.float32)
+    value = graph.with_constant("Sub", value, array, "constant")
+    value = activations.clip(graph, value, 0.0 if lower else None, None if lower else 0.0)
+    return graph.with_constant("Add", value, array, "constant")
 
 
-def _bounded(graph: Graph, value: Value, bound: Any, op: str) -> Value:
-    array = _constant(bound, value)
-    if array.size != 1:
-        raise ConversionError("a maximum or minimum with several constants is not supported")
-    low, high = (array.item(), None) if op == "Max" else (None, array.item())
-    return activations.clip(graph, value, low, high)
+@operation("add_n")
+def add_n(graph: Graph, xs: Any) -> Value:
+    return joined(graph, "Add", [tensor(x) for x in _listed(xs)])
 
 
-for _name in ("Add", "Subtract", "Multiply", "Maximum", "Minimum"):
-    operation(_name.lower())(_merged(_name))
-
-
-@operation("divide")
-def divide(graph: Graph, given: Given, keras: tuple[int, int]) -> Value:
-    x, y = given.get(0, "x1", "x", "a"), given.get(1, "x2", "y", "b")
-    if isinstance(x, Value) and isinstance(y, Value):
-        left, right = graph.aligned([x, y])
-        if left.shape != right.shape:
-            raise ConversionError("it divides tensors of unlike shapes")
-        return replace(left, name=graph.emit("Div", [left.name, right.name]))
-    if isinstance(x, Value):
-        return graph.with_constant("Div", x, _constant(y, x), "constant")
-    if not isinstance(y, Value):
-        raise ConversionError("it calculates with constants only")
-    inverse = graph.unary("Reciprocal", y)
-    array = _constant(x, y)
-    return inverse if np.all(array == 1) else graph.with_constant("Mul", inverse, array, "constant")
-
-
-@operation("negative")
-def negative(graph: Graph, given: Given, keras: tuple[int, int]) -> Value:
-    return graph.with_constant("Mul", given.tensor(), np.array(-1.0, np.float32), "minus")
+@operation("squared_difference")
+def squared_difference(graph: Graph, x1: Any, x2: Any) -> Value:
+    difference = arithmetic(graph, "subtract", x1, x2)
+    return joined(graph, "Mul", [difference, difference])
 
 
 @operation("square")
-def square(graph: Graph, given: Given, keras: tuple[int, int]) -> Value:
-    x = given.tensor()
-    return replace(x, name=graph.emit("Mul", [x.name, x.name]))
+def square(graph: Graph, x: Any) -> Value:
+    return joined(graph, "Mul", [tensor(x), tensor(x)])
 
 
 @operation("power")
-def power(graph: Graph, given: Given, keras: tuple[int, int]) -> Value:
-    x = given.tensor(0, "x1")
-    exponent = given.number(1, "x2", "y", default=1.0)
-    return graph.with_constant("Pow", x, np.array(exponent, np.float32), "exponent")
+def power(graph: Graph, x1: Any, x2: Any) -> Value:
+    return graph.with_constant("Pow", tensor(x1), constant(scalar(x2)), "exponent")
 
 
-@operation("rsqrt")
-def rsqrt(graph: Graph, given: Given, keras: tuple[int, int]) -> Value:
-    return graph.unary("Reciprocal", graph.unary("Sqrt", given.tensor()))
+@operation("matmul")
+def matmul(graph: Graph, x1: Any, x2: Any) -> Value:
+    """A tensor times a constant matrix."""
+    value, kernel = tensor(x1), constant(x2)
+    if kernel.ndim != 2 or kernel.shape[0] != value.shape[-1]:
+        raise ConversionError(
+            f"a sample of shape {value.shape} is multiplied by a constant of shape {kernel.shape}; "
+            "constant matrices that fit are supported"
+        )
+    return pointwise(graph, value, kernel.astype(np.float32), None)
 
 
-def _unary(op: str) -> Emit:
-    return lambda graph, given, keras: graph.unary(op, given.tensor())
+# --- functions of each element -----------------------------------------------------------
+
+_UNARY = {"exp": "Exp", "log": "Log", "sqrt": "Sqrt", "reciprocal": "Reciprocal", "erf": "Erf",
+          "absolute": "Abs"}  # fmt: skip
 
 
-for _name, _op in {
-    "abs": "Abs",
-    "exp": "Exp",
-    "log": "Log",
-    "sqrt": "Sqrt",
-    "reciprocal": "Reciprocal",
-}.items():
-    operation(_name)(_unary(_op))
+@operation(*_UNARY)
+def unary(graph: Graph, name: str, x: Any) -> Value:
+    return graph.unary(_UNARY[name], tensor(x))
 
 
-@operation("clip")
-def clip(graph: Graph, given: Given, keras: tuple[int, int]) -> Value:
-    low = given.number(1, "x_min", "clip_value_min", default=-np.inf)
-    high = given.number(2, "x_max", "clip_value_max", default=np.inf)
-    bounds = [None if np.isinf(bound) else bound for bound in (low, high)]
-    return activations.clip(graph, given.tensor(0, "t"), *bounds)
+@operation(
+    "relu", "relu6", "selu", "sigmoid", "tanh", "hard_tanh", "softplus", "softsign", "silu",
+    "hard_silu", "mish", "hard_sigmoid",
+)  # fmt: skip
+def activation(graph: Graph, name: str, x: Any) -> Value:
+    return activations.FUNCTIONS[name](graph, tensor(x))
 
 
-@operation("identity")
-def identity(graph: Graph, given: Given, keras: tuple[int, int]) -> Value:
-    return given.tensor(0, "value")
-
-
-# --- activations -----------------------------------------------------------------------
-
-
-def _activation(name: str) -> Emit:
-    return lambda graph, given, keras: activations.function_named(name, (3, 0))(
-        graph, given.tensor()
-    )
-
-
-for _name in (
-    "relu", "relu6", "sigmoid", "tanh", "softplus", "softsign", "silu", "mish", "selu",
-    "hard_sigmoid", "hard_silu", "hard_swish", "hard_tanh",
-):  # fmt: skip
-    operation(_name)(_activation(_name))
+@operation("relu_layer")
+def relu_layer(
+    graph: Graph, x: Any, negative_slope: Any = 0.0, max_value: Any = None, threshold: Any = 0.0
+) -> Value:
+    """keras.activations.relu, which is written with the options of the layer."""
+    config = {"negative_slope": negative_slope, "max_value": max_value, "threshold": threshold}
+    return activations.relu(graph, Layer("relu", "ReLU", config), [tensor(x)], (3, 0))
 
 
 @operation("elu", "celu")
-def elu(graph: Graph, given: Given, keras: tuple[int, int]) -> Value:
-    return graph.unary("Elu", given.tensor(), alpha=given.number(1, "alpha", default=1.0))
+def elu(graph: Graph, name: str, x: Any, alpha: Any = 1.0) -> Value:
+    return graph.unary(name.capitalize(), tensor(x), alpha=scalar(alpha))
 
 
 @operation("leaky_relu")
-def leaky_relu(graph: Graph, given: Given, keras: tuple[int, int]) -> Value:
-    slope = given.number(1, "negative_slope", "alpha", default=0.2)
-    return graph.unary("LeakyRelu", given.tensor(), alpha=slope)
+def leaky_relu(graph: Graph, x: Any, negative_slope: Any) -> Value:
+    return graph.unary("LeakyRelu", tensor(x), alpha=scalar(negative_slope))
 
 
 @operation("gelu")
-def gelu(graph: Graph, given: Given, keras: tuple[int, int]) -> Value:
-    # Keras approximates by default, TensorFlow does not.
-    approximate = given.get(1, "approximate", default=keras[0] >= 3)
+def gelu(graph: Graph, x: Any, approximate: Any = False) -> Value:
+    value = tensor(x)
     if not approximate:
-        return activations.gelu(graph, given.tensor())
-    x = given.tensor()
-    cube = replace(x, name=graph.emit("Mul", [graph.emit("Mul", [x.name, x.name]), x.name]))
-    bend = graph.with_constant("Mul", cube, np.array(0.044715, np.float32), "cubic")
-    total = replace(x, name=graph.emit("Add", [x.name, bend.name]))
-    scale = np.array(np.sqrt(2 / np.pi), np.float32)
-    gate = graph.unary("Tanh", graph.with_constant("Mul", total, scale, "scale"))
-    more = graph.with_constant("Add", gate, np.array(1, np.float32), "one")
-    half = graph.with_constant("Mul", x, np.array(0.5, np.float32), "half")
-    return replace(x, name=graph.emit("Mul", [half.name, more.name]))
+        return activations.gelu(graph, value)
+    # x / 2 (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))
+    number = np.float32
+    cube = graph.with_constant("Pow", value, np.array(3, number), "three")
+    cube = graph.with_constant("Mul", cube, np.array(0.044715, number), "share")
+    inner = replace(value, name=graph.emit("Add", [value.name, cube.name]))
+    root = np.array(math.sqrt(2 / math.pi), number)
+    gate = graph.unary("Tanh", graph.with_constant("Mul", inner, root, "root"))
+    gate = graph.with_constant("Add", gate, np.array(1, number), "one")
+    half = graph.with_constant("Mul", value, np.array(0.5, number), "half")
+    return replace(value, name=graph.emit("Mul", [half.name, gate.name]))
 
 
 @operation("softmax", "log_softmax")
-def softmax(graph: Graph, given: Given, keras: tuple[int, int]) -> Value:
-    x = given.tensor(0, "logits")
-    axis = given.get(1, "axis", default=-1)
-    return activations.softmax(graph, x, _axis(axis, len(x.shape)))
+def softmax(graph: Graph, name: str, x: Any, axis: Any = -1) -> Value:
+    value = tensor(x)
+    op = "Softmax" if name == "softmax" else "LogSoftmax"
+    return activations.softmax(graph, value, axis_of(axis, len(value.shape)), op)
 
 
-# --- shapes ----------------------------------------------------------------------------
+@operation("rsqrt")
+def rsqrt(graph: Graph, x: Any) -> Value:
+    return graph.unary("Reciprocal", graph.unary("Sqrt", tensor(x)))
 
 
-def _axis(axis: Any, rank: int) -> int:
-    """An axis of the sample from one that counts the batch."""
-    if isinstance(axis, list | tuple) and len(axis) == 1:
-        axis = axis[0]
-    if type(axis) is not int or not -rank - 1 <= axis <= rank:
-        raise ConversionError(f"its axis {axis!r} does not exist")
-    place: int = axis if axis >= 0 else axis + rank + 1
-    if place == 0:
-        raise ConversionError("it works across the batch")
-    return place - 1
+@operation("negative")
+def negative(graph: Graph, x: Any) -> Value:
+    return graph.with_constant("Mul", tensor(x), np.array(-1, np.float32), "minus_one")
+
+
+@operation("identity")
+def identity(graph: Graph, x: Any) -> Value:
+    return tensor(x)
+
+
+@operation("cast")
+def cast(graph: Graph, x: Any, dtype: Any) -> Value:
+    """Between floats; whole numbers would cut off what fixed point holds."""
+    name = dtype if isinstance(dtype, str) else str((dtype or {}).get("config", ""))
+    name = name.lower().removeprefix("dt_").removeprefix("tf.")
+    floats = ("float", "float16", "float32", "float64", "double", "half", "bfloat16")
+    if name not in floats:
+        raise ConversionError(f"it casts to {name}; casts between floats are supported")
+    return tensor(x)
+
+
+@operation("clip")
+def clip(graph: Graph, x: Any, x_min: Any = None, x_max: Any = None) -> Value:
+    low, high = (None if bound is None else scalar(bound) for bound in (x_min, x_max))
+    return activations.clip(graph, tensor(x), low, high)
+
+
+# --- reductions --------------------------------------------------------------------------
+
+
+@operation("mean", "sum", "max", "min")
+def reduce(graph: Graph, name: str, x: Any, axis: Any = None, keepdims: Any = False) -> Value:
+    value = tensor(x)
+    rank = len(value.shape)
+    if axis is None:
+        raise ConversionError("it reduces over the batch too; name the axes of a sample")
+    listed = axis.tolist() if isinstance(axis, np.ndarray) else axis
+    listed = listed if isinstance(listed, list) else [listed]
+    reduced = sorted({axis_of(a, rank) for a in listed})
+    kept = [a for a in range(rank) if a not in reduced]
+    if not kept and not keepdims:
+        raise ConversionError(
+            "it leaves a single number without an axis for each sample; give keepdims=True"
+        )
+    if not reduced:
+        return value
+    count = math.prod(value.shape[a] for a in reduced)
+    if name == "min":
+        value = negative(graph, value)
+    pooled = _pooled(graph, value, kept, reduced, name)
+    if name == "min":
+        pooled = negative(graph, pooled)
+    if name == "sum":
+        pooled = graph.with_constant("Mul", pooled, np.array(count, np.float32), "count")
+    shape = tuple(
+        1 if a in reduced else n for a, n in enumerate(value.shape) if keepdims or a in kept
+    )
+    if len(shape) == 1:
+        return graph.flat(graph.flatten(pooled)) if len(pooled.shape) > 1 else pooled
+    return graph.reshaped(pooled, shape) if shape != pooled.shape else pooled
+
+
+def _pooled(graph: Graph, value: Value, kept: list[int], reduced: list[int], name: str) -> Value:
+    """A global pooling over `reduced`: in natural order, the kept axes and ones."""
+    op = "GlobalMaxPool" if name in ("max", "min") else "GlobalAveragePool"
+    rank = len(value.shape)
+    shape = tuple(value.shape[a] for a in kept)
+    # A flat value may stay in whatever order it is.
+    value = graph.flat(value) if rank == 1 else graph.arranged(value, (*kept, *reduced))
+    if len(kept) != 1 or len(reduced) > 2:
+        rows = graph.constant(np.array([-1, math.prod(shape), _count(value, reduced)]), "rows")
+        name = graph.emit(op, [graph.emit("Reshape", [value.name, rows])])
+        return graph.reshaped(graph.value(name, (math.prod(shape), 1)), shape or (1,))
+    return graph.value(graph.emit(op, [value.name]), (*shape, *(1 for _ in reduced)))
+
+
+def _count(value: Value, axes: list[int]) -> int:
+    return math.prod(value.shape[a] for a in axes)
+
+
+# --- joins -------------------------------------------------------------------------------
+
+
+def _listed(xs: Any) -> list[Any]:
+    xs = [xs] if isinstance(xs, Value) else xs
+    if not isinstance(xs, list) or not xs:
+        raise ConversionError("it is called on something that is no list of tensors")
+    return xs
 
 
 @operation("concatenate")
-def concatenate(graph: Graph, given: Given, keras: tuple[int, int]) -> Value:
-    values = _tensors(given.get(0, "xs", "values"))
-    axis = _axis(given.get(1, "axis", default=0), len(values[0].shape))
-    layer = Layer("concatenate", "Concatenate", {"axis": axis + 1})
-    return merging.concatenate(graph, layer, values, keras)
+def concatenate(graph: Graph, xs: Any, axis: Any = 0) -> Value:
+    values = [tensor(x) for x in _listed(xs)]
+    return concatenated(graph, values, axis_of(axis, len(values[0].shape)))
 
 
 @operation("stack")
-def stack(graph: Graph, given: Given, keras: tuple[int, int]) -> Value:
-    values = _tensors(given.get(0, "x", "xs", "values"))
-    axis = _axis(given.get(1, "axis", default=0), len(values[0].shape) + 1)
-    expanded = [_with_axis(graph, value, axis) for value in values]
-    layer = Layer("stack", "Concatenate", {"axis": axis + 1})
-    return merging.concatenate(graph, layer, expanded, keras)
-
-
-def _tensors(values: Any) -> list[Value]:
-    found = values if isinstance(values, list) else [values]
-    if not found or not all(isinstance(value, Value) for value in found):
-        raise ConversionError("it joins something that is not a tensor")
-    return found
-
-
-def _with_axis(graph: Graph, value: Value, axis: int) -> Value:
-    shape = (*value.shape[:axis], 1, *value.shape[axis:])
-    return graph.reshaped(graph.natural(value), shape)
-
-
-@operation("expand_dims")
-def expand_dims(graph: Graph, given: Given, keras: tuple[int, int]) -> Value:
-    x = given.tensor()
-    return _with_axis(graph, x, _axis(given.get(1, "axis", default=-1), len(x.shape) + 1))
-
-
-@operation("squeeze")
-def squeeze(graph: Graph, given: Given, keras: tuple[int, int]) -> Value:
-    x = given.tensor()
-    axes = given.get(1, "axis")
-    if axes is None:
-        gone = {i for i, d in enumerate(x.shape) if d == 1}
-    else:
-        gone = {_axis(a, len(x.shape)) for a in (axes if isinstance(axes, list) else [axes])}
-    if any(x.shape[axis] != 1 for axis in gone):
-        raise ConversionError("it drops axes that are longer than 1")
-    shape = tuple(d for i, d in enumerate(x.shape) if i not in gone)
-    return graph.reshaped(graph.natural(x), shape)
-
-
-@operation("reshape")
-def reshape(graph: Graph, given: Given, keras: tuple[int, int]) -> Value:
-    shape = given.get(1, "newshape", "shape")
-    if not isinstance(shape, list) or not shape or shape[0] not in (-1, None):
-        raise ConversionError(
-            f"it reshapes to {shape!r}; the batch has to stay the first axis (-1)"
-        )
-    layer = Layer("reshape", "Reshape", {"target_shape": shape[1:]})
-    return reshaping.reshape(graph, layer, [given.tensor()], keras)
-
-
-@operation("transpose")
-def transpose(graph: Graph, given: Given, keras: tuple[int, int]) -> Value:
-    x = given.tensor(0, "a")
-    order = given.get(1, "axes", "perm")
-    if not isinstance(order, list) or not order or order[0] != 0:
-        raise ConversionError("it moves the batch axis")
-    axes = tuple(_axis(a, len(x.shape)) for a in order[1:])
-    if sorted(axes) != list(range(len(x.shape))):
-        raise ConversionError(f"its order {order} is no order of its input's axes")
-    natural = graph.natural(x)
-    return natural if len(axes) == 1 else reshaping.permuted(natural, axes)
-
-
-@operation("getitem")
-def getitem(graph: Graph, given: Given, keras: tuple[int, int]) -> Value:
-    """Slices, single places, new axes and an ellipsis; the batch stays whole."""
-    x = graph.natural(given.tensor())
-    key = given.get(1, "key", "slice_spec")
-    keys = _expanded(key if isinstance(key, list) else [key], len(x.shape) + 1)
-    if keys[0] != slice(None):
-        raise ConversionError("it picks samples out of the batch")
-    shape: list[int] = []
-    axis = 0
-    for item in keys[1:]:
-        if item is None:
-            shape.append(1)
-            continue
-        size = x.shape[axis]
-        if type(item) is int:
-            if not -size <= item < size:
-                raise ConversionError(f"it picks element {item} of {size}")
-            rows = [item % size]
-        elif isinstance(item, slice) and all(
-            v is None or type(v) is int for v in (item.start, item.stop, item.step)
-        ):
-            rows = list(range(size)[item])
-            shape.append(len(rows))
-        else:
-            raise ConversionError(f"it is indexed by {item!r}, which is not supported")
-        x = _rows(graph, x, axis, rows)
-        axis += 1
-    return x if tuple(shape) == x.shape else graph.reshaped(x, tuple(shape))
-
-
-def _expanded(keys: list[Any], rank: int) -> list[Any]:
-    """The keys with an ellipsis, or nothing at the end, spelled out."""
-    used = sum(key is not None and key is not Ellipsis for key in keys)
-    if used > rank or sum(key is Ellipsis for key in keys) > 1:
-        raise ConversionError("it has more indices than there are axes")
-    rest = [slice(None)] * (rank - used)
-    at = next((i for i, key in enumerate(keys) if key is Ellipsis), len(keys))
-    return [*keys[:at], *rest, *keys[at + 1 :]]
-
-
-def _rows(graph: Graph, x: Value, axis: int, rows: list[int]) -> Value:
-    if rows == list(range(x.shape[axis])):
-        return x
-    shape = (*x.shape[:axis], len(rows), *x.shape[axis + 1 :])
-    out = graph.value("", shape)
-    steps = {b - a for a, b in pairwise(rows)}
-    if len(rows) == 1 or (len(steps) == 1 and min(steps) > 0):
-        step = steps.pop() if steps else 1
-        ends = [
-            graph.constant(np.array([n]), name)
-            for n, name in (
-                (rows[0], "start"),
-                (rows[-1] + 1, "stop"),
-                (axis + 1, "axis"),
-                (step, "step"),
-            )
-        ]
-        return replace(out, name=graph.emit("Slice", [x.name, *ends]))
-    places = graph.constant(np.array(rows), "places")
-    return replace(out, name=graph.emit("Gather", [x.name, places], axis=axis + 1))
-
-
-# --- reductions ------------------------------------------------------------------------
-
-
-def _reduced(op: str) -> Emit:
-    def emit(graph: Graph, given: Given, keras: tuple[int, int]) -> Value:
-        x = graph.natural(given.tensor())
-        axes = given.get(1, "axis")
-        if axes is None:
-            raise ConversionError("it works across the batch; name the axes")
-        listed = axes if isinstance(axes, list) else [axes]
-        gone = sorted({_axis(a, len(x.shape)) for a in listed})
-        keep = bool(given.get(2, "keepdims", default=False))
-        if len(gone) == len(x.shape) and not keep:
-            raise ConversionError("nothing is left of a sample; reduce with keepdims=True")
-        shape = tuple(1 if i in gone else d for i, d in enumerate(x.shape) if keep or i not in gone)
-        numbers = [axis + 1 for axis in gone]
-        if op == "ReduceSum":
-            names = [x.name, graph.constant(np.array(numbers), "axes")]
-            name = graph.emit(op, names, keepdims=int(keep))
-        else:
-            name = graph.emit(op, [x.name], axes=numbers, keepdims=int(keep))
-        return graph.value(name, shape)
-
-    return emit
-
-
-for _name, _op in {
-    "mean": "ReduceMean",
-    "sum": "ReduceSum",
-    "max": "ReduceMax",
-    "min": "ReduceMin",
-}.items():
-    operation(_name)(_reduced(_op))
+def stack(graph: Graph, xs: Any, axis: Any = 0) -> Value:
+    values = [tensor(x) for x in _listed(xs)]
+    rank = len(values[0].shape)
+    place = axis_of(axis, rank + 1)
+    if any(value.shape != values[0].shape for value in values):
+        raise ConversionError("it stacks tensors of different shapes")
+    shape = (*values[0].shape[:place], 1, *values[0].shape[place:])
+    rows = [graph.reshaped(graph.natural(value), shape) for value in values]
+    return concatenated(graph, rows, place)

@@ -51,6 +51,8 @@ def keras_layer(*class_names: str, weights: Roles | Sequence[str] = ()) -> Calla
 
 def kind_of(layer: Layer) -> LayerKind:
     """The kind of a layer; a ConversionError that says what to do if there is none."""
+    if layer.operation is not None:
+        return OPERATION
     kind = LAYERS.get(layer.class_name)
     if kind is None:
         raise ConversionError(f"{layer.place}: {_why_not(layer.class_name)}")
@@ -67,13 +69,15 @@ def _why_not(class_name: str) -> str:
         return "recurrent layers are not supported; use Conv1D and pooling over time instead"
     if "Attention" in class_name:
         return "attention is not supported; use convolutions and pooling instead"
-    if class_name == "TensorFlowOpLayer":
-        return (
-            "a TensorFlow operation was used as a layer; use the Keras layer instead "
-            "(Add, Multiply, Rescaling, Reshape, ...)"
-        )
     return "this class is not supported; docs/keras.md lists the classes that are"
 
+
+def _no_layer(graph: Graph, layer: Layer, inputs: list[Value], keras: tuple[int, int]) -> Value:
+    raise ConversionError("an operation was called as a layer")
+
+
+OPERATION = LayerKind(_no_layer, lambda config: (), "operations", "")
+"""What operations are as layers: without weights. `operations.operate` emits them."""
 
 _RECURRENT = frozenset(
     {"RNN", "SimpleRNN", "LSTM", "GRU", "Bidirectional", "ConvLSTM1D", "ConvLSTM2D", "ConvLSTM3D",

@@ -1,183 +1,338 @@
-"""Operations on Keras' tensors (`x + y`, `x[:, 1:]`, `keras.ops`), as files hold them."""
+"""Arithmetic on Keras' tensors, `x[:, ::2]` and `keras.ops`: as Keras 3 and tf.keras write it."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("KERAS_BACKEND", "torch")
-
+import h5py
 import numpy as np
 import pytest
+from engines.ottt.ottt_session import Session
 
 import converters
-from converters import ConversionError
-from converters.operations import Slot, operation_of, read_arguments
+from converters.keras_arguments import of_operation
+from converters.keras_layers import operations
+from converters.keras_operations import CALLS, is_keras3_operation
 
-keras = pytest.importorskip("keras")
-ops = keras.ops
+HAS_KERAS = importlib.util.find_spec("keras") is not None
+os.environ.setdefault("KERAS_BACKEND", "torch")
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
-Function = Callable[..., Any]
+ROW = np.array([-1.5, -0.5, 0.5, 1.5], np.float32)
+MATRIX = np.linspace(-1, 1, 12, dtype=np.float32).reshape(4, 3)
 
-FLAT: dict[str, Function] = {
-    "x + y": lambda x, y: x + y,
-    "x - y": lambda x, y: x - y,
-    "x * y": lambda x, y: x * y,
-    "x + 2": lambda x, y: x + 2,
-    "2 + x": lambda x, y: 2 + x,
-    "x * 0.17": lambda x, y: x * 0.17,
-    "x / 3": lambda x, y: x / 3,
-    "1 - x": lambda x, y: 1 - x,
-    "x - 0.5": lambda x, y: x - 0.5,
-    "-x": lambda x, y: -x,
-    "x ** 2": lambda x, y: x**2,
-    "1 / (x * x + 1)": lambda x, y: 1 / (x * x + 1),
-    "constant vector": lambda x, y: x * np.linspace(-1, 1, 6).astype(np.float32),
-    "x[:, :4]": lambda x, y: x[:, :4],
-    "x[:, ::2]": lambda x, y: x[:, ::2],
-    "x[:, 1:-1]": lambda x, y: x[:, 1:-1],
-    "x[..., 2:3]": lambda x, y: x[..., 2:3],
-    "x[:, None, :]": lambda x, y: keras.layers.Flatten()(x[:, None, :]),
-    "maximum": lambda x, y: ops.maximum(x, y),
-    "minimum with a constant": lambda x, y: ops.minimum(x, 0.3),
-    "relu": lambda x, y: ops.relu(x),
-    "relu6": lambda x, y: ops.relu6(x * 10),
-    "sigmoid": lambda x, y: ops.sigmoid(x) * 2,
-    "tanh": lambda x, y: ops.tanh(x) + 1,
-    "silu": lambda x, y: ops.silu(x),
-    "gelu": lambda x, y: ops.gelu(x),
-    "gelu, exact": lambda x, y: ops.gelu(x, approximate=False),
-    "leaky relu": lambda x, y: ops.leaky_relu(x, negative_slope=0.3),
-    "elu": lambda x, y: ops.elu(x, alpha=0.7),
-    "hard sigmoid": lambda x, y: ops.hard_sigmoid(x * 4),
-    "hard silu": lambda x, y: ops.hard_silu(x * 4),
-    "softplus": lambda x, y: ops.softplus(x),
-    "softmax": lambda x, y: ops.softmax(x),
-    "clip": lambda x, y: ops.clip(x, -0.5, 0.25),
-    "abs": lambda x, y: ops.abs(x),
-    "square": lambda x, y: ops.square(x),
-    "exp": lambda x, y: ops.exp(x) + 1,
-    "concatenate": lambda x, y: ops.concatenate([x, y], axis=-1),
-    "stack": lambda x, y: keras.layers.Flatten()(ops.stack([x, y], axis=1)),
-    "reshape": lambda x, y: keras.layers.Flatten()(ops.reshape(x, (-1, 2, 3))),
-    "expand and squeeze": lambda x, y: ops.squeeze(ops.expand_dims(x, 1), 1),
-    "mean": lambda x, y: ops.mean(x, axis=1, keepdims=True),
-    "sum": lambda x, y: ops.sum(x, axis=-1, keepdims=True),
+Operate = Callable[[Any, Any, Any], Any]
+
+# Each with real Keras: f(keras.ops, a, b) on tensors of shape (batch, 6, 4).
+OPERATIONS: dict[str, Operate] = {
+    "a + b": lambda ops, a, b: a + b,
+    "1 - a": lambda ops, a, b: 1 - a,
+    "a * row": lambda ops, a, b: a * ROW,
+    "a / 3": lambda ops, a, b: a / 3,
+    "-a": lambda ops, a, b: -a,
+    "a ** 2": lambda ops, a, b: a**2,
+    "(a - b) ** 2": lambda ops, a, b: (a - b) ** 2,
+    "abs(a)": lambda ops, a, b: abs(a),
+    "a @ matrix": lambda ops, a, b: a @ MATRIX,
+    "a + b[:, :1]": lambda ops, a, b: a + b[:, :1],
+    "a[:, 0]": lambda ops, a, b: a[:, 0],
+    "a[:, -2:, 1]": lambda ops, a, b: a[:, -2:, 1],
+    "a[..., 1:3]": lambda ops, a, b: a[..., 1:3],
+    "a[:, None]": lambda ops, a, b: a[:, None],
+    "a[:, ::2, 1:]": lambda ops, a, b: a[:, ::2, 1:],
+    "relu": lambda ops, a, b: ops.relu(a),
+    "leaky_relu": lambda ops, a, b: ops.leaky_relu(a, 0.3),
+    "elu": lambda ops, a, b: ops.elu(a, 0.5),
+    "gelu": lambda ops, a, b: ops.gelu(a),
+    "exact gelu": lambda ops, a, b: ops.gelu(a, approximate=False),
+    "softmax over the second axis": lambda ops, a, b: ops.softmax(a, axis=1),
+    "a * sigmoid(a)": lambda ops, a, b: a * ops.sigmoid(a),
+    "clip": lambda ops, a, b: ops.clip(a, -0.5, 0.25),
+    "maximum of a number": lambda ops, a, b: ops.maximum(a, 0.2),
+    "minimum of a row": lambda ops, a, b: ops.minimum(a, ROW),
+    "minimum": lambda ops, a, b: ops.minimum(a, b),
+    "mean over time": lambda ops, a, b: ops.mean(a, axis=1),
+    "mean over features": lambda ops, a, b: ops.mean(a, axis=-1, keepdims=True),
+    "sum over both": lambda ops, a, b: ops.sum(a, axis=(1, 2), keepdims=True),
+    "max": lambda ops, a, b: ops.max(a, axis=-1),
+    "min": lambda ops, a, b: ops.min(a, axis=1),
+    "average": lambda ops, a, b: ops.average(a, axis=2),
+    "concatenate": lambda ops, a, b: ops.concatenate([a, b], axis=-1),
+    "stack": lambda ops, a, b: ops.stack([a, b], axis=2),
+    "reshape": lambda ops, a, b: ops.reshape(a, (-1, 3, 8)),
+    "transpose": lambda ops, a, b: ops.transpose(a, (0, 2, 1)),
+    "moveaxis": lambda ops, a, b: ops.moveaxis(ops.expand_dims(a, 1), 1, -1),
+    "swapaxes": lambda ops, a, b: ops.swapaxes(a, 1, 2),
+    "squeeze": lambda ops, a, b: ops.squeeze(ops.expand_dims(a, 2), 2),
+    "flip": lambda ops, a, b: ops.flip(a, axis=1),
+    "roll": lambda ops, a, b: ops.roll(a, 2, axis=1),
+    "repeat": lambda ops, a, b: ops.repeat(a, 2, axis=2),
+    "tile": lambda ops, a, b: ops.tile(a, (1, 2, 3)),
+    "take": lambda ops, a, b: ops.take(a, [3, 0], axis=1),
+    "a part of split": lambda ops, a, b: ops.split(a, [1, 4], axis=1)[1],
+    "pad": lambda ops, a, b: ops.pad(a, [[0, 0], [1, 0], [2, 1]], constant_values=0.5),
+    "reflected pad": lambda ops, a, b: ops.pad(a, [[0, 0], [2, 1], [0, 3]], mode="reflect"),
+    "cast": lambda ops, a, b: ops.cast(a, "float32"),
+    "clipped relu": lambda ops, a, b: activations().relu(a, max_value=0.25),
 }
-IMAGES: dict[str, Function] = {
-    "mean over the image": lambda x: ops.mean(x, axis=(1, 2)),
-    "max over rows": lambda x: ops.max(x, axis=1),
-    "min over channels": lambda x: ops.min(x, axis=-1, keepdims=True),
-    "sum of channels": lambda x: ops.sum(x, axis=3),
-    "crop": lambda x: x[:, 1:-1, 2:],
-    "one channel": lambda x: x[..., 1],
-    "one row": lambda x: x[:, 0],
-    "transpose": lambda x: ops.transpose(x, (0, 2, 1, 3)),
-    "scale and shift": lambda x: x * 2.0 - 1.0,
-    "per channel": lambda x: x - np.array([0.1, 0.2, 0.3], np.float32),
-    "residual": lambda x: x + keras.layers.Conv2D(3, 3, padding="same")(x),
-}
 
 
-def flat_model(function: Function) -> Any:
-    x = keras.Input((6,))
-    y = keras.layers.Dense(6)(x)
-    return keras.Model(x, keras.layers.Dense(3)(function(keras.layers.Dense(6)(x), y)))
+def activations() -> Any:
+    import keras
+
+    return keras.activations
 
 
-def image_model(function: Function) -> Any:
-    x = keras.Input((5, 4, 3))
-    return keras.Model(x, keras.layers.Dense(2)(keras.layers.Flatten()(function(x))))
+@pytest.fixture(scope="module")
+def model() -> Any:
+    """One model with an output per operation, each behind a layer with weights."""
+    if not HAS_KERAS:
+        pytest.skip("Keras is not installed")
+    import keras
+
+    keras.utils.set_random_seed(3)
+    a, b = keras.Input((6, 4), name="a"), keras.Input((6, 4), name="b")
+    hidden = keras.layers.Dense(4)(a)
+    outputs = [keras.ops.add(f(keras.ops, hidden, b), 0) for f in OPERATIONS.values()]
+    return keras.Model([a, b], outputs)
 
 
-def assert_converts(model: Any, tmp_path: Path) -> None:
-    x = np.random.default_rng(3).normal(size=(7, *model.input_shape[1:])).astype(np.float32)
-    expected = np.asarray(keras.ops.convert_to_numpy(model(x)))
-    for name in ("m.keras", "m.h5"):
-        model.save(tmp_path / name)
-        got = converters.convert(tmp_path / name).predict(x)
-        np.testing.assert_allclose(got, expected, atol=2e-5)
-    np.testing.assert_allclose(converters.convert(model).predict(x), expected, atol=2e-5)
+def sample() -> list[np.ndarray]:
+    random = np.random.default_rng(0)
+    return [random.uniform(-1, 1, (3, 6, 4)).astype(np.float32) for _ in "ab"]
 
 
-@pytest.mark.parametrize("name", FLAT)
-@pytest.mark.filterwarnings("ignore")
-def test_an_operation_on_features(name: str, tmp_path: Path) -> None:
-    assert_converts(flat_model(FLAT[name]), tmp_path)
+@pytest.mark.parametrize("suffix", [".keras", ".h5", None])
+def test_an_operation_gives_what_keras_3_gives(
+    model: Any, suffix: str | None, tmp_path: Path
+) -> None:
+    source = model
+    if suffix:
+        source = tmp_path / f"model{suffix}"
+        model.save(source)
+    expected = model.predict(sample(), verbose=0)
+    found = converters.convert(source).predict(sample())
+    for label, got, wanted in zip(OPERATIONS, found, expected, strict=True):
+        assert got.shape == wanted.shape, label
+        np.testing.assert_allclose(got, wanted, atol=2e-6, err_msg=label)
 
 
-@pytest.mark.parametrize("name", IMAGES)
-@pytest.mark.filterwarnings("ignore")
-def test_an_operation_on_images(name: str, tmp_path: Path) -> None:
-    assert_converts(image_model(IMAGES[name]), tmp_path)
+def test_operations_give_on_shares_what_keras_gives(model: Any) -> None:
+    converted = converters.convert(model)
+    expected = model.predict(sample(), verbose=0)
+    with Session(converted.onnx, 2, {"pool_queries": 4}, input_range=(-1, 1)) as session:
+        answers = session.query(*sample())
+    for label, got, wanted in zip(OPERATIONS, answers, expected, strict=True):
+        np.testing.assert_allclose(got, wanted, atol=2e-3, err_msg=label)
 
 
 @pytest.mark.parametrize(
-    ("function", "words"),
+    ("operate", "says"),
     [
-        (lambda x, y: ops.cumsum(x, axis=1), ["cumsum", "not supported", "mean"]),
-        (lambda x, y: ops.flip(x, axis=0), ["flip"]),
-        (lambda x, y: ops.matmul(x, ops.transpose(y)), ["batch"]),
+        (lambda ops, a: a // 2, "FloorDivide"),
+        (lambda ops, a: ops.matmul(a, ops.transpose(a, (0, 2, 1))), "Matmul"),
+        (lambda ops, a: ops.var(a, axis=1), "Var"),
+        (lambda ops, a: ops.cast(a, "int32"), "casts to int32"),
+        (lambda ops, a: ops.take(a, [0], axis=0), "batch"),
+        (lambda ops, a: ops.concatenate([a, a], axis=0), "batch"),
+        (lambda ops, a: ops.reshape(a, (2, -1, 4)), "batch"),
+        (lambda ops, a: ops.max(a, axis=(1, 2)), "keepdims"),
     ],
 )
-@pytest.mark.filterwarnings("ignore")
-def test_what_is_not_supported_is_named(
-    function: Function, words: list[str], tmp_path: Path
+def test_an_operation_that_cannot_be_served_is_refused_by_name(
+    operate: Callable[[Any, Any], Any], says: str, tmp_path: Path
 ) -> None:
-    x = keras.Input((6,))
-    out = function(keras.layers.Dense(6)(x), keras.layers.Dense(6)(x))
-    keras.Model(x, out).save(tmp_path / "m.keras")
-    with pytest.raises(ConversionError) as refusal:
-        converters.convert(tmp_path / "m.keras")
-    assert all(word in str(refusal.value) for word in words), refusal.value
+    if not HAS_KERAS:
+        pytest.skip("Keras is not installed")
+    import keras
+
+    a = keras.Input((6, 4), name="a")
+    with pytest.raises(converters.ConversionError, match=says):
+        converters.convert(keras.Model(a, operate(keras.ops, a)))
 
 
-def ref(value: object) -> tuple[str, int, int]:
-    name, call, output = value[:3]  # type: ignore[index]
-    return name, call, output
+# --- tf.keras, whose files are written by hand here: TensorFlow is not installed ----------
+
+T = ["a", 0, 0]
+
+
+def lambda_layer(function: str, named: dict[str, Any], first: Any = None) -> dict[str, Any]:
+    kind = "SlicingOpLambda" if function.endswith("getitem") else "TFOpLambda"
+    node = [*(first or T), {**named, "name": None}]
+    if function.endswith("getitem"):
+        node[3].pop("name")
+    return {
+        "class_name": kind,
+        "config": {"name": "op", "trainable": True, "dtype": "float32", "function": function},
+        "name": "op",
+        "inbound_nodes": [node],
+    }
+
+
+def joined(function: str, named: dict[str, Any]) -> dict[str, Any]:
+    layer = lambda_layer(function, {})
+    layer["inbound_nodes"] = [[["a", 0, 0, named], ["b", 0, 0, named]]]
+    return layer
+
+
+def node_layer(op: str, constants: dict[str, Any], tensors: int = 1, **attributes: Any) -> dict:
+    """As tf.keras 2.0 to 2.3 wrote operations."""
+    attr = {k: {"b": v} if isinstance(v, bool) else {"i": str(v)} for k, v in attributes.items()}
+    return {
+        "class_name": "TensorFlowOpLayer",
+        "config": {
+            "name": op, "trainable": True, "dtype": "float32", "constants": constants,
+            "node_def": {"name": op, "op": op, "input": ["a"], "attr": attr},
+        },
+        "name": "op",
+        "inbound_nodes": [[["a", 0, 0, {}], ["b", 0, 0, {}]][:tensors]],
+    }  # fmt: skip
+
+
+def stored(layer: dict[str, Any], path: Path, version: str = "2.12.0") -> Path:
+    inputs = [
+        {
+            "class_name": "InputLayer", "name": name, "inbound_nodes": [],
+            "config": {"batch_input_shape": [None, 6, 4], "name": name},
+        }
+        for name in "ab"
+    ]  # fmt: skip
+    config = {
+        "name": "model",
+        "layers": [*inputs, layer],
+        "input_layers": [["a", 0, 0], ["b", 0, 0]],
+        "output_layers": [["op", 0, 0]],
+    }
+    with h5py.File(path, "w") as file:
+        file.attrs["keras_version"] = version
+        file.attrs["model_config"] = json.dumps({"class_name": "Functional", "config": config})
+        file.create_group("model_weights").attrs["layer_names"] = np.array([], "S1")
+    return path
+
+
+SLICE = [{"start": None, "stop": None, "step": None}, {"start": 1, "stop": None, "step": 2}]
+TF_OPERATIONS: list[tuple[dict[str, Any], Callable[[Any, Any], Any]]] = [
+    (lambda_layer("__operators__.add", {"y": ["b", 0, 0]}), lambda a, b: a + b),
+    (lambda_layer("math.multiply", {"y": 2.5}), lambda a, b: a * 2.5),
+    (lambda_layer("math.subtract", {"y": T}, ["_CONSTANT_VALUE", -1, 1.0]), lambda a, b: 1 - a),
+    (lambda_layer("math.truediv", {"y": 4}), lambda a, b: a / 4),
+    (lambda_layer("math.add", {"y": ROW.tolist()}), lambda a, b: a + ROW),
+    (lambda_layer("nn.relu", {}), lambda a, b: np.maximum(a, 0)),
+    (
+        {**lambda_layer("nn.relu", {}), "inbound_nodes": [[["a", 0, 0, {"name": None}]]]},
+        lambda a, b: np.maximum(a, 0),
+    ),
+    (lambda_layer("nn.leaky_relu", {"alpha": 0.1}), lambda a, b: np.where(a > 0, a, 0.1 * a)),
+    (
+        lambda_layer("clip_by_value", {"clip_value_min": -0.1, "clip_value_max": 0.5}),
+        lambda a, b: np.clip(a, -0.1, 0.5),
+    ),
+    (lambda_layer("math.reduce_mean", {"axis": [1]}), lambda a, b: a.mean(1)),
+    (
+        lambda_layer("math.reduce_max", {"axis": -1, "keepdims": True}),
+        lambda a, b: a.max(-1, keepdims=True),
+    ),
+    (lambda_layer("reshape", {"shape": [-1, 3, 8]}), lambda a, b: a.reshape(-1, 3, 8)),
+    (lambda_layer("compat.v1.transpose", {"perm": [0, 2, 1]}), lambda a, b: a.swapaxes(1, 2)),
+    (lambda_layer("expand_dims", {"axis": -1}), lambda a, b: a[..., None]),
+    (lambda_layer("cast", {"dtype": "float32"}), lambda a, b: a),
+    (
+        lambda_layer("pad", {"paddings": [[0, 0], [1, 1], [0, 0]], "mode": "REFLECT"}),
+        lambda a, b: np.pad(a, [(0, 0), (1, 1), (0, 0)], mode="reflect"),
+    ),
+    (joined("concat", {"axis": 1}), lambda a, b: np.concatenate([a, b], 1)),
+    (joined("stack", {"axis": 1}), lambda a, b: np.stack([a, b], 1)),
+    (joined("math.add_n", {}), lambda a, b: a + b),
+    (lambda_layer("__operators__.getitem", {"slice_spec": SLICE}), lambda a, b: a[:, 1::2]),
+    (
+        lambda_layer("__operators__.getitem", {"slice_spec": [SLICE[0], -1]}),
+        lambda a, b: a[:, -1],
+    ),
+    (
+        lambda_layer(
+            "__operators__.getitem",
+            {"slice_spec": [{"class_name": "__ellipsis__"}, {"start": 0, "stop": 2, "step": None}]},
+        ),
+        lambda a, b: a[..., :2],
+    ),
+    (node_layer("AddV2", {}, 2), lambda a, b: a + b),
+    (node_layer("Mul", {"1": 0.5}), lambda a, b: a * 0.5),
+    (node_layer("Sub", {"0": 1.0}), lambda a, b: 1 - a),
+    (node_layer("Mean", {"1": [2]}, keep_dims=True), lambda a, b: a.mean(2, keepdims=True)),
+    (node_layer("ConcatV2", {"2": -1}, 2), lambda a, b: np.concatenate([a, b], -1)),
+    (
+        node_layer(
+            "StridedSlice", {"1": [0, 1], "2": [0, 4], "3": [1, 2]}, begin_mask=1, end_mask=1
+        ),
+        lambda a, b: a[:, 1:4:2],
+    ),
+    (
+        node_layer(
+            "StridedSlice", {"1": [0, 2], "2": [0, 3], "3": [1, 1]},
+            begin_mask=1, end_mask=1, shrink_axis_mask=2,
+        ),
+        lambda a, b: a[:, 2],
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("layer", "expected"), TF_OPERATIONS)
+def test_an_operation_of_tensorflow_gives_what_numpy_gives(
+    layer: dict[str, Any], expected: Callable[[Any, Any], Any], tmp_path: Path
+) -> None:
+    a, b = sample()
+    found = converters.convert(stored(layer, tmp_path / "model.h5")).predict([a, b])
+    wanted = expected(a, b)
+    assert found.shape == wanted.shape
+    np.testing.assert_allclose(found, wanted, atol=1e-6)
+
+
+def test_an_operation_that_moves_blocks_of_pixels(tmp_path: Path) -> None:
+    layer = lambda_layer("nn.depth_to_space", {"block_size": 2, "data_format": "NHWC"})
+    layer["inbound_nodes"] = [["r", 0, 0, layer["inbound_nodes"][0][3]]]
+    reshape = {
+        "class_name": "Reshape", "name": "r", "inbound_nodes": [[["a", 0, 0, {}]]],
+        "config": {"name": "r", "target_shape": [2, 3, 4]},
+    }  # fmt: skip
+    path = stored(layer, tmp_path / "model.h5")
+    with h5py.File(path, "r+") as file:
+        config = json.loads(file.attrs["model_config"])
+        config["config"]["layers"].insert(2, reshape)
+        file.attrs["model_config"] = json.dumps(config)
+    a, b = sample()
+    blocks = a.reshape(3, 2, 3, 2, 2, 1).transpose(0, 1, 3, 2, 4, 5).reshape(3, 4, 6, 1)
+    np.testing.assert_array_equal(converters.convert(path).predict([a, b]), blocks)
 
 
 @pytest.mark.parametrize(
-    ("node", "positional", "named", "refs"),
+    ("layer", "says"),
     [
-        ([["a", 0, 0, {"y": ["b", 0, 0], "name": None}]], [Slot(0)], {"y": Slot(1)}, "ab"),
-        ([["_CONSTANT_VALUE", -1, 1.0, {"y": ["b", 0, 0]}]], [1.0], {"y": Slot(0)}, "b"),
-        ([["a", 0, 0, {"y": 2}]], [Slot(0)], {"y": 2}, "a"),
-        (
-            [["a", 0, 0, {"axis": -1}], ["b", 0, 0, {"axis": -1}]],
-            [[Slot(0), Slot(1)]],
-            {"axis": -1},
-            "ab",
-        ),
-        (
-            [["a", 0, 0, {"slice_spec": [{"start": None, "stop": 4, "step": None}]}]],
-            [Slot(0)],
-            {"slice_spec": [slice(None, 4, None)]},
-            "a",
-        ),
-        (["a", 0, 0, {"axis": [1, 2]}], [Slot(0)], {"axis": [1, 2]}, "a"),
+        (lambda_layer("math.floordiv", {"y": 2}), r"tf\.math\.floordiv"),
+        (lambda_layer("nn.relu", {"surprise": 2}), "surprise"),
+        (lambda_layer("math.multiply", {"y": ["nowhere", 0, 0]}), "nowhere|inputs lead"),
+        (lambda_layer("math.multiply", {"y": float("nan")}), "finite"),
+        (lambda_layer("math.multiply", {"y": [[1.0, 2.0]] * 5}), "does not fit"),
+        (lambda_layer("math.multiply", {}), "without 'x2'"),
+        (lambda_layer("reshape", {"shape": [6, 4]}), "batch"),
+        (lambda_layer("tile", {"multiples": [1, 10**9, 1]}), "times"),
+        (node_layer("Conv2D", {}), "Conv2D"),
     ],
-)  # fmt: skip
-def test_tf_kerass_way_of_writing_a_call(
-    node: Any, positional: list, named: dict, refs: str
+)
+def test_an_operation_that_is_not_understood_is_refused(
+    layer: dict[str, Any], says: str, tmp_path: Path
 ) -> None:
-    found = read_arguments(json.loads(json.dumps(node)), ref, "layer 'tf.math.add'")
-    given = {k: v for k, v in found.named.items() if v is not None}
-    assert (found.positional, given) == (positional, named)
-    assert "".join(name for name, _, _ in found.refs) == refs
+    with pytest.raises(converters.ConversionError, match=says):
+        converters.convert(stored(layer, tmp_path / "model.h5"))
 
 
-def test_a_layer_that_shares_its_name_with_an_operation_stays_a_layer() -> None:
-    layer = {"name": "add", "trainable": True, "dtype": "float32"}
-    written_by_3 = [{"args": [], "kwargs": {}}]
-    assert operation_of("Add", layer, "keras.layers", written_by_3) is None
-    assert operation_of("Add", {"name": "add"}, "keras.layers", written_by_3) == "add"
-    assert operation_of("Merge", {"name": "merge_1"}, "keras.layers", [[["a", 0, 0]]]) is None
-    assert operation_of("TFOpLambda", {"function": "math.reduce_mean"}, "x", []) == "mean"
-    assert operation_of("MyLayer", {"name": "mine"}, "somebody.layers", written_by_3) is None
+def test_every_name_of_an_operation_leads_to_one_that_is_computed() -> None:
+    for calls in CALLS.values():
+        assert {call.operation for call in calls.values()} <= set(operations.OPERATIONS)
 
 
 @pytest.mark.parametrize(
@@ -189,6 +344,18 @@ def test_a_layer_that_shares_its_name_with_an_operation_stays_a_layer() -> None:
         [["a", 0, 0, {"y": {"class_name": "__lambda__"}}]],
     ],
 )  # fmt: skip
-def test_malformed_calls_are_refused(node: object) -> None:
-    with pytest.raises(ConversionError):
-        read_arguments(node, ref, "layer 'x'")
+def test_a_malformed_call_is_refused(node: object) -> None:
+    with pytest.raises(converters.ConversionError, match="layer 'x'"):
+        of_operation(node, "layer 'x'")
+
+
+def test_a_layer_that_shares_its_name_with_an_operation_stays_a_layer() -> None:
+    layer = {"class_name": "Add", "config": {"name": "add", "trainable": True}}
+    operation = {"class_name": "Add", "config": {"name": "add"}}
+    assert not is_keras3_operation(layer, layer["config"], (3, 4))
+    assert is_keras3_operation(operation, operation["config"], (3, 4))
+    assert not is_keras3_operation(operation, operation["config"], (2, 4))
+    elsewhere = {**operation, "module": "somebody.layers"}
+    assert not is_keras3_operation(elsewhere, elsewhere["config"], (3, 4))
+    own = {**operation, "module": "keras.src.ops.numpy", "registered_name": "Mine>Add"}
+    assert not is_keras3_operation(own, own["config"], (3, 4))

@@ -137,7 +137,8 @@ def test_an_architecture_file_that_is_missing_is_named(tmp_path: Path) -> None:
         ("Bidirectional", "recurrent"),
         ("Lambda", "never run"),
         ("MultiHeadAttention", "attention"),
-        ("TensorFlowOpLayer", "TensorFlow operation"),
+        ("TFOpLambda", "operation is not supported"),
+        ("TensorFlowOpLayer", "operation is not supported"),
         ("Embedding", "docs/keras.md"),
     ],
 )
