@@ -34,7 +34,7 @@ HIDDEN_REFUSED = {
     "log_softmax": "has no op 'LogSoftmax'",
 }
 """Where another layer follows: e^30 at the default range, and what only a client computes."""
-APPLICATIONS_REFUSED = {"MobileNetV3Small": "it comes from 'keras.src.ops"}
+APPLICATIONS_REFUSED: dict[str, str] = {"ConvNeXtTiny": "LayerNormalization"}
 """Applications that may be refused, and a part of what is said then."""
 NO_ACTIVATIONS = {"deserialize", "get", "serialize"}
 
