@@ -30,7 +30,7 @@ MODEL_CLASSES = frozenset({"Sequential", "Model", "Functional"})
 KERAS_MODULES = ("keras.layers", "keras.models", "keras.engine", "keras.src.layers",
                  "keras.src.models", "keras.src.engine", "tensorflow.keras",
                  "tf_keras.src.layers", "tf_keras.src.models", "tf_keras.src.engine",
-                 "tf_keras.layers", "tf_keras.models")  # fmt: skip
+                 "tf_keras.layers", "tf_keras.models", "keras.src.applications")  # fmt: skip
 
 
 @dataclass

@@ -63,6 +63,20 @@ def with_rank(graph: Graph, value: Value, rank: int) -> Value:
     return graph.reshaped(value, shape)
 
 
+@keras_layer("CustomScaleLayer")
+def scaled_residual(
+    graph: Graph, layer: Layer, inputs: list[Value], keras: tuple[int, int]
+) -> Value:
+    """Of Keras' InceptionResNetV2: the first input and a part of the second."""
+    if len(inputs) != 2:
+        raise ConversionError(f"it is called on {len(inputs)} tensors instead of two")
+    scale = layer.config.get("scale")
+    if isinstance(scale, bool) or not isinstance(scale, int | float):
+        raise ConversionError(f"its scale {scale!r} is not a number")
+    part = graph.with_constant("Mul", inputs[1], np.array(float(scale)), "scale")
+    return merge(graph, Layer(layer.name, "Add", {}), [inputs[0], part], keras)
+
+
 @keras_layer("Concatenate")
 def concatenate(graph: Graph, layer: Layer, inputs: list[Value], keras: tuple[int, int]) -> Value:
     """Any axis but the batch."""
