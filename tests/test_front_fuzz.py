@@ -7,6 +7,7 @@ import os
 import random
 import struct
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import numpy as np
@@ -27,7 +28,21 @@ ODD: list[object] = [
     *({"binary_data_size": size} for size in (10**30, -8, True, 6272)),
     *("INT64", "FP32", "../..", "input_layer"),
 ]
-LENGTHS = ["0", "1", "10", "9" * 12, "9" * 4300, "-1", "+5", "1e3", "\xb2", "0x10", "1,2"]
+LENGTHS = [
+    "0",
+    "1",
+    "10",
+    "9" * 12,
+    "9" * 4300,
+    "9" * 4301,
+    "9" * 20_000,
+    "-1",
+    "+5",
+    "1e3",
+    "\xb2",
+    "0x10",
+    "1,2",
+]
 
 
 @pytest.fixture(scope="module")
@@ -135,6 +150,44 @@ def whole(message: object) -> bool:
         return tensor["shape"] == [1, 28, 28, 1] and len(tensor["data"]) == 784
     except (TypeError, KeyError, ValueError):
         return False
+
+
+@pytest.mark.parametrize(
+    ("change", "headers"),
+    [
+        ({"id": "\ud800"}, {}),
+        ({"id": "a\nb"}, {}),
+        ({"id": "\x00"}, {}),
+        ({"name": "\udfff", "datatype": "FP32"}, {}),
+        ({"name": "\ud800", "shape": "x"}, {}),
+        ({"name": "\ud800"}, {}),
+        ({"shape": [0, 2**31 - 1, 2**31 - 1, 2**31 - 1], "data": []}, {}),
+        ({"shape": [2**31 - 1] * 16, "data": []}, {}),
+        ({"data": [10**4000] * 784}, {}),
+        ({}, {oip.HEADER_LENGTH: "9" * 4301}),
+        ({}, {oip.HEADER_LENGTH: "9" * 20_000}),
+        ({}, {oip.HEADER_LENGTH: "\xb2"}),
+        ({}, {"Content-Length-Odd": "9" * 5000}),
+    ],
+)
+def test_the_oddest_queries_are_answered_at_every_party(
+    digits: Digits, fronts: list[httpx.Client], change: dict, headers: dict
+) -> None:
+    """Each compute party gets its part of the query, so that whatever is whole is answered."""
+    about = fronts[0].get(MODEL).json()
+    message = base(about["inputs"][0]["name"])
+    target = message if "id" in change else message["inputs"][0]  # type: ignore[index]
+    target.update(change)  # type: ignore[attr-defined]
+    path = f"{MODEL}/versions/{about['versions'][0]}/infer"
+    encoded = {k: v.encode("latin-1") for k, v in headers.items()}
+    body = json.dumps(message).encode()
+    with digits.serving(), ThreadPoolExecutor(3) as pool:
+        answers = list(
+            pool.map(lambda front: front.post(path, content=body, headers=encoded), fronts)
+        )
+    for answer in answers:
+        assert answer.status_code < 500, answer.text
+        answer.json()
 
 
 @pytest.mark.parametrize("path", ["/v2", "/v2/models/%ed%a0%80", "/v2/%c3%28", "/\\x", "/v2?a=%ff"])

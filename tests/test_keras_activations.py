@@ -14,6 +14,7 @@ from privserve.accuracy import TOLERABLE, compile_accurately
 from privserve.client import apply_activation
 from privserve.errors import ModelError
 from privserve.fixedpoint import encode
+from privserve.ranges import synthetic_samples
 from privserve.simulate import simulate
 
 if importlib.util.find_spec("keras") is None:
@@ -159,11 +160,18 @@ def test_an_activation_that_is_not_read_is_refused_by_its_name(keras: Any) -> No
 def test_an_application_of_keras_agrees_with_keras_or_is_refused(
     name: str, side: int, keras: Any
 ) -> None:
-    """Untrained and small: what counts is that layers of every kind come together rightly."""
+    """Untrained and small: what counts is that layers of every kind come together rightly.
+
+    Batch statistics are those of a batch, as in a trained network; without, signals vanish.
+    """
     keras.utils.set_random_seed(3)
     model = getattr(keras.applications, name)(
         weights=None, input_shape=(side, side, 3), classes=10, classifier_activation=None
     )
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.momentum = 0.0
+    model(synthetic_samples((side, side, 3), 0.0, 255.0, 8).astype(np.float32), training=True)
     try:
         error, said, answered = error_of_spread(model, (0.0, 255.0), rows=4)
     except (ModelError, converters.ConversionError) as refusal:

@@ -257,4 +257,4 @@ def test_a_party_without_free_descriptors_goes_on_when_there_are_some_and_logs_l
         model.share(cluster)
         with serving(cluster, model), ps.Client(cluster) as client:
             assert np.abs(client.query_model(X) - model.converted.predict(X)).max() < 1e-2
-        assert log.stat().st_size < 60_000
+        assert log.read_text().count("Too many open files") < 15

@@ -210,6 +210,7 @@ def test_a_frame_that_announces_more_than_its_lane_can_carry_costs_nothing(
         )
     channel = parties.mesh(1, lane).channels[0]
     held = len(parties.mesh(0, lane).channels[1].buffer)
+    parties.mesh(0, lane).set_timeout(5)
     channel._sock.sendall(channel.encrypt(struct.pack("<Q", most + 1)))
     with pytest.raises(PeerLost, match="can carry"):
         parties.mesh(0, lane).recv(1)
@@ -224,7 +225,7 @@ def test_a_first_frame_is_a_small_one(parties: Parties) -> None:
     stream = TlsStream(raw, client_context(config, config.parties[0]), server_hostname="carol")
     stream.handshake(10)
     channel = Channel(stream, "carol", "hello")
-    channel.set_timeout(10)
+    channel.set_timeout(5)
     channel._sock.sendall(channel.encrypt(struct.pack("<Q", HELLO_BYTES + 1)))
     with pytest.raises(PeerLost, match="closed"):
         channel.recv()

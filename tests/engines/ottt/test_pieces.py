@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import onnx
 import pytest
@@ -107,6 +109,22 @@ def corrections(
             skipped = piece.start + piece.mask_words
             sent[index] = made[0, word - skipped : end - skipped].copy()
     return sent
+
+
+def test_a_dealer_holds_room_for_the_most_packs_at_a_time_whatever_numbers_came(program):
+    """Under load every number comes; one set of buffers for each filled the memory."""
+    masks = dict(masks_of_weights(program, Prg()))
+    maker = PackMaker(program, [fresh_key(), fresh_key()], masks)
+    tracemalloc.start()
+    for made in maker.make(40):
+        assert len(made) == 40
+    once, _ = tracemalloc.get_traced_memory()
+    for count in (*range(1, 41), 7, 40):
+        for made in maker.make(count):
+            assert len(made) == count
+    often, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert often < 1.2 * once
 
 
 @given(

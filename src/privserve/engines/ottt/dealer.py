@@ -1,8 +1,8 @@
 """The dealer: makes packs for the compute parties and learns nothing.
 
-It sends each party two keys of its own and a common one when a session begins. From then on
-parties 1..n-1 draw their parts of every pack from their own streams, and party 0 draws its
-masks and is sent the rest. All that ever comes back is how many packs party 0 has room for.
+It sends each party two keys when a session begins. From then on parties 1..n-1 draw their
+parts of every pack from their own streams, and party 0 draws its masks and is sent the
+rest. All that ever comes back is how many packs party 0 has room for.
 """
 
 from __future__ import annotations
@@ -202,10 +202,9 @@ def deal(
     try:
         keys = []
         masks: dict[int, RingArray] = {}
-        check_key = fresh_key()
         for party in range(mesh.n):
             setup_key, pack_key = fresh_key(), fresh_key()
-            mesh.send(party, setup_key + pack_key + check_key)
+            mesh.send(party, setup_key + pack_key)
             keys.append(pack_key)
             for index, share in masks_of_weights(program, Prg(setup_key)):
                 if index in masks:
@@ -228,9 +227,8 @@ def deal(
         return
 
 
-def split_keys(frame: bytes | memoryview) -> tuple[bytes, bytes, bytes]:
-    """The set-up key, the pack key and the common check key from the dealer's first frame."""
-    if len(frame) != 3 * KEY_BYTES:
+def split_keys(frame: bytes | memoryview) -> tuple[bytes, bytes]:
+    """The set-up key and the pack key from the dealer's first frame."""
+    if len(frame) != 2 * KEY_BYTES:
         raise ClusterError("the dealer runs another version of privserve; use one everywhere")
-    setup, pack, check = (bytes(frame[i * KEY_BYTES : (i + 1) * KEY_BYTES]) for i in range(3))
-    return setup, pack, check
+    return bytes(frame[:KEY_BYTES]), bytes(frame[KEY_BYTES:])

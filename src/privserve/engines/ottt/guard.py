@@ -14,8 +14,9 @@ has e = x, which must be zero mod 2^bits. All e are shifted to the top of the ri
 Per row and op the parties fold all e of the op into FLAGS words, which are zero if all e are:
 
 1. random subset sums: coefficients (40 bits per element, fresh per batch, from a key that the
-   compute parties have in common) say which sums an element is added to. Some q is not zero:
-   then every sum is not zero with probability 1/2 at least, so all vanish with 2^-40 at most;
+   compute parties have in common, and nobody else) say which sums an element is added to. Some q
+   is not zero: then every sum is not zero with probability 1/2 at least, so all vanish with
+   2^-40 at most;
 2. a uniform FLAGS x FLAGS matrix from the same key, times the sums: the result is uniform among
    the vectors whose entries are all divisible by the power of two that divides all sums;
 3. plus shares of zero from the dealer, so that the shares are uniform with the right sum.

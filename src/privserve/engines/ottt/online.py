@@ -77,8 +77,9 @@ class Party:
     """The pool's, int64[slots, words]."""
     mesh: Mesh
     stats: Stats
-    checks: Prg
-    """All compute parties draw the same from it: coefficients that no client knows."""
+    checks: Prg | None
+    """All compute parties draw the same from it: coefficients that no client knows. None where
+    no range is guarded."""
 
     @property
     def lead(self) -> int:
@@ -136,7 +137,7 @@ class Evaluation:
             kept[...] = x
         if self._number is not None:
             self._number[0] = first
-        if self._flags:
+        if self._party.checks is not None:
             self._party.checks.fill(self._coefficients.data)
             self._party.checks.fill(self._matrix.reshape(-1).data)
         values = self._values

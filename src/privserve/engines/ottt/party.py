@@ -23,7 +23,7 @@ from privserve.engines.ottt.online import BoundLinear, Evaluation, Party, Stats,
 from privserve.engines.ottt.pool import Pool
 from privserve.errors import ClusterError, InputError
 from privserve.fixedpoint import RingArray
-from privserve.prg import Prg
+from privserve.prg import Prg, fresh_key
 from privserve.program import Program
 
 ONLINE = "online"
@@ -74,7 +74,7 @@ class Compute:
         self._broken = False
         self._sizes: dict[int, Evaluation] = {}
 
-        setup_key, pack_key, check_key = split_keys(self._dealer.recv(self._parties))
+        setup_key, pack_key = split_keys(self._dealer.recv(self._parties))
         self._stream = Prg(pack_key)
         self._linear = self._open_weights(shares, Prg(setup_key))
         parameters = {
@@ -90,11 +90,24 @@ class Compute:
             self.pool.packs,
             self._mesh,
             self.stats,
-            Prg(check_key),
+            self._common_stream() if self.program.guards else None,
         )
         self._thread = threading.Thread(target=self._fill_pool, name="packs", daemon=True)
         self._thread.start()
         self.pool.wait_for(min(ready_packs, slots))
+
+    def _common_stream(self) -> Prg:
+        """A stream that all compute parties draw alike, and the dealer does not know.
+
+        The guards' coefficients come from it: a client who knew them would learn more of its
+        query's values than whether they left their ranges.
+        """
+        if self._rank == 0:
+            key = fresh_key()
+            for peer in range(1, self._parties):
+                self._mesh.send(peer, key)
+            return Prg(key)
+        return Prg(bytes(self._mesh.recv(0)))
 
     def _open_weights(self, shares: Mapping[str, RingArray], prg: Prg) -> dict[int, BoundLinear]:
         """Open What = W - B of every linear op and arrange it and W_i for the kernels."""
