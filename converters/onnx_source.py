@@ -16,6 +16,7 @@ from google.protobuf.message import DecodeError
 
 from converters.errors import ConversionError
 from converters.keras_to_onnx import LayerRow, Tensor, Translated
+from converters.onnx_data import read_weights
 from converters.onnx_ml import served_outputs
 from converters.onnx_model import OnnxModule, check
 from converters.onnx_rewrite import OPSET, rewrite
@@ -52,6 +53,7 @@ def read_onnx(path: Path, input_shape: Sequence[Any] | None = None) -> Translate
         raise ConversionError("not an ONNX model; give the file that convert.py wrote") from None
     if not model.graph.node or not model.graph.output:
         raise ConversionError("not an ONNX model; give the file that convert.py wrote")
+    read_weights(model, path)
     return _describe(model, input_shape)
 
 
