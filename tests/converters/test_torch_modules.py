@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import tracemalloc
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -162,16 +163,61 @@ def test_constants_of_enormous_size_are_not_computed(tmp_path: Path) -> None:
     graph = helper.make_graph(
         [
             helper.make_node("ConstantOfShape", ["sizes"], ["zeros"]),
-            helper.make_node("Add", ["x", "zeros"], ["y"]),
+            helper.make_node("Slice", ["zeros", "starts", "ends"], ["few"]),
+            helper.make_node("Add", ["x", "few"], ["y"]),
         ],
         "bomb",
         [helper.make_tensor_value_info("x", 1, ["N", 3])],
         [helper.make_tensor_value_info("y", 1, ["N", 3])],
-        [numpy_helper.from_array(np.array([1 << 20, 1 << 20]), "sizes")],
+        [
+            numpy_helper.from_array(np.array([1 << 12, 1 << 13]), "sizes"),
+            numpy_helper.from_array(np.array([0, 0]), "starts"),
+            numpy_helper.from_array(np.array([1, 3]), "ends"),
+        ],
     )
     path = tmp_path / "bomb.onnx"
     path.write_bytes(
         helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]).SerializeToString()
     )
-    with pytest.raises(converters.ConversionError):
-        converters.convert(path)
+    tracemalloc.start()
+    try:
+        with pytest.raises(converters.ConversionError):
+            converters.convert(path)
+        assert tracemalloc.get_traced_memory()[1] < 64 << 20  # the zeros alone take 128 MiB
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("length", [1, 2])
+def test_a_branch_on_a_length_is_taken_at_conversion(length: int, tmp_path: Path) -> None:
+    """As torch writes x.squeeze(1) where it does not know how long that axis is."""
+
+    def branch(node: onnx.NodeProto) -> onnx.GraphProto:
+        return helper.make_graph(
+            [node], "branch", [], [helper.make_tensor_value_info(node.output[0], 1, None)]
+        )
+
+    graph = helper.make_graph(
+        [
+            helper.make_node("Shape", ["x"], ["shape"]),
+            helper.make_node("Gather", ["shape", "one"], ["length"]),
+            helper.make_node("Equal", ["length", "one"], ["is_one"]),
+            helper.make_node(
+                "If", ["is_one"], ["y"],
+                then_branch=branch(helper.make_node("Squeeze", ["x", "axes"], ["short"])),
+                else_branch=branch(helper.make_node("Identity", ["x"], ["long"])),
+            ),
+        ],
+        "squeeze",
+        [helper.make_tensor_value_info("x", 1, ["N", length, 4])],
+        [helper.make_tensor_value_info("y", 1, ["N", 4] if length == 1 else ["N", length, 4])],
+        [
+            numpy_helper.from_array(np.array(1), "one"),
+            numpy_helper.from_array(np.array([1]), "axes"),
+        ],
+    )  # fmt: skip
+    path = tmp_path / "squeeze.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]), path)
+    x = np.random.default_rng(1).normal(size=(5, length, 4)).astype(np.float32)
+    found = converters.convert(path).predict(x)
+    np.testing.assert_array_equal(found, x[:, 0] if length == 1 else x)
