@@ -36,6 +36,10 @@ released = threading.Event()
 """Ends every hang."""
 
 
+def frame_limits(description: Mapping[str, Any], **_: Any) -> Mapping[str, int]:
+    return {}
+
+
 class Compute:
     """One party's side; see `engines.Compute`."""
 

@@ -78,7 +78,7 @@ def judge(graph: Graph, *, served: bool, rows: int = ROWS) -> Verdict:
     else:
         answers, left = _simulated(program, prepared.parameters, encoded)
     # As users are told: over samples of the declared range. Six rows may happen to lie together.
-    samples = synthetic_samples(graph.shape, *(graph.input_range or (-8.0, 8.0)), 8)
+    samples = synthetic_samples(graph.shape, *program.input_range, 8)
     spreads = [_spread(y) for y in graph.ideal(np.concatenate([x, samples]))[0]]
     for i in range(rows):
         if left[i]:

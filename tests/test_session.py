@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,7 +18,7 @@ from serving import make_config, wait_until
 
 from privserve import engines, sharing
 from privserve.config import read_config
-from privserve.errors import LimitReached, NotServing, QueryError
+from privserve.errors import LimitReached, NotServing, QueryError, TooManyRows
 from privserve.queries import Pending
 from privserve.session import LeaderSession, Seat, Session, SessionSpec, Timeouts, open_session
 from privserve.transport import Listener
@@ -369,3 +370,59 @@ def at_once(calls: list[Callable[[], None]]) -> None:
     for thread in threads:
         thread.join(deadline - time.monotonic())
         assert not thread.is_alive()
+
+
+def test_status_may_be_asked_at_any_moment_while_batches_are_counted(sessions: Sessions) -> None:
+    """Its counters belong to the session's thread; walking them unguarded ended whole clusters."""
+    sessions.start(timeouts=Timeouts(connect=5, peer=60, share=20))
+    leader = sessions.leader
+    stop = threading.Event()
+    failures: list[BaseException] = []
+
+    def walk() -> None:
+        try:
+            while not stop.is_set():
+                leader.status()
+        except BaseException as failure:
+            failures.append(failure)
+
+    leader.queue.serve(None)
+    answer(sessions.ask(numbers(1, 2)))
+    leader._runs.extend([(1, 0.0)] * 1000)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    walkers = [threading.Thread(target=walk, daemon=True)]
+    try:
+        for thread in walkers:
+            thread.start()
+        for _ in range(60):
+            answer(sessions.ask(numbers(1, 2)))
+    finally:
+        sys.setswitchinterval(interval)
+        stop.set()
+        for thread in walkers:
+            thread.join(10)
+    assert not failures
+    assert leader.status()["cost"]["queries"] == 61
+
+
+def test_a_batch_that_a_party_has_no_memory_for_is_refused_and_the_next_is_answered(
+    sessions: Sessions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sessions.start()
+    sessions.leader.queue.serve(2)
+    run = echo_engine.Compute.run
+
+    def scarce(self: echo_engine.Compute, inputs: list[np.ndarray]) -> list[np.ndarray]:
+        if len(inputs[0]) > 2:
+            raise TooManyRows("a party has no memory for 3 rows at a time")
+        return run(self, inputs)
+
+    monkeypatch.setattr(echo_engine.Compute, "run", scarce)
+    told = refusals(sessions.ask(numbers(1, 2, 3, 4, 5, 6)))
+    assert {error.status for error in told} == {413}
+    assert sessions.leader.queue.answered == 0
+    for _ in range(2):
+        assert answer(sessions.ask(numbers(1, 2))).tolist() == [[2, 4]]
+    assert states(sessions) == ["loaded"] * 3
+    assert sessions.leader.queue.answered == 2

@@ -63,6 +63,13 @@ class LimitReached(QueryError):
         super().__init__(message, status)
 
 
+class TooManyRows(QueryError):
+    """A party has no memory for this many rows at a time; the session goes on."""
+
+    def __init__(self, message: str, status: int = 413) -> None:
+        super().__init__(message, status)
+
+
 class StaleSession(QueryError):
     """The query was encoded for a session that is over; its client has to read the model anew."""
 

@@ -27,7 +27,7 @@ from privserve.channel import Channel
 from privserve.config import ClusterConfig, PartyConfig
 from privserve.cores import stay_on_own_core
 from privserve.engines import Compute, load_engine
-from privserve.errors import NotServing, PeerLost, PrivserveError, QueryError
+from privserve.errors import NotServing, PeerLost, PrivserveError, QueryError, TooManyRows
 from privserve.fixedpoint import RingArray
 from privserve.queries import LeaderQueue, Pending, PendingQueries, Refusal
 from privserve.transport import LaneMesh, Listener
@@ -327,14 +327,18 @@ class ComputeSession(Session):
                     sent += channel.bytes_sent
         return frames, sent, dealt
 
-    def _run(self, batch: list[Pending]) -> None:
-        """Evaluate a batch and answer its queries."""
+    def _run(self, batch: list[Pending]) -> bool:
+        """Evaluate a batch and answer its queries; whether they were, at all parties alike."""
         assert self._compute is not None
         arrays = list(zip(*(query.inputs for query in batch), strict=True))
         inputs = [a[0] if len(a) == 1 else np.concatenate(a) for a in arrays]
         started = time.perf_counter()
         try:
             outputs = self._compute.run(inputs)
+        except TooManyRows as error:
+            for query in batch:
+                query.future.set_exception(error)
+            return False
         except BaseException as error:
             # The batch left the queue, so only this thread can tell its clients; the reason
             # that they get is the one that the watcher finds.
@@ -352,6 +356,7 @@ class ComputeSession(Session):
             stop = start + query.rows
             query.future.set_result([output[start:stop] for output in outputs])
             start = stop
+        return True
 
     def status(self) -> dict[str, Any]:
         """The session's state, with what its queries cost so far."""
@@ -427,8 +432,7 @@ class LeaderSession(ComputeSession):
             for peer in range(1, self._n):
                 self._lanes[ORDERS].send(peer, frame)
             if batch:
-                self._run(batch)
-                self.queue.finished(batch)
+                self.queue.finished(batch if self._run(batch) else [])
 
     def _listen(self, peer: int) -> None:
         """Take one follower's arrival notes."""

@@ -87,7 +87,9 @@ class Compute(Protocol):
     def run(self, inputs: Sequence[RingArray]) -> list[RingArray]:
         """Evaluate the program on shares: int64[B, ...] per input, B alike at all parties.
 
-        Collective over the compute parties. Returns int64[B, ...] shares per output.
+        Collective over the compute parties. Returns int64[B, ...] shares per output. Raises
+        errors.TooManyRows, at all parties alike, where one has no memory for so large a batch;
+        anything else that it raises ends the session.
         """
 
     def close(self) -> None:

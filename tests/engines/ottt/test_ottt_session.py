@@ -24,7 +24,8 @@ from privserve.engines.ottt.bits import unpack_add_batch
 from privserve.engines.ottt.comparison import plan_comparison
 from privserve.engines.ottt.costs import cost_of_op
 from privserve.engines.ottt.pool import Pool
-from privserve.errors import ClusterError, InputError, PeerLost
+from privserve.errors import ClusterError, InputError, PeerLost, TooManyRows
+from privserve.sharing import split
 
 WEIGHTS = random_weights()
 NET = tutorial_net(WEIGHTS)
@@ -324,3 +325,35 @@ def test_the_stats_count_packs_bytes_and_time():
     assert stats.packs_used == 3
     assert stats.bytes_sent == stats.bytes_received > 0
     assert 0 < stats.exchange_seconds <= stats.run_seconds
+
+
+@pytest.mark.parametrize("short", [0, 1, 2])
+def test_a_party_without_memory_for_a_batch_declines_it_and_the_session_goes_on(short, monkeypatch):
+    """All parties alike, so that packs stay in step; smaller batches are answered as before."""
+    with Session(NET, 3, input_range=(0, 1)) as session:
+        poor = session.computes[short]
+        bind = type(poor)._evaluation
+
+        def scarce(self, batch):
+            return None if self is poor and batch > 3 else bind(self, batch)
+
+        monkeypatch.setattr(type(poor), "_evaluation", scarce)
+        x = uniform((6, 28, 28, 1), 0, 1)
+        encoded = np.rint(x * 2.0**session.program.fraction_bits).astype(np.int64)
+        told: list[BaseException] = []
+
+        def ask(rank: int) -> None:
+            try:
+                session.computes[rank].run([split(encoded, 3)[rank]])
+            except TooManyRows as refusal:
+                told.append(refusal)
+
+        before = session.query(x[:3])[0]
+        for declined in range(1, 3):
+            session.everyone(ask)
+            assert len(told) == 3 * declined
+            (got,) = session.query(x[:3])
+            assert np.abs(got - before).max() < 5e-3
+        assert "6 rows" in str(told[0])
+        used = {compute.stats.packs_used for compute in session.computes}
+        assert used == {3 * 3 + 2 * 6}

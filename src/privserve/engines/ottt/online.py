@@ -8,6 +8,7 @@ is two or three kernel calls around an exchange.
 
 from __future__ import annotations
 
+import struct
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from privserve.engines.ottt.bits import unpack_add_batch, unpack_xor_batch
 from privserve.engines.ottt.buffers import Buffers, OpBuffers, expiring
 from privserve.engines.ottt.comparison import plan_comparison
 from privserve.engines.ottt.layout import PackLayout, tuple_words
-from privserve.errors import ClusterError
+from privserve.errors import ClusterError, TooManyRows
 from privserve.fixedpoint import RingArray
 from privserve.prg import Prg
 from privserve.program import Op, Program
@@ -30,6 +31,16 @@ from privserve.program import Op, Program
 Step = Callable[[int], None]
 """Takes the number of the batch's first pack."""
 Source = Callable[[], RingArray]
+
+
+NO_PACK = -1
+LACKING = struct.pack("<q", NO_PACK)
+"""Sent for a batch's first opening by a party that has no memory for the batch."""
+
+
+def lacking_memory(rows: int) -> TooManyRows:
+    """What a batch ends with where a party has no memory for it."""
+    return TooManyRows(f"a party has no memory for {rows} rows at a time; ask fewer per query")
 
 
 @dataclass
@@ -392,6 +403,8 @@ class Evaluation:
                 if frame is not seen[peer]:
                     words[peer] = received_words(frame)
                     seen[peer] = frame if words[peer].base is not None else None  # no copy
+                if words[peer].size == 1 and words[peer][0] == NO_PACK:
+                    raise lacking_memory(shape[0])
                 if number is None:
                     unpack(words[peer].reshape(shape), count, bits, total)
                 elif words[peer][0] == number[0]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -19,9 +19,17 @@ from privserve.engines.ottt.dealer import (
 )
 from privserve.engines.ottt.layout import PIECE_BYTES, PackLayout, Piece, lay_out
 from privserve.engines.ottt.linear import Geometry
-from privserve.engines.ottt.online import BoundLinear, Evaluation, Party, Stats, received_words
+from privserve.engines.ottt.online import (
+    LACKING,
+    BoundLinear,
+    Evaluation,
+    Party,
+    Stats,
+    lacking_memory,
+    received_words,
+)
 from privserve.engines.ottt.pool import Pool
-from privserve.errors import ClusterError, InputError
+from privserve.errors import ClusterError, InputError, TooManyRows
 from privserve.fixedpoint import RingArray
 from privserve.prg import Prg, fresh_key
 from privserve.program import Program
@@ -245,13 +253,16 @@ class Compute:
     def _run_batch(self, inputs: Sequence[RingArray]) -> list[RingArray]:
         began = time.perf_counter()
         batch = len(inputs[0])
+        evaluation = self._evaluation(batch)
         first, waited = self.pool.take(batch)
         if waited:
             self.stats.packs_waited_for += batch
             self.stats.waiting_seconds += time.perf_counter() - began
         self.stats.packs_used += batch
         try:
-            return self._evaluation(batch).run(inputs, first)
+            return evaluation.run(inputs, first) if evaluation else self._decline(batch)
+        except TooManyRows:
+            raise
         except BaseException:
             self._broken = True
             raise
@@ -259,14 +270,26 @@ class Compute:
             self.pool.release(batch)
             self.stats.run_seconds += time.perf_counter() - began
 
-    def _evaluation(self, batch: int) -> Evaluation:
+    def _evaluation(self, batch: int) -> Evaluation | None:
+        """The program, bound for batches of this size; None where there is no memory for it."""
         if batch not in self._sizes:
             # A server sees few sizes; the oldest ones go, all of them for a large network.
             held = sum(evaluation.nbytes for evaluation in self._sizes.values())
             while self._sizes and (len(self._sizes) >= 16 or held > EVALUATION_BYTES):
                 held -= self._sizes.pop(next(iter(self._sizes))).nbytes
-            self._sizes[batch] = Evaluation(self._party, batch)
+            try:
+                self._sizes[batch] = Evaluation(self._party, batch)
+            except MemoryError:
+                return None
         return self._sizes[batch]
+
+    def _decline(self, batch: int) -> NoReturn:
+        """Tell the others, in place of the first opening, that there is no memory for this batch.
+
+        Its packs are used up here as they are there, so the session goes on.
+        """
+        self._mesh.exchange(LACKING)
+        raise lacking_memory(batch)
 
     def close(self) -> None:
         """End the pool's thread and forget the session's packs."""
