@@ -78,6 +78,11 @@ def parse_architecture(architecture: str | Path | Config) -> Config:
         return architecture
     text = str(architecture)
     if not text.lstrip().startswith("{"):
+        if "\n" in text.strip() or text.lower().endswith((".yaml", ".yml")):
+            raise ConversionError(
+                "the architecture is YAML, as Keras up to 2.6 wrote it; load it with that Keras "
+                "(model_from_yaml) and give what model.to_json() writes"
+            )
         path = Path(architecture)
         try:
             if path.stat().st_size > MAX_TEXT:

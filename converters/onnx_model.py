@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from converters.errors import ConversionError
 from converters.onnx_ops import OPERATORS
+from converters.onnx_reasons import reason
 
 SMALL = 4096  # bytes; what is smaller may be a shape or a bound that shape inference reads
 
@@ -95,9 +96,7 @@ class OnnxModule(nn.Module):
             self._store(node.output[0], np.array(value))
             return None
         if node.op_type not in OPERATORS or node.domain not in ("", "ai.onnx"):
-            raise ConversionError(
-                f"node {node.name!r} ({node.op_type}): this ONNX operator is not supported"
-            )
+            raise ConversionError(f"node {node.name!r} ({node.op_type}): {reason(node.op_type)}")
         if len([name for name in node.output if name]) != 1:
             raise ConversionError(
                 f"node {node.name!r} ({node.op_type}): more than one output is not supported"

@@ -387,15 +387,18 @@ def slice_(
     axes: Tensor | None = None,
     steps: Tensor | None = None,
 ) -> Tensor:
-    """Cuts ranges out of axes; positive steps."""
+    """Cuts ranges out of axes; a negative step turns around."""
     numbers = range(starts.numel()) if axes is None else axes.tolist()
     pace = [1] * starts.numel() if steps is None else steps.tolist()
-    index = [slice(None)] * x.ndim
     for start, end, axis, step in zip(starts.tolist(), ends.tolist(), numbers, pace, strict=True):
-        if step < 1:
-            raise ConversionError("Slice with negative steps is not supported")
-        index[axis] = slice(start, end, step)
-    return x[tuple(index)]
+        places = range(*slice(start, end, step).indices(x.shape[axis]))
+        if step > 0:
+            index = [slice(None)] * x.ndim
+            index[axis] = slice(places.start, places.stop, step)
+            x = x[tuple(index)]
+        else:
+            x = x.index_select(axis, torch.tensor(list(places), dtype=torch.int64))
+    return x
 
 
 @operator("Pad")

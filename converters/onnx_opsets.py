@@ -245,8 +245,12 @@ def pad(s: Scope, node: onnx.NodeProto, attributes: dict[str, Any]) -> Nodes:
             full[axis], full[axis + rank] = amounts[i], amounts[i + len(axes)]
         amounts = full
     if mode == "constant":
-        names = [s.add(_ints(amounts)), s.add(np.float32(value))]
-        return [make("Pad", [node.input[0], *names], node.output[0], node)]
+        removed = [max(0, -int(n)) for n in amounts]
+        added = [max(0, int(n)) for n in amounts]
+        names = [s.add(_ints(added)), s.add(np.float32(value))]
+        first = _cut(s, node, removed) if any(removed) else []
+        source = first[0].output[0] if first else node.input[0]
+        return [*first, make("Pad", [source, *names], node.output[0], node)]
     nodes, current = [], node.input[0]
     shape = s.shapes[node.input[0]]
     for axis in range(rank):
@@ -268,6 +272,18 @@ def pad(s: Scope, node: onnx.NodeProto, attributes: dict[str, Any]) -> Nodes:
         nodes.append(make("Gather", [current, s.add(_ints(rows))], output, node, axis=axis))
         current = output
     return [*nodes, make("Identity", [current], node.output[0], node)]
+
+
+def _cut(s: Scope, node: onnx.NodeProto, amounts: list[int]) -> Nodes:
+    """What a node reads without some elements at the sides: (begin of each axis, end of each)."""
+    shape = s.shapes[node.input[0]]
+    rank = len(shape)
+    # Only what is cut is named: the batch is of any size.
+    axes = [a for a in range(rank) if amounts[a] or amounts[a + rank]]
+    starts = s.add(_ints(amounts[a] for a in axes))
+    ends = s.add(_ints(shape[a] - amounts[a + rank] for a in axes))
+    inputs = [node.input[0], starts, ends, s.add(_ints(axes))]
+    return [make("Slice", inputs, s.name("cut"), node)]
 
 
 @rule("Upsample")

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.inliner import inline_local_functions
 from onnx.reference import ReferenceEvaluator
 
+from converters import onnx_bounds as _onnx_bounds  # noqa: F401, for its rules
 from converters.errors import ConversionError
 from converters.onnx_ml import REMEDIES, as_floats, has_rule, rewritten, without_last_copies
 from converters.onnx_ops import OPERATORS
@@ -30,8 +32,10 @@ from converters.onnx_opsets import (
     refusal,
     to_initializer,
 )
+from converters.onnx_reasons import reason
 
 OPSET = 17
+IR_VERSION = 8  # the one that opset 17 came with
 OLDEST = 7
 BATCHES = (7, 11)
 """Sizes that no axis is likely to have, and that do not divide each other."""
@@ -53,10 +57,11 @@ def rewrite(model: onnx.ModelProto) -> onnx.ModelProto:
     if model.functions:
         model = inline_local_functions(model)
     _without_learners(model, version)
-    stored = {tensor.name for tensor in model.graph.initializer}
-    inputs = [value for value in model.graph.input if value.name not in stored]
+    inputs = _true_inputs(model)
     _unfix_batch(model, list(inputs))
     symbolic = _fold(model, [value.name for value in inputs])
+    while _inline_branches(model):
+        symbolic = _fold(model, [value.name for value in inputs])
     scope = Scope(version, {t.name: numpy_helper.to_array(t) for t in _small(model)})
     shapes, types = _inferred(model, inputs, BATCHES[0])
     scope.shapes, scope.types = shapes, types
@@ -70,11 +75,72 @@ def rewrite(model: onnx.ModelProto) -> onnx.ModelProto:
                 node = _without_batch(scope, node, symbolic, shapes)
         nodes += rewritten(scope, node) if has_rule(node) else [node]
     _rebuild(model, nodes, scope)
+    _check_batch_first(model, inputs)
     for value in inputs:
         free_batch(value)
     for value in model.graph.output:
         free_batch(value)
     return model
+
+
+def _true_inputs(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
+    """The inputs, constants not among them, which were listed there before IR version 4."""
+    stored = {tensor.name for tensor in model.graph.initializer}
+    inputs = [value for value in model.graph.input if value.name not in stored]
+    copies = [onnx.ValueInfoProto.FromString(value.SerializeToString()) for value in inputs]
+    del model.graph.input[:]
+    model.graph.input.extend(copies)
+    model.ir_version = max(model.ir_version, IR_VERSION)
+    return list(model.graph.input)
+
+
+def _inline_branches(model: onnx.ModelProto) -> bool:
+    """Puts the branch that is taken for an If of a known condition; whether there was one.
+
+    torch writes one for x.squeeze(axis) where it does not know the axis' length.
+    """
+    known = {t.name: numpy_helper.to_array(t) for t in _small(model)}
+    nodes: list[onnx.NodeProto] = []
+    found = False
+    for node in model.graph.node:
+        if node.op_type != "If" or node.input[0] not in known:
+            nodes.append(node)
+            continue
+        found = True
+        taken = "then_branch" if bool(known[node.input[0]].item()) else "else_branch"
+        branch = attributes_of(node)[taken]
+        model.graph.initializer.extend(branch.initializer)
+        nodes.extend(branch.node)
+        for inner, outer in zip(branch.output, node.output, strict=True):
+            nodes.append(helper.make_node("Identity", [inner.name], [outer], name=node.name))
+    if found:
+        copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+        del model.graph.node[:]
+        model.graph.node.extend(copies)
+    return found
+
+
+def _check_batch_first(model: onnx.ModelProto, inputs: Sequence[onnx.ValueInfoProto]) -> None:
+    """Refuses outputs whose first axis is not the samples of the batch."""
+    one, other = (_inferred(model, inputs, batch)[0] for batch in BATCHES)
+    for output in model.graph.output:
+        shapes = one.get(output.name), other.get(output.name)
+        if None in shapes:
+            if all(all(d.dim_value > 0 for d in _dims(value)[1:]) for value in inputs):
+                raise ConversionError(
+                    f"the shape of the output {output.name!r} cannot be inferred for a batch of "
+                    "any size; export the model with a free batch axis (dynamic_axes, or "
+                    "dynamic_shapes of the newer exporter)"
+                )
+            continue
+        firsts = tuple(shape[0] if shape else 1 for shape in shapes if shape is not None)
+        rests = [shape[1:] for shape in shapes if shape]
+        if firsts != BATCHES or rests[0] != rests[1]:
+            raise ConversionError(
+                f"the output {output.name!r} has no row of its own for each sample (its shape is "
+                f"{shapes[0]} for {BATCHES[0]} samples); export the model with a free batch axis "
+                "that stays first, from input to output"
+            )
 
 
 def _without_learners(model: onnx.ModelProto, version: int) -> None:
@@ -146,21 +212,33 @@ def _unfix_batch(model: onnx.ModelProto, inputs: Sequence[onnx.ValueInfoProto]) 
     sizes = {v.type.tensor_type.shape.dim[0].dim_value for v in inputs if _dims(v)}
     if len(sizes) != 1 or not (size := sizes.pop()):
         return
+    fixed = 0
+    while (more := _keep_batch(model, inputs, size, fixed)) > fixed:
+        fixed = more  # behind a reshape that is new, more shapes may be known
+
+
+def _keep_batch(
+    model: onnx.ModelProto, inputs: Sequence[onnx.ValueInfoProto], size: int, number: int
+) -> int:
+    """One pass over all reshapes; returns `number` and how many were changed."""
     shapes, _ = _inferred(model, inputs, size)
     constants = {t.name: numpy_helper.to_array(t) for t in _small(model)}
+    constants |= _computed(model, inputs, size)
     for node in model.graph.node:
-        if node.op_type == "Constant" and node.output:
-            constants.update(zip(node.output, _evaluate(node, {}, _version(model)), strict=True))
-    for number, node in enumerate(model.graph.node):
         if node.op_type != "Reshape" or node.input[1] not in constants:
             continue
         target, shape = constants[node.input[1]], shapes.get(node.input[0])
-        keeps = not attributes_of(node).get("allowzero", 0)
-        if shape and target.size and target[0] == size == shape[0] and keeps:
-            name = f"converters/batch/{number}"
-            changed = np.array([0, *target[1:]], np.int64)
-            model.graph.initializer.append(to_initializer(name, changed))
-            node.input[1] = name
+        zeros = 0 in target[1:] and attributes_of(node).get("allowzero", 0)
+        if not shape or not target.size or not target[0] == size == shape[0] or zeros:
+            continue
+        name = f"converters/batch/{number}"
+        number += 1
+        model.graph.initializer.append(to_initializer(name, np.array([0, *target[1:]], np.int64)))
+        node.input[1] = name
+        kept = [a for a in node.attribute if a.name != "allowzero"]
+        del node.attribute[:]
+        node.attribute.extend(kept)
+    return number
 
 
 def _dims(value: onnx.ValueInfoProto) -> Sequence[Any]:
@@ -246,6 +324,8 @@ def _computed(
             continue
         if node.op_type.startswith("Random") or any(a.HasField("g") for a in node.attribute):
             continue
+        if _grows(node, known):
+            continue
         try:
             results = _evaluate(node, known, _version(model))
         except Exception as error:
@@ -253,6 +333,21 @@ def _computed(
         if all(result.size <= MAX_FOLDED for result in results):
             found.update(zip(node.output, results, strict=True))
     return found
+
+
+def _grows(node: onnx.NodeProto, known: dict[str, Array]) -> bool:
+    """Whether an operator that makes arrays out of sizes would make one that is too large."""
+    given = [known[name] for name in node.input if name]
+    if node.op_type in ("ConstantOfShape", "Expand"):
+        sizes = given[-1]
+    elif node.op_type == "Tile":
+        sizes = np.array([given[0].size, *given[1].ravel()])
+    elif node.op_type == "Range":
+        start, stop, step = (float(value.item()) for value in given)
+        return not abs(step) * MAX_FOLDED >= abs(stop - start)
+    else:
+        return node.op_type in ("Pad", "Resize", "Upsample", "OneHot")  # never of shapes
+    return math.prod(max(1, int(n)) for n in sizes.ravel().tolist()) > MAX_FOLDED
 
 
 def _without_batch(
@@ -268,7 +363,7 @@ def _without_batch(
         "reshape by sizes of a sample (x.flatten(1), x.view(x.size(0), -1))",
     )
     if node.op_type not in OPERATORS and node.op_type not in RULES:
-        raise refusal(node, "this ONNX operator is not supported")
+        raise refusal(node, reason(node.op_type))
     if node.op_type == "Resize" and len(node.input) > 3 and node.input[3] in symbolic:
         # Its rule looks at the sizes of a sample only.
         sizes = scope.add(symbolic[node.input[3]][0])
@@ -286,7 +381,7 @@ def _without_batch(
         if len(shape) != len(target) or shape[0] != BATCHES[0] or one[0] != BATCHES[0]:
             raise across
         target[0] = 1
-    elif one[0] == BATCHES[0] and other[0] == BATCHES[1]:
+    elif (one[0], other[0]) == BATCHES and shapes.get(node.input[0], [0])[0] == BATCHES[0]:
         target[0] = 0
     elif -1 not in target[1:]:
         target[0] = -1

@@ -16,11 +16,15 @@ from google.protobuf.message import DecodeError
 
 from converters.errors import ConversionError
 from converters.keras_to_onnx import LayerRow, Tensor, Translated
+from converters.onnx_data import read_weights
 from converters.onnx_ml import served_outputs
-from converters.onnx_model import check
+from converters.onnx_model import OnnxModule, check
 from converters.onnx_rewrite import OPSET, rewrite
 
 MAX_BYTES = 2 << 30  # protobuf's own limit
+SCALES = (1.0, -0.1, 30.0)
+"""Of the random samples on which an export is compared with its module."""
+TOLERANCE = 1e-3
 NOT_EXPORTED = (
     torch.nn.TransformerEncoderLayer,
     torch.nn.TransformerDecoderLayer,
@@ -49,6 +53,7 @@ def read_onnx(path: Path, input_shape: Sequence[Any] | None = None) -> Translate
         raise ConversionError("not an ONNX model; give the file that convert.py wrote") from None
     if not model.graph.node or not model.graph.output:
         raise ConversionError("not an ONNX model; give the file that convert.py wrote")
+    read_weights(model, path)
     return _describe(model, input_shape)
 
 
@@ -64,39 +69,91 @@ def export_module(module: torch.nn.Module, input_shape: Sequence[Any] | None) ->
     single = all(isinstance(n, int) for n in input_shape)
     shapes = [tuple(input_shape)] if single else [tuple(shape) for shape in input_shape]
     names = ["input"] if single else [f"input_{i}" for i in range(len(shapes))]
+    training = module.training
+    try:
+        with torch.no_grad():
+            exported = _exported(module.eval(), shapes, names)
+            translated = _describe(onnx.load_model_from_string(exported), None)
+            _compare(module, translated, shapes)
+    finally:
+        module.train(training)
+    return translated
+
+
+def _exported(
+    module: torch.nn.Module, shapes: Sequence[tuple[int, ...]], names: Sequence[str]
+) -> bytes:
+    """What torch's exporter writes, without what it logs."""
     zeros = tuple(torch.zeros((2, *shape)) for shape in shapes)
     buffer = io.BytesIO()
-    training = module.training
     logger = logging.getLogger("torch.onnx")
     level = logger.level
+    # A failing exporter prints its graph to stdout, whatever its settings say.
+    printer = torch._C._jit_onnx_log
     try:
         logger.setLevel(logging.ERROR)
-        with warnings.catch_warnings(), torch.no_grad():
+        torch._C._jit_onnx_log = lambda *lines: None
+        with warnings.catch_warnings():
             # The exporter that needs no further package announces its successor every time.
             warnings.simplefilter("ignore")
-            outputs = _output_names(module.eval()(*zeros))
+            outputs = _output_names(module(*zeros))
             torch.onnx.export(
                 module,
                 zeros,
                 cast(Any, buffer),  # the stubs forget that this exporter takes streams
                 dynamo=False,
                 opset_version=OPSET,
-                input_names=names,
+                input_names=list(names),
                 output_names=outputs,
                 dynamic_axes={name: {0: "N"} for name in [*names, *outputs]},
             )
     except Exception as error:
         raise ConversionError(_why_not_exported(module, error)) from None
     finally:
-        module.train(training)
+        torch._C._jit_onnx_log = printer
         logger.setLevel(level)
-    return _describe(onnx.load_model_from_string(buffer.getvalue()), None)
+    return buffer.getvalue()
+
+
+def _compare(
+    module: torch.nn.Module, translated: Translated, shapes: Sequence[tuple[int, ...]]
+) -> None:
+    """Refuses a module that decides by its data: what was exported is one way through it."""
+    generator = torch.Generator().manual_seed(0)
+    converted = OnnxModule(translated.model)
+    served = {tensor.name for tensor in translated.outputs}
+    for scale in SCALES:
+        x = [scale * torch.randn((3, *shape), generator=generator) for shape in shapes]
+        result = module(*x)
+        outputs = list(result.values()) if isinstance(result, dict) else result
+        outputs = [outputs] if isinstance(outputs, torch.Tensor) else list(outputs)
+        names = _output_names(result)
+        if len(outputs) != len(names) or not served <= set(names):
+            return  # labels, for which scores are served
+        got = converted(*x)
+        found = dict(
+            zip(converted.output_names, got if isinstance(got, tuple) else (got,), strict=True)
+        )
+        for name, wanted in zip(names, outputs, strict=True):
+            if name in found and not _is_close(found[name], wanted):
+                raise ConversionError(
+                    "the torch module decides by its data (a branch or a loop on values in "
+                    "forward()), of which an export holds one way only; make it the "
+                    "same for every input"
+                )
+
+
+def _is_close(found: torch.Tensor, wanted: torch.Tensor) -> bool:
+    if found.shape != wanted.shape:
+        return False
+    bound = TOLERANCE * max(1.0, float(wanted.abs().max()) if wanted.numel() else 1.0)
+    return bool(((found - wanted).abs() <= bound).all() or not wanted.isfinite().all())
 
 
 def _why_not_exported(module: torch.nn.Module, error: Exception) -> str:
     """The exporter's complaint without its dumps, and the layers that it cannot know."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    first = lines[0][:200] if lines else type(error).__name__
+    first = lines[0].split(" Please")[0][:200] if lines else type(error).__name__
     found = sorted({type(m).__name__ for m in module.modules() if isinstance(m, NOT_EXPORTED)})
     if found:
         return (
@@ -105,8 +162,9 @@ def _why_not_exported(module: torch.nn.Module, error: Exception) -> str:
             "and activations"
         )
     return (
-        f"torch cannot export the module to ONNX: {first}; its forward() must be the same for "
-        "every input, and take and return tensors only"
+        f"torch cannot export the module to ONNX: {first.rstrip('.')}; its forward() must be the "
+        "same for every input, and take and return tensors only; or export it yourself with "
+        "torch.onnx.export(..., dynamo=True), and give the file"
     )
 
 

@@ -178,6 +178,8 @@ def test_whole_numbers_are_taken_as_floats(tmp_path: Path) -> None:
     ("nodes", "says"),
     [
         ([classifier(W, B, "LOGISTIC", "q"), zipped(3)[0]], "multinomial"),
+        ([classifier(PAIR, [-0.3, 0.4], "LOGISTIC", "q"), zipped(2)[0]], "multinomial"),
+        ([classifier(W[:2], [-0.3, 0.3], "LOGISTIC", "q"), zipped(2)[0]], "multinomial"),
         ([learner("Normalizer", ["X"], ["p"], norm="L2")], "before the query"),
         ([learner("Imputer", ["X"], ["p"], imputed_value_floats=[0.0])], "missing values"),
         ([learner("Binarizer", ["X"], ["p"], threshold=0.5)], "before the query"),

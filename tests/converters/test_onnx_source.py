@@ -65,9 +65,43 @@ def test_a_file_that_is_not_onnx_is_refused(tmp_path: Path, content: bytes) -> N
         converters.convert(path)
 
 
-def test_weights_outside_the_onnx_file_are_refused(tmp_path: Path) -> None:
-    model = converters.convert(small_net(), input_shape=(2, 6, 6)).onnx
-    path = tmp_path / "split.onnx"
-    onnx.save_model(model, path, save_as_external_data=True, location="w.bin", size_threshold=0)
-    with pytest.raises(converters.ConversionError):
-        converters.convert(path)
+def in_two_files(path: Path, location: str) -> converters.Converted:
+    """Writes a model with its weights in a second file; returns it as it was before."""
+    converted = converters.convert(small_net(), input_shape=(2, 6, 6))
+    onnx.save_model(
+        converted.onnx, path, save_as_external_data=True, location=location, size_threshold=0
+    )
+    return converted
+
+
+@pytest.mark.parametrize("location", ["net.onnx.data", "net.onnx_data", "net.data"])
+def test_weights_in_a_file_called_after_the_model_are_read(tmp_path: Path, location: str) -> None:
+    converted = in_two_files(tmp_path / "net.onnx", location)
+    x = np.random.default_rng(0).normal(size=(3, 2, 6, 6)).astype(np.float32)
+    again = converters.convert(tmp_path / "net.onnx")
+    np.testing.assert_array_equal(again.predict(x), converted.predict(x))
+
+
+def test_weights_in_any_other_file_are_not_read(tmp_path: Path) -> None:
+    in_two_files(tmp_path / "net.onnx", "secrets.bin")
+    with pytest.raises(converters.ConversionError, match=r"only net\.onnx\.data is opened"):
+        converters.convert(tmp_path / "net.onnx")
+
+
+def test_a_link_in_place_of_the_weights_is_not_followed(tmp_path: Path) -> None:
+    in_two_files(tmp_path / "net.onnx", "net.onnx.data")
+    (tmp_path / "net.onnx.data").rename(tmp_path / "secrets.bin")
+    (tmp_path / "net.onnx.data").symlink_to(tmp_path / "secrets.bin")
+    with pytest.raises(converters.ConversionError, match="cannot be read"):
+        converters.convert(tmp_path / "net.onnx")
+
+
+def test_weights_that_are_missing_or_cut_off_are_refused(tmp_path: Path) -> None:
+    in_two_files(tmp_path / "net.onnx", "net.onnx.data")
+    weights = tmp_path / "net.onnx.data"
+    weights.write_bytes(weights.read_bytes()[:-8])
+    with pytest.raises(converters.ConversionError, match="too short"):
+        converters.convert(tmp_path / "net.onnx")
+    weights.unlink()
+    with pytest.raises(converters.ConversionError, match="copy both"):
+        converters.convert(tmp_path / "net.onnx")

@@ -127,6 +127,15 @@ def test_an_architecture_file_that_is_missing_is_named(tmp_path: Path) -> None:
     assert "no.json" in message
 
 
+@pytest.mark.parametrize(
+    "architecture", ["model.yaml", "model.YML", "backend: tensorflow\nclass: x"]
+)
+def test_an_architecture_in_yaml_is_refused_with_the_way_out(architecture: str) -> None:
+    message = refusal(FILES / "weights_tf_keras2.h5", architecture)
+    assert "YAML" in message
+    assert "to_json()" in message
+
+
 # --- layers ----------------------------------------------------------------------------
 
 
