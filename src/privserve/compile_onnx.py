@@ -22,6 +22,7 @@ from onnx.reference import ReferenceEvaluator
 
 from privserve.bounds import Bounds, UnaffordableError
 from privserve.builder import ProgramBuilder, Traced, extra_bits
+from privserve.engines.crypten_ops import OPS as CRYPTEN_OPS
 from privserve.engines.ottt.linear import Geometry
 from privserve.errors import ModelError
 from privserve.fixedpoint import DEFAULT_FRACTION_BITS, RingArray
@@ -317,9 +318,7 @@ class _Compiler:
 
 def _way_out(op: str) -> str:
     """What to do about an op that ottt does not have."""
-    from privserve.engines.crypten_graph import OPS
-
-    if op in OPS:
+    if op in CRYPTEN_OPS:
         return "use --engine crypten, or --engine auto to choose it where needed"
     return "no engine has it; replace that layer by others and retrain, or cut it off the model"
 

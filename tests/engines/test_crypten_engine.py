@@ -16,11 +16,12 @@ from torch.distributed import ReduceOp
 
 import converters
 from privserve import crypten_compat
+from privserve.compile_onnx import compile_model
 from privserve.crypten_compat import MeshCommunicator
-from privserve.engines import crypten_engine
+from privserve.engines import crypten_engine, crypten_graph, crypten_ops, load_engine
 from privserve.engines.crypten_graph import lower
 from privserve.errors import ClusterError, ModelError
-from privserve.fixedpoint import encode
+from privserve.fixedpoint import decode, encode
 
 
 def graph(op: str, shape: list[int], weights: dict[str, np.ndarray], **attributes: Any) -> Any:
@@ -205,3 +206,26 @@ def test_bounds_are_reached_by_the_worst_input_and_never_passed() -> None:
     low, high = ends[graph.public.graph.output[0].name]
     assert low.item() == pytest.approx(-2 - 12 - 0.5 - 1)
     assert high.item() == pytest.approx(8 + 3 + 2 - 1)
+
+
+def test_the_ops_that_crypten_is_said_to_run_are_those_that_are_lowered_for_it() -> None:
+    assert set(crypten_graph._HANDLERS) == crypten_ops.OPS
+
+
+def test_an_op_that_no_engine_has_is_not_sent_from_one_to_the_other() -> None:
+    with pytest.raises(ModelError, match="no engine has it"):
+        compile_model(graph("Cos", [4], {}))
+
+
+@pytest.mark.parametrize("engine", ["crypten", "ottt"])
+def test_a_hard_swish_runs_on_both_engines(engine: str) -> None:
+    """Each used to send its users to the other one."""
+    torch.manual_seed(4)
+    net = nn.Sequential(nn.Linear(6, 8), nn.Hardswish(), nn.Linear(8, 3))
+    converted = converters.convert(net, input_shape=(6,))
+    assert any(node.op_type == "HardSwish" for node in converted.onnx.graph.node)
+    prepared = load_engine(engine).prepare(converted.onnx, input_range=(-6, 6))
+    x = np.linspace(-6, 6, 60).reshape(10, 6)
+    session = run_session(prepared, [[encode(x, prepared.description["fraction_bits"])]])
+    got = decode(session.answers[0][0], prepared.description["output_fraction_bits"])
+    assert np.abs(got - converted.predict(x)).max() < 1e-2

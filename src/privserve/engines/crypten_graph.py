@@ -83,15 +83,10 @@ class _Lowering:
         return CryptenGraph(public, self.secrets, activation)
 
     def refusal(self, node: onnx.NodeProto, why: str) -> ModelError:
-        # Here, because the compiler asks this module in turn what CrypTen can run.
-        from privserve.compile_onnx import LOWERINGS
-
         name = node.name or (node.output[0] if node.output else "")
-        way_out = "use --engine ottt, or change that layer"
-        if node.op_type not in LOWERINGS:
-            way_out = "no engine has it; replace that layer by others and retrain"
         return ModelError(
-            f"the crypten engine cannot run {node.op_type} (node '{name}'): {why}; {way_out}"
+            f"the crypten engine cannot run {node.op_type} (node '{name}'): {why}; "
+            "use --engine ottt, or change that layer"
         )
 
     def fixed_shape(self, node: onnx.NodeProto, value: str) -> list[int]:
@@ -326,6 +321,3 @@ _HANDLERS: dict[str, Callable[[_Lowering, onnx.NodeProto], None]] = {
     "Sub": _elementwise,
     "Transpose": _keep,
 }
-
-OPS = frozenset(_HANDLERS)
-"""The ONNX ops that CrypTen can run, if their settings fit."""
