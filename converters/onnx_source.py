@@ -119,7 +119,8 @@ def _spread(shape: tuple[int, ...], number: int) -> torch.Tensor:
     """Numbers spread as a normal distribution's, the same every time (a Kronecker sequence)."""
     places = (torch.arange(math.prod(shape), dtype=torch.float64) + 0.5) * (5**0.5 - 1) / 2
     inside = (places + 0.37 * number) % 1.0
-    return torch.special.ndtri(inside.clamp(1e-6, 1 - 1e-6)).float().reshape(shape)
+    normal: torch.Tensor = torch.special.ndtri(inside.clamp(1e-6, 1 - 1e-6))
+    return normal.float().reshape(shape)
 
 
 def _compare(
