@@ -101,6 +101,10 @@ class ProgramBuilder:
         """By how many bits the value's elements may grow, and still be compared afterwards."""
         return 61 - math.ceil(math.log2(max(x.range.magnitude / x.step, 1.0)))
 
+    def _is_crowded(self, bounds: Range, step: float) -> bool:
+        """Whether a value would leave no room for its truncation: shift + K are 64 at most."""
+        return bounds.magnitude / step >= 2.0**61
+
     # Ops that communicate.
 
     def linear(
@@ -315,6 +319,9 @@ class ProgramBuilder:
         shape = np.broadcast_shapes(x.shape, y.shape)
         x, y = self.expand(x, shape, layer), self.expand(y, shape, layer)
         bounds = x.range.plus(y.range.scaled(sign))
+        if self._is_crowded(bounds, x.step) and max(self.surplus(x), self.surplus(y)):
+            x, y = self.truncate(x, layer), self.truncate(y, layer)
+            return self._sum(kind, x, y, sign, layer)
         return self._emit(kind, layer, (x, y), shape, x.step, bounds, {})
 
     def negate(self, x: Traced, layer: str) -> Traced:
@@ -423,6 +430,8 @@ class ProgramBuilder:
         """Sums over windows of x: [C, H, W]."""
         attributes = {"kernel": list(kernel), "strides": list(strides), "pads": list(pads)}
         bounds = x.range.map(lambda v: np.asarray(local.sum_pool(v, attributes)))
+        if self._is_crowded(bounds, x.step) and self.surplus(x):
+            return self.sum_pool(self.truncate(x, layer), kernel, strides, pads, layer)
         shape = bounds.low.shape
         return self._emit("sum_pool", layer, (x,), shape, x.step, bounds, attributes)
 
