@@ -32,7 +32,7 @@ TOLERABLE = 0.01
 
 MOST_FRACTION_BITS = 20
 PRODUCTS = 4e9
-"""Of samples that are simulated: so many multiplications at most, but two samples at least."""
+"""Of samples that are simulated: this many multiplications at most, but two samples at least."""
 
 
 @dataclass(frozen=True)

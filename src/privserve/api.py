@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import logging
 import os
 import re
 import secrets
@@ -51,8 +50,6 @@ STOP_SECONDS = 8.0
 POLL_SECONDS = 0.1
 POLL_PATIENCE_SECONDS = 30.0
 """Polls may fail this long before serving is given up."""
-
-log = logging.getLogger("privserve")
 
 
 @dataclass
@@ -377,7 +374,7 @@ class SecureModel:
         refused (GuessedRangeError) instead of answered wrongly; without it deep networks send
         some percent less. force: share also what the parties seem to have no memory for.
         report: called with what errors to expect and with what had to be
-        guessed; when None, guesses are warned of and the rest is logged. Raises ModelError if
+        guessed; when None, guesses are warned of and the rest is printed. Raises ModelError if
         the engine cannot run the model and ClusterError if a party fails.
         """
         prepared = self.prepare(
@@ -537,7 +534,7 @@ def _tell(prepared: Prepared, report: Callable[[str], None] | None) -> None:
         elif line in notes:
             warnings.warn(line.removeprefix("note: "), stacklevel=4)
         else:
-            log.info("%s", line)
+            print(line, flush=True)
 
 
 def load_model(

@@ -75,7 +75,24 @@ def bending_net() -> object:
     )
 
 
-@pytest.mark.parametrize(("net", "exchanges"), [(NET, 10), (bending_net(), None)])
+def guarded_net() -> object:
+    """So deep that no sound bound fits: its later comparisons are guarded."""
+    generator = np.random.default_rng(3)
+    nodes, constants, last = [], {}, "x"
+    for i in range(30):
+        constants[f"w{i}"] = generator.normal(size=(16, 16)) * 0.35
+        nodes += [
+            helper.make_node("Gemm", [last, f"w{i}"], [f"g{i}"], name=f"dense {i}"),
+            helper.make_node("Relu", [f"g{i}"], [f"r{i}"], name=f"relu {i}"),
+        ]
+        last = f"r{i}"
+    nodes.append(helper.make_node("Identity", [last], ["y"]))
+    return graph(nodes, constants, (16,))
+
+
+@pytest.mark.parametrize(
+    ("net", "exchanges"), [(NET, 10), (bending_net(), None), (guarded_net(), 90)]
+)
 def test_what_goes_over_the_wire_is_what_the_program_states(net, exchanges):
     with Session(net, 3) as session:
         online = session.wires["online"]
@@ -88,6 +105,7 @@ def test_what_goes_over_the_wire_is_what_the_program_states(net, exchanges):
         assert exchanges in (None, len(sent))
         assert sum(sent) == 4 * sum(c.bytes_online for c in costs) + 8  # the pack number
         assert session.computes[0].stats.exchanges == len(sent)
+        assert bool(session.program.guards) == (exchanges == 90)
     dealt = [f for a, b, f in session.wires["deal"].sent if a == 3 and b == 0][1:]
     per_pack = sum(c.bytes_dealt for c in costs)
     assert sum(map(len, dealt)) == per_pack * session.computes[0].pool.made
