@@ -11,17 +11,16 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
-import signal
 import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any
 from zipfile import BadZipFile
 
 from privserve.config import party_names, split_address
 from privserve.errors import ConfigError, PrivserveError
+from privserve.interrupts import keep_interrupts
 
 DEFAULT_DIRECTORY = Path(".privserve")
 DEFAULT_MODEL = Path("model.onnx")
@@ -247,19 +246,13 @@ def _show_warning(message: Warning | str, *_: object) -> None:
     say(f"warning: {message}")
 
 
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     options = parse(arguments)
     if options.party:
         return run_one_party(options.party, options.config)
     warnings.showwarning = _show_warning  # type: ignore[assignment]
-    # `kill` and a closed terminal end the cluster as Ctrl-C does.
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _interrupt)
+    keep_interrupts()  # `kill` and a closed terminal end the cluster as Ctrl-C does
     try:
         if options.init:
             return write_files(options.init, options.hosts)
