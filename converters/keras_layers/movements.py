@@ -272,8 +272,12 @@ def roll(graph: Graph, x: Any, shift: Any, axis: Any = None) -> Value:
     if axis is None:
         raise ConversionError("it moves elements between samples; give it an axis")
     shifts, axes = _whole_list(shift, "shift"), _whole_list(axis, "axis")
-    for amount, a in zip(shifts, axes, strict=len(shifts) == len(axes)):
-        at = axis_of(a, len(value.shape))
+    many = max(len(shifts), len(axes))
+    if not {len(shifts), len(axes)} <= {1, many}:
+        raise ConversionError(f"it has {len(shifts)} shifts for {len(axes)} axes")
+    # One shift serves all axes, and one axis takes all shifts, as in numpy.
+    for amount, a in zip(np.resize(shifts, many), np.resize(axes, many), strict=True):
+        at = axis_of(int(a), len(value.shape))
         value = picked(graph, value, at, np.roll(np.arange(value.shape[at]), amount))
     return value
 

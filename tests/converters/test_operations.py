@@ -71,6 +71,7 @@ OPERATIONS: dict[str, Operate] = {
     "squeeze": lambda ops, a, b: ops.squeeze(ops.expand_dims(a, 2), 2),
     "flip": lambda ops, a, b: ops.flip(a, axis=1),
     "roll": lambda ops, a, b: ops.roll(a, 2, axis=1),
+    "roll of two axes": lambda ops, a, b: ops.roll(a, (1, 2), axis=(2, 1)),
     "repeat": lambda ops, a, b: ops.repeat(a, 2, axis=2),
     "tile": lambda ops, a, b: ops.tile(a, (1, 2, 3)),
     "take": lambda ops, a, b: ops.take(a, [3, 0], axis=1),
@@ -142,6 +143,7 @@ def test_operations_give_on_shares_what_keras_gives(model: Any) -> None:
         (lambda ops, a: ops.concatenate([a, a], axis=0), "batch"),
         (lambda ops, a: ops.reshape(a, (2, -1, 4)), "batch"),
         (lambda ops, a: ops.max(a, axis=(1, 2)), "keepdims"),
+        (lambda ops, a: ops.roll(a, (1, 2, 3), axis=(1, 2)), "3 shifts for 2 axes"),
     ],
 )
 def test_an_operation_that_cannot_be_served_is_refused_by_name(
@@ -154,6 +156,19 @@ def test_an_operation_that_cannot_be_served_is_refused_by_name(
     a = keras.Input((6, 4), name="a")
     with pytest.raises(converters.ConversionError, match=says):
         converters.convert(keras.Model(a, operate(keras.ops, a)))
+
+
+@pytest.mark.parametrize(("shift", "axis"), [(2, (1, 2)), ((1, 2), 1), ((1, 3), (2, 1))])
+def test_a_roll_pairs_shifts_and_axes_as_numpy_does(shift: Any, axis: Any) -> None:
+    """Keras leaves unequal numbers to its backend: numpy's takes them, torch's does not."""
+    if not HAS_KERAS:
+        pytest.skip("Keras is not installed")
+    import keras
+
+    a = keras.Input((6, 4), name="a")
+    x = np.arange(48.0).reshape(2, 6, 4)
+    found = converters.convert(keras.Model(a, keras.ops.roll(a, shift, axis=axis))).predict(x)
+    np.testing.assert_array_equal(found, np.roll(x, shift, axis))
 
 
 # --- tf.keras, whose files are written by hand here: TensorFlow is not installed ----------
