@@ -21,6 +21,7 @@ import numpy as np
 
 from converters import ConversionError, Converted, convert
 from privserve.support import Support
+from privserve.text_table import table
 
 TOLERANCE = 1e-4  # relative to the largest output
 
@@ -107,16 +108,8 @@ def _table(converted: Converted) -> str:
         shape = ", ".join("batch" if n is None else str(n) for n in row.shape)
         where = _where(support, set(row.nodes))
         rows.append((row.name, row.class_name, f"({shape})", f"{row.parameters:,}", where))
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = [
-        "  ".join(
-            cell.rjust(width) if i == 3 else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
     total = sum(row.parameters for row in converted.layers)
-    return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:], f"{total:,} parameters"])
+    return "\n".join([*table(rows, right=[3]), f"{total:,} parameters"])
 
 
 def _where(support: Support, nodes: set[str]) -> str:

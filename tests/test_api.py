@@ -10,12 +10,14 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
 import numpy as np
 import pytest
 import torch
+from onnx import TensorProto, helper
 from serving import (
     SAMPLE_DIGITS,
     SAMPLE_MODEL,
@@ -26,10 +28,12 @@ from serving import (
     wait_until,
 )
 
+import converters
 import privserve as ps
 from privserve import oip
-from privserve.client import tls_context
-from privserve.session import Timeouts
+from privserve.calls import tls_context
+from privserve.config import Timeouts
+from privserve.engines import load_engine
 
 QUICK = Timeouts(connect=20, peer=3, share=0.5)
 
@@ -335,6 +339,22 @@ def test_an_unknown_engine_is_named_with_the_known_ones(
         small.share(digits.cluster, engine="spdz")
     with pytest.raises(ps.ConfigError, match="low < high"):
         small.share(digits.cluster, input_range=(1.0, 0.0))
+
+
+@pytest.mark.parametrize(
+    ("others", "advice"),
+    [({"Relu"}, "no engine has it; replace that layer"), ({"Cos"}, "use --engine crypten")],
+)
+def test_an_op_that_an_engine_lacks_is_named_with_the_way_out(
+    others: set[str], advice: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(load_engine("crypten"), "OPS", others)
+    x, y = (helper.make_tensor_value_info(n, TensorProto.FLOAT, ["N", 4]) for n in "xy")
+    inner = helper.make_graph([helper.make_node("Cos", ["x"], ["y"], "wave")], "g", [x], [y])
+    onnx = helper.make_model(inner, opset_imports=[helper.make_opsetid("", 17)])
+    converted = replace(converters.convert(torch.nn.Linear(4, 4), input_shape=(4,)), onnx=onnx)
+    with pytest.raises(ps.ModelError, match=f"'ottt' has no op 'Cos' .*'wave'.*{advice}"):
+        ps.SecureModel(converted, "waves").prepare()
 
 
 @pytest.mark.parametrize("name", ["missing.h5", "missing.onnx", "missing.keras"])

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from serving import Digits, make_config, wait_until
 
 import privserve as ps
-from privserve.client import apply_activation, raise_for_answer
+from privserve.activations import apply_activation
+from privserve.calls import raise_for_answer
 
 
 def predicted(digits: Digits, rows: slice) -> np.ndarray:

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from privserve.config import format_config, party_names, read_config, split_address
+from privserve.addresses import split_address
+from privserve.config import format_config, party_names, read_config
 from privserve.errors import ConfigError
 
 PARTIES = [

@@ -16,7 +16,7 @@ from torch import nn
 
 import privserve as ps
 from privserve import oip
-from privserve.client import tls_context
+from privserve.calls import tls_context
 
 FIXTURE = ROOT / "tests" / "data" / "keras" / "files" / "several_keras3_keras.keras"
 IMAGE, ROW = "input_layer_10", "input_layer_11"

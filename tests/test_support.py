@@ -6,8 +6,6 @@ import torch
 from torch import nn
 
 import converters
-from privserve.compile_onnx import CLIENT_ACTIVATIONS
-from privserve.engines import crypten_graph
 from privserve.support import Support
 
 
@@ -15,10 +13,6 @@ def column(module: nn.Module, *shape: int) -> list[list[str] | None]:
     converted = converters.convert(module, input_shape=shape)
     support = Support(converted.onnx)
     return [support.engines(set(row.nodes)) for row in converted.layers]
-
-
-def test_the_engines_leave_the_same_activations_to_the_client() -> None:
-    assert set(CLIENT_ACTIVATIONS) <= set(crypten_graph.CLIENT_ACTIVATIONS)
 
 
 def test_a_layer_that_one_engine_lacks_spoils_no_other_layer() -> None:

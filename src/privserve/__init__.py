@@ -30,9 +30,10 @@ from privserve.errors import (
 )
 
 if TYPE_CHECKING:
-    from privserve.api import Cluster, SecureModel, Worker, load_model
     from privserve.client import Client
+    from privserve.cluster import Cluster, Worker
     from privserve.keras_hook import KerasHook
+    from privserve.model import SecureModel, load_model
 
 __version__ = version("privserve")
 
@@ -58,11 +59,11 @@ __all__ = [
 # Loaded on first use: a client need not import torch, a party need not import the client.
 _HOMES = {
     "Client": "privserve.client",
-    "Cluster": "privserve.api",
+    "Cluster": "privserve.cluster",
     "KerasHook": "privserve.keras_hook",
-    "SecureModel": "privserve.api",
-    "Worker": "privserve.api",
-    "load_model": "privserve.api",
+    "SecureModel": "privserve.model",
+    "Worker": "privserve.cluster",
+    "load_model": "privserve.model",
 }
 
 

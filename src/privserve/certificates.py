@@ -19,7 +19,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from privserve.config import format_config, split_address
+from privserve.addresses import split_address
+from privserve.config import format_config
 
 VALID_DAYS = 365
 OWNER_TOKEN = "owner.token"

@@ -20,75 +20,27 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from privserve import fixedpoint, oip, sharing
-from privserve.config import ClusterConfig, read_config, split_address
+from privserve.activations import apply_activation
+from privserve.addresses import join_address, split_address
+from privserve.calls import raise_for_answer, tls_context, unreachable
+from privserve.config import ClusterConfig, read_config
 from privserve.errors import (
     ClusterError,
     ConfigError,
     GuessedRangeError,
     InputError,
-    LimitReached,
     NotServing,
     QueryError,
     RangeError,
     StaleSession,
 )
 from privserve.fixedpoint import RingArray
-from privserve.functions import evaluate
+from privserve.inputs import Inputs, batched, by_name
 
 if TYPE_CHECKING:
-    from privserve.api import Cluster
-
-Inputs = ArrayLike | Mapping[str, ArrayLike] | Sequence[ArrayLike]
+    from privserve.cluster import Cluster
 
 MAX_CONCURRENT = 32
-
-
-def tls_context(ca: Path) -> ssl.SSLContext:
-    """TLS 1.3 that trusts the cluster's own authority and nobody else."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.minimum_version = ssl.TLSVersion.TLSv1_3
-    try:
-        context.load_verify_locations(ca)
-    except (OSError, ssl.SSLError):
-        raise ConfigError(
-            f"{ca} is missing or holds no certificate; copy it from where the cluster was made"
-        ) from None
-    return context
-
-
-def raise_for_answer(response: httpx.Response, who: str) -> None:
-    """Raise the typed error that a party's HTTP answer stands for, if it is one."""
-    if response.is_success:
-        return
-    try:
-        body = response.json()
-        message, code = str(body["error"]), str(body["code"])
-    except (ValueError, KeyError, TypeError):
-        message, code = f"{who} answers HTTP {response.status_code}; is it privserve?", "refused"
-    if code == "limit_reached":
-        raise LimitReached(message, response.status_code)
-    if code == "not_serving":
-        raise NotServing(message, response.status_code)
-    if code == "stale_session":
-        raise StaleSession(message, response.status_code)
-    if code == "bad_input":
-        raise InputError(f"{who} refuses: {message}")
-    raise QueryError(message, response.status_code)
-
-
-def unreachable(who: str, address: str, error: Exception) -> ClusterError:
-    """The error for a party that HTTP cannot reach."""
-    if isinstance(error, httpx.TimeoutException):
-        return ClusterError(f"{who} at {address} did not answer in time; is the cluster alive?")
-    if "CERTIFICATE_VERIFY_FAILED" in str(error):
-        return ClusterError(
-            f"{who} at {address} belongs to another cluster than the ca.pem in use (its "
-            "certificate does not verify); take cluster.toml and ca.pem from the running cluster"
-        )
-    return ClusterError(
-        f"cannot reach {who} at {address}; is the cluster running? Start one with "
-        "`python -m privserve.launch --parties 3`"
-    )
 
 
 @dataclass(frozen=True)
@@ -286,10 +238,9 @@ def _resolve(cluster: Any, ca: str | Path | None) -> tuple[list[tuple[str, str]]
 
 def _connection(address: str, context: ssl.SSLContext, timeout: float) -> httpx.Client:
     host, port = split_address(address)
-    authority = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=MAX_CONCURRENT)
     return httpx.Client(
-        base_url=f"https://{authority}",
+        base_url=f"https://{join_address(host, port)}",
         verify=context,
         timeout=timeout,
         limits=limits,
@@ -349,39 +300,6 @@ def _check_guards(layers: Sequence[str], flags: RingArray) -> None:
     )
 
 
-def by_name(wanted: Mapping[str, Sequence[int | None]], x: Inputs) -> dict[str, Any]:
-    """What is given for each input of a model, in the model's order.
-
-    wanted: the inputs' shapes, without the batch, by name. x: one array where there is one
-    input; else a list in that order or a dict. Raises InputError saying what the model takes.
-    """
-    takes = ", ".join(f"'{name}' {_batched(shape)}" for name, shape in wanted.items())
-    given: Any = x
-    if isinstance(given, Mapping):
-        if set(given) != set(wanted):
-            raise InputError(f"the model takes the inputs {takes}, not {sorted(map(str, given))}")
-        return {name: given[name] for name in wanted}
-    is_list = isinstance(given, list | tuple)
-    if len(wanted) == 1:
-        ((name, shape),) = wanted.items()
-        # As Keras does, take [x] for x; one rank too many cannot be a batch itself.
-        if is_list and len(given) == 1 and getattr(given[0], "ndim", 0) == len(shape) + 1:
-            given = given[0]
-        return {name: given}
-    if not is_list or len(given) != len(wanted):
-        found = f"{len(given)} arrays" if is_list else "one array"
-        raise InputError(
-            f"the model takes {len(wanted)} inputs: {takes}; give a list in this order or a dict "
-            f"by name, not {found}"
-        )
-    return dict(zip(wanted, given, strict=True))
-
-
-def _batched(shape: Sequence[int | None]) -> str:
-    """(3, 4) as "(B, 3, 4)"."""
-    return f"({', '.join(['B', *map(str, shape)])})"
-
-
 def _encode(model: _Model, x: Inputs) -> dict[str, RingArray]:
     """Check every input and encode it; int64 by input name."""
     given = by_name({t["name"]: t["shape"][1:] for t in model.inputs}, x)
@@ -408,7 +326,7 @@ def _check(tensor: Mapping[str, Any], values: ArrayLike, model: _Model) -> NDArr
     if array.shape[1:] != shape or array.ndim != len(shape) + 1:
         hint = "; add a batch axis: x[None]" if array.shape == shape else ""
         raise InputError(
-            f"input '{name}' must have the shape {_batched(shape)}, not {array.shape}{hint}"
+            f"input '{name}' must have the shape {batched(shape)}, not {array.shape}{hint}"
         )
     if not 1 <= len(array) <= model.max_rows:
         raise InputError(
@@ -425,25 +343,3 @@ def _check(tensor: Mapping[str, Any], values: ArrayLike, model: _Model) -> NDArr
             "(pixels / 255?) or have the model shared with a wider input range"
         )
     return array
-
-
-LAST_FUNCTIONS = ("sigmoid", "tanh", "softplus", "softsign", "exp")
-
-
-def apply_activation(
-    values: NDArray[np.float64], activation: Mapping[str, Any] | None
-) -> NDArray[np.float64]:
-    """The model's last layer on what was joined: (log) softmax, sigmoid, tanh, ..., or None."""
-    if activation is None:
-        return values
-    if activation["op"] in ("Softmax", "LogSoftmax"):
-        axis = int(activation["axis"])
-        logits = values - values.max(axis=axis, keepdims=True)
-        sums = np.exp(logits).sum(axis=axis, keepdims=True)
-        result: NDArray[np.float64] = (
-            np.exp(logits) / sums if activation["op"] == "Softmax" else logits - np.log(sums)
-        )
-        return result
-    if (name := activation["op"].lower()) in LAST_FUNCTIONS:
-        return evaluate([name, "x"], values)
-    raise ClusterError(f"the parties ask for the unknown activation {activation['op']}")

@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from privserve.addresses import split_address
 from privserve.errors import ConfigError
 
 EXTRA_NAMES = ("dave", "erin", "frank", "grace", "heidi", "ivan", "judy", "karl", "laura")
@@ -36,12 +37,16 @@ def party_names(count: int) -> list[str]:
     return ["alice", "bob", *extra[: count - 3], "carol"]
 
 
-def split_address(address: str) -> tuple[str, int]:
-    """("localhost", 4000) from "localhost:4000"; IPv6 as "[::1]:4000"."""
-    host, colon, port = address.rpartition(":")
-    if not colon or not host or not port.isdecimal() or int(port) > 65535:
-        raise ConfigError(f"'{address}' is not an address; write host:port, like localhost:4000")
-    return host.strip("[]"), int(port)
+@dataclass
+class Timeouts:
+    """Seconds that a party waits."""
+
+    connect: float = 60.0
+    """For the other parties to join a session."""
+    peer: float = 30.0
+    """For a sign of life from another party."""
+    share: float = 10.0
+    """For a query's shares to reach all compute parties."""
 
 
 @dataclass(frozen=True)

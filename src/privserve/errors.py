@@ -21,6 +21,14 @@ class ModelError(PrivserveError):
     """A model cannot be served: an op, a range or a shape does not fit the engine."""
 
 
+class UnknownOpError(ModelError):
+    """An engine has no op that a model needs."""
+
+    def __init__(self, engine: str, op: str, node: str) -> None:
+        super().__init__(f"the engine '{engine}' has no op '{op}' (node '{node}')")
+        self.op = op
+
+
 class InputError(PrivserveError, ValueError):
     """A query's input has the wrong shape or dtype, or holds values that do not fit."""
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from types import ModuleType
 from typing import Any
 
-from privserve.api import Cluster, load_model
+from privserve.cluster import Cluster
 from privserve.errors import ClusterError, ConfigError
+from privserve.model import load_model
 
 _ATTRIBUTE = "_privserve_model"
 

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
 
-from privserve.config import party_names, split_address
+from privserve.addresses import bracketed, split_address
+from privserve.config import party_names
 from privserve.errors import ConfigError, PrivserveError
 from privserve.interrupts import keep_interrupts
 
@@ -131,15 +132,15 @@ def read_samples(path: Path | None) -> Any:
 
 def run_one_party(name: str, config: Path) -> int:
     """Run one party of an existing cluster until it is interrupted."""
-    from privserve.party import main as party_main
+    from privserve.party.__main__ import main as party_main
 
     return party_main(["--name", name, "--config", str(config)])
 
 
 def write_files(directory: Path, hosts: str) -> int:
     """Write what the parties of a cluster on several hosts need, and say what to do with it."""
-    from privserve.api import PEER_PORT_OFFSET
     from privserve.certificates import write_cluster
+    from privserve.cluster import PEER_PORT_OFFSET
 
     addresses = hosts.split(",")
     names = party_names(len(addresses))
@@ -161,7 +162,9 @@ def write_files(directory: Path, hosts: str) -> int:
 
 def launch(options: argparse.Namespace) -> int:
     """Start (or join) a cluster, share the model, serve it."""
-    from privserve.api import DEFAULT_ENGINE, Cluster, Worker, load_model
+    from privserve.cluster import Cluster, Worker
+    from privserve.engines import load_engine
+    from privserve.model import DEFAULT_ENGINE, load_model
 
     engine = options.engine or DEFAULT_ENGINE
     ranges: dict[str, Any] = {
@@ -179,7 +182,8 @@ def launch(options: argparse.Namespace) -> int:
     model = load_model(options.model)
     if options.dry_run:
         prepared = model.prepare(engine, **ranges)
-        print("\n".join([summary(prepared.description), *prepared.report]))
+        summary = load_engine(prepared.engine).summary(prepared.description)
+        print("\n".join([summary, *prepared.report]))
         return 0
     cluster: Cluster
     if options.config:
@@ -187,7 +191,7 @@ def launch(options: argparse.Namespace) -> int:
         where = options.config
     else:
         names = party_names(options.parties or 3)
-        host = f"[{options.host}]" if ":" in options.host else options.host
+        host = bracketed(options.host)
         ports = [options.port and options.port + i for i in range(len(names))]
         workers = [Worker(f"{host}:{port}") for port in ports]
         cluster = Cluster(*workers, directory=fresh_directory(DEFAULT_DIRECTORY))
@@ -225,16 +229,6 @@ def fresh_directory(directory: Path) -> Path:
     if (directory / "cluster.toml").is_file():
         shutil.rmtree(directory)
     return directory
-
-
-def summary(description: dict[str, object]) -> str:
-    """The program with its costs, or the public facts where the engine has no program."""
-    if "ops" in description:
-        from privserve.program import Program
-
-        return str(Program.from_json(description))
-    keys = ("inputs", "outputs", "fraction_bits", "input_range")
-    return "\n".join(f"{key}: {description[key]}" for key in keys)
 
 
 def say(line: str) -> None:

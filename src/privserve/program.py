@@ -8,9 +8,13 @@ ever matter to what consumes it, so that is what an engine has to compute and to
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+MIN_COMPARISON_BITS = 6
+MAX_COMPARISON_BITS = 44
+"""K of a comparison lies between these."""
 
 OP_KINDS = {
     # One opening, and a multiplication by a secret parameter.
@@ -158,43 +162,3 @@ class Program:
             input_range=(low, high),
             notes=tuple(fields["notes"]),
         )
-
-    def __str__(self) -> str:
-        """A readable table of the ops: what each computes on, and what it costs per query."""
-        from privserve.engines.ottt.costs import cost_of_op
-
-        head = ("op", "layer", "shape", "range", "K", "exchanges", "B online", "B dealt")
-        rows: list[Sequence[str]] = [head]
-        totals = [0, 0, 0]
-        for op in self.ops:
-            cost = cost_of_op(self, op)
-            value = self.values[op.output]
-            numbers = (cost.exchanges, cost.bytes_online, cost.bytes_dealt)
-            totals = [t + x for t, x in zip(totals, numbers, strict=True)]
-            rows.append(
-                (
-                    op.kind,
-                    op.layer,
-                    "x".join(map(str, value.shape)),
-                    f"+-{value.bound:.4g}",
-                    str(op.attributes.get("comparison_bits", "")),
-                    *(f"{x:,}" if x else "" for x in numbers),
-                )
-            )
-        rows.append(("total", "", "", "", "", *(f"{x:,}" for x in totals)))
-        widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
-        lines = [
-            "  ".join(
-                cell.ljust(width) if i < 4 else cell.rjust(width)
-                for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-            ).rstrip()
-            for row in rows
-        ]
-        lines.insert(1, "-" * max(map(len, lines)))
-        low, high = self.input_range
-        lines.append(
-            f"inputs in [{low:g}, {high:g}], {self.fraction_bits} fraction bits; online bytes are "
-            "per query and party, dealt bytes per query for all parties"
-        )
-        lines += [f"note: {note}" for note in self.notes]
-        return "\n".join(lines)

@@ -8,25 +8,20 @@ their settings. Whether the ranges of a whole model fit depends on the input ran
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from privserve.compile_onnx import CLIENT_ACTIVATIONS, compile_model
-from privserve.engines.crypten_graph import lower
+from privserve.activations import CLIENT_ACTIVATIONS
+from privserve.engines import load_engine
 from privserve.errors import ModelError
 
 SOURCE = "privserve/source"  # no tensor of a model is called so
 
 
-def _try_ottt(model: onnx.ModelProto) -> None:
-    samples = [np.ones((1, 1))] * len(model.graph.input)  # fewer than by default: much faster
-    compile_model(model, input_range=(-1.0, 1.0), calibration=samples)
-
-
-_ATTEMPTS: dict[str, Callable[[onnx.ModelProto], object]] = {"ottt": _try_ottt, "crypten": lower}
+ENGINES = ("ottt", "crypten")
 
 
 class Support:
@@ -68,7 +63,7 @@ class Support:
             and node.name not in self.client_nodes
             and node.output[0] not in self._constant
         ]
-        return [engine for engine in _ATTEMPTS if self._runs(engine, nodes)] if nodes else None
+        return [engine for engine in ENGINES if self._runs(engine, nodes)] if nodes else None
 
     def _runs(self, engine: str, nodes: list[onnx.NodeProto]) -> bool:
         made = {name for node in nodes for name in node.output}
@@ -77,7 +72,7 @@ class Support:
         }
         try:
             for name in sorted(made & (elsewhere | self._outputs)):
-                _ATTEMPTS[engine](self._piece(nodes, name))
+                load_engine(engine).check(self._piece(nodes, name))
         except ModelError:
             return False
         return True

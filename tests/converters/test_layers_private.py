@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from engines.ottt.ottt_session import Session
 from golden import as_list
+from ottt_session import Session
 from test_layers import Live, all_cases, cases, numbered
 
 import converters
-from privserve import splines
-from privserve.client import apply_activation
-from privserve.compile_onnx import compile_model
-from privserve.engines.crypten_graph import lower
+from privserve.activations import apply_activation
+from privserve.compiler import plan as splines
+from privserve.compiler.compile import compile_model
+from privserve.engines.crypten.graph import lower
 from privserve.errors import ModelError
 from privserve.program import Program
 from privserve.support import Support

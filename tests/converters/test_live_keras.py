@@ -9,16 +9,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from engines.ottt.ottt_session import Session
 from golden import DATA, FILES, assert_agrees
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from layer_cases import all_cases
+from ottt_session import Session
 from rounding import error_bounds
 from test_layers import cases, numbered
 
 import converters
-from privserve.client import apply_activation
+from privserve.activations import apply_activation
 
 if importlib.util.find_spec("keras") is None:
     pytest.skip("Keras is not installed", allow_module_level=True)

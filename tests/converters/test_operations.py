@@ -12,7 +12,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-from engines.ottt.ottt_session import Session
+from ottt_session import Session
 
 import converters
 from converters.keras_arguments import of_operation

@@ -15,11 +15,11 @@ from torch import nn
 from torch.distributed import ReduceOp
 
 import converters
-from privserve import crypten_compat
-from privserve.compile_onnx import compile_model
-from privserve.crypten_compat import MeshCommunicator
-from privserve.engines import crypten_engine, crypten_graph, crypten_ops, load_engine
-from privserve.engines.crypten_graph import lower
+from privserve.engines import load_engine
+from privserve.engines.crypten import compat as crypten_compat
+from privserve.engines.crypten import engine as crypten_engine
+from privserve.engines.crypten.compat import MeshCommunicator
+from privserve.engines.crypten.graph import lower
 from privserve.errors import ClusterError, ModelError
 from privserve.fixedpoint import decode, encode
 
@@ -206,15 +206,6 @@ def test_bounds_are_reached_by_the_worst_input_and_never_passed() -> None:
     low, high = ends[graph.public.graph.output[0].name]
     assert low.item() == pytest.approx(-2 - 12 - 0.5 - 1)
     assert high.item() == pytest.approx(8 + 3 + 2 - 1)
-
-
-def test_the_ops_that_crypten_is_said_to_run_are_those_that_are_lowered_for_it() -> None:
-    assert set(crypten_graph._HANDLERS) == crypten_ops.OPS
-
-
-def test_an_op_that_no_engine_has_is_not_sent_from_one_to_the_other() -> None:
-    with pytest.raises(ModelError, match="no engine has it"):
-        compile_model(graph("Cos", [4], {}))
 
 
 @pytest.mark.parametrize("engine", ["crypten", "ottt"])

@@ -9,7 +9,7 @@ import pytest
 from parties import run_session
 from serving import ROOT
 
-from privserve.bench_subjects import Subject
+from privserve.bench.subjects import Subject
 from privserve.engines import load_engine
 from privserve.fixedpoint import decode, encode
 

@@ -17,7 +17,7 @@ from parties import run_session
 from serving import free_workers, serving
 
 import privserve as ps
-from privserve.client import apply_activation
+from privserve.activations import apply_activation
 from privserve.engines import load_engine
 from privserve.fixedpoint import decode, encode
 

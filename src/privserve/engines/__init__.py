@@ -10,40 +10,14 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, cast
-
-import onnx
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from privserve.errors import ConfigError
 from privserve.fixedpoint import RingArray
+from privserve.mesh import Mesh
 
-Payload = bytes | bytearray | memoryview
-
-
-class Mesh(Protocol):
-    """The authenticated channels of one party for one purpose (a lane).
-
-    Only one thread may use a mesh at a time. Every method raises `errors.PeerLost` once a
-    peer it needs is gone.
-    """
-
-    rank: int
-    """0..n-1 for compute parties, n for the dealer."""
-    n: int
-    """The number of compute parties."""
-
-    def send(self, peer: int, *buffers: Payload) -> None:
-        """Send one frame, the concatenation of contiguous `buffers`, to party `peer`."""
-
-    def recv(self, peer: int) -> memoryview:
-        """The next frame from `peer`; valid until the next `recv` from that peer."""
-
-    def exchange(self, payload: Payload) -> list[memoryview | None]:
-        """Send `payload` to every other compute party and return theirs, by rank.
-
-        All compute parties call it at the same step; the entry at the own rank is None.
-        Cannot deadlock, whatever the sizes.
-        """
+if TYPE_CHECKING:
+    import onnx
 
 
 @dataclass(frozen=True)
@@ -100,6 +74,8 @@ class EngineModule(Protocol):
     """The names that an engine's module offers."""
 
     LANES: tuple[str, ...]
+    OPS: frozenset[str]
+    """The ONNX ops that it has, if their settings fit."""
 
     def frame_limits(self, description: Mapping[str, Any], **options: Any) -> Mapping[str, int]:
         """By lane, the bytes of the largest frame that a session of this model may see."""
@@ -109,8 +85,17 @@ class EngineModule(Protocol):
     ) -> tuple[int, int]:
         """About how many bytes the model takes at a compute party, and at the dealer."""
 
+    def summary(self, description: Mapping[str, Any]) -> str:
+        """What the model consists of and costs, for people."""
+
     def prepare(self, model: onnx.ModelProto, **options: Any) -> Prepared:
         """Make `model` ready, or raise `errors.ModelError` saying what does not fit."""
+
+    def check(self, model: onnx.ModelProto) -> None:
+        """Raise `errors.ModelError` unless it has `model`'s ops with these settings.
+
+        Whether the values of a model fit depends on its input range as well.
+        """
 
     def Compute(  # noqa: N802 - it is a class in every engine
         self,
@@ -128,7 +113,7 @@ class EngineModule(Protocol):
 
 
 ENGINES = {
-    "crypten": "privserve.engines.crypten_engine",
+    "crypten": "privserve.engines.crypten.engine",
     "ottt": "privserve.engines.ottt",
 }
 

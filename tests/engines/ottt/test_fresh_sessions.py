@@ -31,7 +31,7 @@ from privserve.config import party_names, read_config
 from privserve.engines import Prepared, ottt
 from privserve.errors import ClusterError, PeerLost
 from privserve.fixedpoint import encode
-from privserve.transport import LaneMesh, Listener
+from privserve.party.lanes import LaneMesh, Listener
 
 SPAWN = multiprocessing.get_context("spawn")
 NAMES = party_names(3)

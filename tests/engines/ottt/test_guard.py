@@ -11,13 +11,13 @@ from onnx import helper
 from ottt_models import graph
 from ottt_session import Session, uniform
 
-from privserve import bounds
-from privserve.compile_onnx import compile_model
+from privserve.compiler import bounds
+from privserve.compiler.compile import compile_model
+from privserve.compiler.ranges import Range
 from privserve.engines.ottt import guard, nonlinear, reference
-from privserve.engines.ottt.comparison import MAX_BITS
 from privserve.errors import ModelError
 from privserve.prg import Prg
-from privserve.ranges import Range
+from privserve.program import MAX_COMPARISON_BITS
 from privserve.sharing import join, split
 
 FLAGS = guard.FLAGS
@@ -219,7 +219,7 @@ def test_a_guessed_comparison_and_its_guard_hold_all_that_the_interval_allows(
     except ModelError:
         return
     units = reach / step / 2**shift
-    assert chosen.bits <= MAX_BITS
+    assert chosen.bits <= MAX_COMPARISON_BITS
     assert shift + chosen.bits + chosen.guard <= 64
     if chosen.guard:
         assert policy.guessed[-1] == "here"

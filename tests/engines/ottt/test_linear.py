@@ -6,7 +6,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from privserve.engines.ottt import blocked, linear, reference
-from privserve.engines.ottt.linear import Geometry
+from privserve.geometry import Geometry
 from privserve.prg import Prg
 
 GEOMETRIES = {

@@ -12,15 +12,16 @@ from onnx import helper
 from ottt_models import graph
 from ottt_session import Session, uniform
 
-from privserve.builder import ProgramBuilder
+from privserve.compiler.builder import ProgramBuilder
+from privserve.compiler.formats import lookup_format, repetition
+from privserve.compiler.plan import Piece
+from privserve.compiler.ranges import Range, synthetic_samples
+from privserve.compiler.smooth import apply_function
 from privserve.engines import Prepared, ottt
 from privserve.engines.ottt import lookup, product, reference
-from privserve.formats import lookup_format, repetition
 from privserve.functions import evaluate
 from privserve.prg import Prg
-from privserve.ranges import Range, synthetic_samples
-from privserve.smooth import apply_function
-from privserve.splines import Piece
+from privserve.splines import quadratics
 
 SIGMOID = {
     "function": ["sigmoid", "x"],
@@ -42,7 +43,7 @@ def looked_up(attributes: dict, values: np.ndarray, parties: int) -> tuple[np.nd
     others = Prg().int64((parties - 1, batch, count + words))
     masks = Prg().int64((batch, count))
     corrected = np.zeros((batch, words), np.int64)
-    table = lookup.quadratics(attributes)
+    table = quadratics(attributes)
     lookup.deal_lookup(masks, others, 0, count, 0, count, bits, segment_bits, table, corrected)
     pools = [np.concatenate([masks, corrected], axis=1), *others]
     t = values - attributes["low"]

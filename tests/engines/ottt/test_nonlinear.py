@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 from privserve.engines.ottt import bits as packing
 from privserve.engines.ottt import nonlinear, reference
-from privserve.engines.ottt.comparison import MAX_BITS, MIN_BITS, plan_comparison
+from privserve.engines.ottt.comparison import plan_comparison
 from privserve.prg import Prg
+from privserve.program import MAX_COMPARISON_BITS, MIN_COMPARISON_BITS
 from privserve.sharing import split
 
 
@@ -99,7 +100,7 @@ def test_truncation_is_within_a_unit_per_party_at_every_border(
     assert np.abs(steps.signed(outs, bits) - (values >> shift)).max() <= parties
 
 
-@pytest.mark.parametrize("bits", range(MIN_BITS, MAX_BITS + 1))
+@pytest.mark.parametrize("bits", range(MIN_COMPARISON_BITS, MAX_COMPARISON_BITS + 1))
 def test_every_comparison_length_gives_exact_signs_without_a_shift(bits):
     values = bounded(512, 1 << (bits - 1))
     values = np.clip(values, -(1 << (bits - 1)) + 4, (1 << (bits - 1)) - 4)

@@ -40,11 +40,10 @@ from functools import cache
 import numpy as np
 
 from privserve.fixedpoint import RingArray
+from privserve.program import MAX_COMPARISON_BITS, MIN_COMPARISON_BITS
 
 WIDTHS = (2, 3, 4, 5, 6)
 MAX_CHUNKS = 8
-MIN_BITS = 6
-MAX_BITS = 44
 
 # One byte sent online weighs as much as this many dealt ones: it is on the critical path.
 _ONLINE_WEIGHT = 12.0
@@ -94,9 +93,10 @@ def _words(k: int, width: int, chunks: int) -> int:
 
 @cache
 def plan_comparison(bits: int) -> ComparisonPlan:
-    """The cheapest plan for a comparison of `bits` bits (MIN_BITS..MAX_BITS)."""
-    if not MIN_BITS <= bits <= MAX_BITS:
-        raise ValueError(f"a comparison has {MIN_BITS} to {MAX_BITS} bits, not {bits}")
+    """The cheapest plan for a comparison of `bits` bits."""
+    least, most = MIN_COMPARISON_BITS, MAX_COMPARISON_BITS
+    if not least <= bits <= most:
+        raise ValueError(f"a comparison has {least} to {most} bits, not {bits}")
     best: tuple[float, tuple[int, ...]] | None = None
     for chunks in range(1, MAX_CHUNKS + 1):
         # Fewest words for each number of bits covered by chunks 1..k.
@@ -115,5 +115,5 @@ def plan_comparison(bits: int) -> ComparisonPlan:
             cost = 8 * words + _ONLINE_WEIGHT * chunks * (chunks + 1) / 16
             if best is None or (cost, widths) < best:
                 best = (cost, widths)
-    assert best is not None  # every length from MIN_BITS to MAX_BITS has a plan
+    assert best is not None  # every length that is allowed has a plan
     return ComparisonPlan(bits, best[1])

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from privserve.engines.ottt.bits import packed_words
 from privserve.engines.ottt.comparison import plan_comparison
 from privserve.engines.ottt.layout import tuple_words
 from privserve.program import Op, Program
+from privserve.text_table import table
 
 
 @dataclass(frozen=True)
@@ -37,3 +39,34 @@ def cost_of_op(program: Program, op: Op) -> Cost:
         both = sum(program.values[i].size for i in op.inputs)
         return Cost(1, 8 * packed_words(both, value.bits), dealt)
     return Cost(0, 0, dealt)
+
+
+def summary(program: Program) -> str:
+    """A readable table of the ops: what each computes on, and what it costs per query."""
+    head = ("op", "layer", "shape", "range", "K", "exchanges", "B online", "B dealt")
+    rows: list[Sequence[str]] = [head]
+    totals = [0, 0, 0]
+    for op in program.ops:
+        cost = cost_of_op(program, op)
+        value = program.values[op.output]
+        numbers = (cost.exchanges, cost.bytes_online, cost.bytes_dealt)
+        totals = [t + x for t, x in zip(totals, numbers, strict=True)]
+        rows.append(
+            (
+                op.kind,
+                op.layer,
+                "x".join(map(str, value.shape)),
+                f"+-{value.bound:.4g}",
+                str(op.attributes.get("comparison_bits", "")),
+                *(f"{x:,}" if x else "" for x in numbers),
+            )
+        )
+    rows.append(("total", "", "", "", "", *(f"{x:,}" for x in totals)))
+    low, high = program.input_range
+    said = (
+        f"inputs in [{low:g}, {high:g}], {program.fraction_bits} fraction bits; online bytes are "
+        "per query and party, dealt bytes per query for all parties"
+    )
+    return "\n".join(
+        [*table(rows, right=range(4, 8)), said, *(f"note: {note}" for note in program.notes)]
+    )

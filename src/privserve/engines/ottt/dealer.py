@@ -15,15 +15,16 @@ from typing import Any
 
 import numpy as np
 
-from privserve.engines import Mesh
 from privserve.engines.ottt import guard, linear, lookup, product, tuples
 from privserve.engines.ottt.comparison import plan_comparison
 from privserve.engines.ottt.layout import PIECE_BYTES, Piece, lay_out, tuple_words
-from privserve.engines.ottt.linear import Geometry
 from privserve.errors import ClusterError, PeerLost
 from privserve.fixedpoint import RingArray
+from privserve.geometry import Geometry
+from privserve.mesh import Mesh
 from privserve.prg import KEY_BYTES, Prg, fresh_key
 from privserve.program import Op, Program
+from privserve.splines import quadratics
 
 LANE = "deal"
 CREDIT = struct.Struct("<q")
@@ -59,7 +60,7 @@ class PackMaker:
             if op.kind == "relu"
         }
         self._quadratics = {
-            index: lookup.quadratics(op.attributes)
+            index: quadratics(op.attributes)
             for index, op in enumerate(program.ops)
             if op.kind == "lookup"
         }

@@ -19,64 +19,18 @@ words [c_0 c_1 c_2] by h.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from privserve.engines.ottt.jit import INT64, NOTHING, PLANES, RECEIVED_ROWS, ROWS, kernel
 from privserve.fixedpoint import RingArray
-from privserve.functions import evaluate
-from privserve.splines import fit
-
-ENTRIES = 3
-"""Words per segment."""
+from privserve.splines import ENTRIES
 
 
 def table_words(attributes: Mapping[str, Any]) -> int:
     """Words per element of a lookup's tables."""
     return ENTRIES << int(attributes["comparison_bits"] - attributes["segment_bits"])
-
-
-def quadratics(attributes: Mapping[str, Any]) -> RingArray:
-    """int64[2^K, 3]: row a + 2^s holds c_0, c_1, c_2 of the interval that begins at a.
-
-    a goes from -2^s, since the interval that wraps around holds small t only.
-    """
-    return _quadratics(
-        _frozen(attributes["function"]),
-        tuple(attributes["piece"]),
-        float(attributes["unit"]),
-        int(attributes["low"]),
-        int(attributes["comparison_bits"]),
-        int(attributes["segment_bits"]),
-        int(attributes["output_bits"]),
-    )
-
-
-def _frozen(expression: Any) -> Any:
-    if isinstance(expression, list | tuple):
-        return tuple(map(_frozen, expression))
-    return expression
-
-
-@lru_cache(maxsize=8)
-def _quadratics(
-    function: Any,
-    piece: tuple[float, float],
-    unit: float,
-    low: int,
-    bits: int,
-    segment_bits: int,
-    output_bits: int,
-) -> RingArray:
-    first = -(1 << segment_bits)
-    starts = (np.arange(first, first + (1 << bits), dtype=np.float64) + low) * unit
-    fitted = fit(lambda x: evaluate(function, x), piece, starts, unit * 2.0**segment_bits)
-    scale = 2.0**output_bits * unit ** np.arange(ENTRIES)
-    table: RingArray = np.ascontiguousarray(np.rint(fitted.T * scale).astype(np.int64))
-    table.setflags(write=False)
-    return table
 
 
 @kernel("void(int64[:,::1], int64, int64, int64[:,::1], int64, int64, int64[:,::1])")

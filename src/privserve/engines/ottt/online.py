@@ -17,14 +17,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from privserve.engines import Mesh, RunStats
-from privserve.engines.ottt import guard, linear, local, lookup, nonlinear, product
+from privserve import local
+from privserve.engines import RunStats
+from privserve.engines.ottt import guard, linear, lookup, nonlinear, product
 from privserve.engines.ottt.bits import unpack_add_batch, unpack_xor_batch
 from privserve.engines.ottt.buffers import Buffers, OpBuffers, expiring
 from privserve.engines.ottt.comparison import plan_comparison
 from privserve.engines.ottt.layout import PackLayout, tuple_words
 from privserve.errors import ClusterError, TooManyRows
 from privserve.fixedpoint import RingArray
+from privserve.mesh import Mesh
 from privserve.prg import Prg
 from privserve.program import Op, Program
 

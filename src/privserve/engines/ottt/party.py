@@ -9,7 +9,6 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from privserve.engines import Mesh
 from privserve.engines.ottt import linear
 from privserve.engines.ottt.dealer import (
     CREDIT,
@@ -18,7 +17,6 @@ from privserve.engines.ottt.dealer import (
     split_keys,
 )
 from privserve.engines.ottt.layout import PIECE_BYTES, PackLayout, Piece, lay_out
-from privserve.engines.ottt.linear import Geometry
 from privserve.engines.ottt.online import (
     LACKING,
     BoundLinear,
@@ -31,10 +29,13 @@ from privserve.engines.ottt.online import (
 from privserve.engines.ottt.pool import Pool
 from privserve.errors import ClusterError, InputError, TooManyRows
 from privserve.fixedpoint import RingArray
+from privserve.geometry import Geometry
+from privserve.mesh import Mesh
 from privserve.prg import Prg, fresh_key
 from privserve.program import Program
 
 ONLINE = "online"
+LANES: tuple[str, ...] = (ONLINE, LANE)
 
 POOL_QUERIES = 512
 POOL_BYTES = 256 << 20

@@ -1,0 +1,44 @@
+"""What a model's last layer may be, so that the client computes it on what it joined.
+
+All of them can be inverted (a softmax up to a constant), so what goes in tells a client no more
+than what comes out, and none has to be computed on shares.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from privserve.errors import ClusterError
+from privserve.functions import evaluate
+
+Floats = NDArray[np.float64]
+
+NORMALISING = ("Softmax", "LogSoftmax")
+"""Along an axis."""
+
+CLIENT_ACTIVATIONS = (*NORMALISING, "Sigmoid", "Tanh", "Softplus", "Softsign", "Exp")
+"""By their ONNX names."""
+
+
+def apply_activation(values: Floats, activation: Mapping[str, Any] | None) -> Floats:
+    """The model's last layer on what was joined.
+
+    activation: {"op": one of CLIENT_ACTIVATIONS, "axis": where it is one of NORMALISING}, or
+    None. Raises ClusterError for any other.
+    """
+    if activation is None:
+        return values
+    op = activation["op"]
+    if op not in CLIENT_ACTIVATIONS:
+        raise ClusterError(f"the parties ask for the unknown activation {op}")
+    if op not in NORMALISING:
+        return evaluate([op.lower(), "x"], values)
+    axis = int(activation["axis"])
+    logits = values - values.max(axis=axis, keepdims=True)
+    sums = np.exp(logits).sum(axis=axis, keepdims=True)
+    result: Floats = np.exp(logits) / sums if op == "Softmax" else logits - np.log(sums)
+    return result

@@ -1,0 +1,46 @@
+"""Addresses as people write them, host:port, and the sockets that listen there."""
+
+from __future__ import annotations
+
+import socket
+
+from privserve.errors import ConfigError
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """("localhost", 4000) from "localhost:4000"; IPv6 as "[::1]:4000"."""
+    host, colon, port = address.rpartition(":")
+    if not colon or not host or not port.isdecimal() or int(port) > 65535:
+        raise ConfigError(f"'{address}' is not an address; write host:port, like localhost:4000")
+    return host.strip("[]"), int(port)
+
+
+def bracketed(host: str) -> str:
+    """The host as an address or URL has it: IPv6 in brackets."""
+    return f"[{host}]" if ":" in host else host
+
+
+def join_address(host: str, port: int) -> str:
+    """The inverse of `split_address`."""
+    return f"{bracketed(host)}:{port}"
+
+
+def bind(address: tuple[str, int], what: str) -> socket.socket:
+    """A listening-ready socket, or a ConfigError that names the port and the remedy."""
+    host, port = address
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        # With the protocol named: asyncio sets TCP_NODELAY only where it knows that it is TCP,
+        # and without it every second answer waits 40 ms for an acknowledgement.
+        sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((host, port))
+    except socket.gaierror:
+        raise ConfigError(f"{what}: the host '{host}' is not known here") from None
+    except (OSError, OverflowError) as error:
+        why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise ConfigError(
+            f"{what}: cannot listen on {host}:{port} ({why.lower()}); stop what uses that port "
+            "or choose another with --port"
+        ) from None
+    return sock

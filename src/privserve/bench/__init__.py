@@ -1,0 +1,1 @@
+"""Measure engines on this machine: python -m privserve.bench."""

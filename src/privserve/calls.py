@@ -1,0 +1,66 @@
+"""HTTPS calls to a party: who is trusted, and which error an answer stands for."""
+
+from __future__ import annotations
+
+import ssl
+from pathlib import Path
+
+import httpx
+
+from privserve.errors import (
+    ClusterError,
+    ConfigError,
+    InputError,
+    LimitReached,
+    NotServing,
+    QueryError,
+    StaleSession,
+)
+
+
+def tls_context(ca: Path) -> ssl.SSLContext:
+    """TLS 1.3 that trusts the cluster's own authority and nobody else."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    try:
+        context.load_verify_locations(ca)
+    except (OSError, ssl.SSLError):
+        raise ConfigError(
+            f"{ca} is missing or holds no certificate; copy it from where the cluster was made"
+        ) from None
+    return context
+
+
+def raise_for_answer(response: httpx.Response, who: str) -> None:
+    """Raise the typed error that a party's HTTP answer stands for, if it is one."""
+    if response.is_success:
+        return
+    try:
+        body = response.json()
+        message, code = str(body["error"]), str(body["code"])
+    except (ValueError, KeyError, TypeError):
+        message, code = f"{who} answers HTTP {response.status_code}; is it privserve?", "refused"
+    if code == "limit_reached":
+        raise LimitReached(message, response.status_code)
+    if code == "not_serving":
+        raise NotServing(message, response.status_code)
+    if code == "stale_session":
+        raise StaleSession(message, response.status_code)
+    if code == "bad_input":
+        raise InputError(f"{who} refuses: {message}")
+    raise QueryError(message, response.status_code)
+
+
+def unreachable(who: str, address: str, error: Exception) -> ClusterError:
+    """The error for a party that HTTP cannot reach."""
+    if isinstance(error, httpx.TimeoutException):
+        return ClusterError(f"{who} at {address} did not answer in time; is the cluster alive?")
+    if "CERTIFICATE_VERIFY_FAILED" in str(error):
+        return ClusterError(
+            f"{who} at {address} belongs to another cluster than the ca.pem in use (its "
+            "certificate does not verify); take cluster.toml and ca.pem from the running cluster"
+        )
+    return ClusterError(
+        f"cannot reach {who} at {address}; is the cluster running? Start one with "
+        "`python -m privserve.launch --parties 3`"
+    )

@@ -1,0 +1,272 @@
+"""The parties as their owner's program sees them: `Worker`, `Cluster`."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from privserve.addresses import bind, join_address, split_address
+from privserve.calls import raise_for_answer, tls_context, unreachable
+from privserve.certificates import OWNER_TOKEN, write_cluster
+from privserve.config import ClusterConfig, PartyConfig, Timeouts, party_names, read_config
+from privserve.errors import ClusterError, ConfigError
+
+PEER_PORT_OFFSET = 100
+START_SECONDS = 60.0
+STOP_SECONDS = 8.0
+POLL_SECONDS = 0.1
+
+
+@dataclass
+class Worker:
+    """One party to be: its address, and whether this process starts and stops it.
+
+    address: host:port for clients; port 0 picks a free one (local parties only). peer:
+    host:port for the other parties; the same host and port + 100 when None.
+    """
+
+    address: str
+    auto_managed: bool = True
+    peer: str | None = None
+
+    def __post_init__(self) -> None:
+        host, port = split_address(self.address)
+        if self.peer is None:
+            self.peer = f"{host}:{port + PEER_PORT_OFFSET if port else 0}"
+        split_address(self.peer)
+        if not self.auto_managed and port == 0:
+            raise ConfigError(f"'{self.address}': a party that is started by hand needs a port")
+
+
+class Cluster:
+    """The parties: workers that compute, and the dealer as the last one.
+
+    A context manager: `with Cluster(...) as cluster` starts it and always stops it.
+    """
+
+    def __init__(
+        self,
+        *workers: Worker,
+        directory: str | Path | None = None,
+        timeouts: Timeouts | None = None,
+    ) -> None:
+        """directory: where cluster.toml and the certificates go; a temporary one when None.
+
+        timeouts: how long the auto_managed parties wait for each other and for shares.
+        """
+        self.names = party_names(len(workers))
+        self._workers = dict(zip(self.names, workers, strict=True))
+        self._directory = Path(directory) if directory is not None else None
+        self._timeouts = timeouts or Timeouts()
+        self._temporary: Path | None = None
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._lifelines: list[int] = []
+        self._config: ClusterConfig | None = None
+        self._http: httpx.Client | None = None
+
+    @classmethod
+    def connect(cls, config: str | Path) -> Cluster:
+        """A cluster whose parties run already; needs owner.token beside cluster.toml."""
+        found = read_config(config)
+        workers = [Worker(p.http, auto_managed=False, peer=p.peer) for p in found.parties]
+        cluster = cls(*workers)
+        cluster.names = [p.name for p in found.parties]
+        cluster._open(found)
+        for party in found.parties:
+            cluster._wait_alive(party)
+        return cluster
+
+    @property
+    def config(self) -> ClusterConfig:
+        """The running cluster's addresses and files, as clients need them."""
+        if self._config is None:
+            raise ClusterError("the cluster is not running; call start() first")
+        return self._config
+
+    def __enter__(self) -> Cluster:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def start(self, report: Callable[[str], None] = lambda line: None) -> None:
+        """Start all parties and wait until each answers.
+
+        report: called with a line of progress. For workers that are not auto_managed, prints
+        the command to run on their host and waits for them. Raises ClusterError or
+        ConfigError, with everything stopped again, if a party does not come up.
+        """
+        if self._config is not None:
+            raise ClusterError("the cluster is running already")
+        atexit.register(self.stop)
+        try:
+            self._start(report)
+        except BaseException:
+            self.stop()
+            raise
+
+    def _start(self, report: Callable[[str], None]) -> None:
+        with contextlib.ExitStack() as stack:
+            sockets, parties = {}, []
+            for name, worker in self._workers.items():
+                http, peer = worker.address, worker.peer or ""
+                if worker.auto_managed:
+                    bound = [
+                        stack.enter_context(bind(split_address(address), f"{name} ({what})"))
+                        for address, what in ((http, "http"), (peer, "peer"))
+                    ]
+                    sockets[name] = bound
+                    http, peer = (
+                        f"{split_address(address)[0]}:{sock.getsockname()[1]}"
+                        for address, sock in zip((http, peer), bound, strict=True)
+                    )
+                parties.append((name, http, peer))
+            directory = self._directory
+            if directory is None:
+                directory = self._temporary = Path(tempfile.mkdtemp(prefix="privserve-"))
+            path = write_cluster(directory.resolve(), parties)
+            for name, (http_socket, peer_socket) in sockets.items():
+                self._spawn(name, directory, http_socket.fileno(), peer_socket.fileno())
+        self._open(read_config(path))
+        for name, worker in self._workers.items():
+            if not worker.auto_managed:
+                own = path.parent / name / "cluster.toml"
+                host = split_address(worker.address)[0]
+                print(
+                    f"{name}: copy the directory {own.parent} to {host} and run there\n"
+                    f"    python -m privserve.launch --party {name} "
+                    f"--config {shlex.quote(f'{name}/cluster.toml')}",
+                    flush=True,
+                )
+        for party in self.config.parties:
+            self._wait_alive(party)
+            report(f"{party.name} ({self.config.role(party.name)}) is up at {party.http}")
+
+    def _open(self, config: ClusterConfig) -> None:
+        token_file = config.path.parent / OWNER_TOKEN
+        try:
+            token = token_file.read_text()
+        except OSError:
+            raise ConfigError(
+                f"{token_file} cannot be read; only its holder, the model owner, may share models"
+            ) from None
+        self._http = httpx.Client(
+            verify=tls_context(config.ca),
+            headers={"Authorization": f"Bearer {token}"},
+            timeout=httpx.Timeout(60.0, connect=5.0),
+            trust_env=False,
+        )
+        self._config = config
+
+    def _spawn(self, name: str, directory: Path, http: int, peer: int) -> None:
+        """Start a party's process; it ends when our end of its lifeline does."""
+        config = directory.resolve() / name / "cluster.toml"
+        ends, held = os.pipe()
+        log = os.open(directory / name / "party.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        command = [sys.executable, "-m", "privserve.party", "--name", name, "--config", str(config)]
+        command += ["--http-fd", str(http), "--peer-fd", str(peer), "--lifeline-fd", str(ends)]
+        for what, seconds in asdict(self._timeouts).items():
+            command += [f"--{what}-timeout", str(seconds)]
+        try:
+            self._processes[name] = subprocess.Popen(
+                command,
+                pass_fds=(http, peer, ends),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                # Ctrl-C in a terminal is for the launching program, which then stops us.
+                start_new_session=True,
+                env={**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")},
+            )
+        except OSError as error:
+            os.close(held)
+            raise ClusterError(f"{name} cannot be started: {error.strerror}") from None
+        finally:
+            os.close(ends)
+            os.close(log)
+        self._lifelines.append(held)
+
+    def _wait_alive(self, party: PartyConfig, seconds: float = START_SECONDS) -> None:
+        managed = party.name in self._processes
+        deadline = time.monotonic() + seconds if managed else None
+        while True:
+            self.check_processes(party.name)
+            try:
+                self.call(party, "GET", "/v2/health/live")
+                return
+            except ClusterError as error:
+                if "certificate does not verify" in str(error):
+                    raise
+            if deadline is not None and time.monotonic() > deadline:
+                raise ClusterError(
+                    f"{party.name} did not come up at {party.http} within {seconds:g} s; "
+                    f"see {self._log(party.name)}"
+                )
+            time.sleep(POLL_SECONDS)
+
+    def check_processes(self, *names: str) -> None:
+        """Raise ClusterError if a party's process (of these, or any) has ended."""
+        for name in names or self.names:
+            process = self._processes.get(name)
+            if process is not None and process.poll() is not None:
+                if process.returncode == -signal.SIGKILL:
+                    raise ClusterError(
+                        f"{name} was killed (signal 9). If nobody did that, the system did, since "
+                        "memory ran out; a larger host, a smaller model or fewer rows may help"
+                    )
+                lines = self._log(name).read_text(errors="replace").strip().splitlines()
+                last = lines[-1] if lines else "it said nothing"
+                raise ClusterError(f"{name} ended with code {process.returncode}: {last}")
+
+    def _log(self, name: str) -> Path:
+        return (self._temporary or self._directory or Path()) / name / "party.log"
+
+    def call(self, party: PartyConfig, method: str, path: str, **options: Any) -> httpx.Response:
+        """One HTTP call to a party as the model owner; raises the error it stands for."""
+        if self._http is None:
+            raise ClusterError("the cluster is not running; call start() first")
+        host, port = party.http_address
+        try:
+            response = self._http.request(
+                method, f"https://{join_address(host, port)}{path}", **options
+            )
+        except httpx.TransportError as error:
+            raise unreachable(party.name, party.http, error) from None
+        raise_for_answer(response, party.name)
+        return response
+
+    def stop(self) -> None:
+        """Stop every party that was started here, and forget the cluster; idempotent."""
+        atexit.unregister(self.stop)
+        for held in self._lifelines:
+            os.close(held)
+        self._lifelines.clear()
+        deadline = time.monotonic() + STOP_SECONDS
+        for process in self._processes.values():
+            try:
+                process.wait(max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        self._processes.clear()
+        if self._http is not None:
+            self._http.close()
+        self._http = self._config = None
+        if self._temporary is not None:
+            shutil.rmtree(self._temporary, ignore_errors=True)
+            self._temporary = None

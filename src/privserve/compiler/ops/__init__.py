@@ -1,0 +1,1 @@
+"""The lowerings of the ONNX ops, by family."""

@@ -1,0 +1,150 @@
+"""What the parties' answers would be: a program on plain integers, with no shares and no MPC.
+
+Every op is computed as its shares would sum up to, modulo 2^64. Two things are random under
+MPC and are not here: a truncation is rounded to the nearest unit (n parties are off by up to
+n / 2), and a lookup's mask r is 0, which fixes where its segments begin. So an answer of the
+parties differs by what these cost, as little as by one run from the next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from privserve import local
+from privserve.compiler.ranges import convolve
+from privserve.fixedpoint import RingArray
+from privserve.geometry import Geometry
+from privserve.program import Op, Program
+from privserve.splines import quadratics
+
+Floats = NDArray[np.float64]
+
+EXACT = 2.0**52
+"""Sums of products below this are exact in float64."""
+
+
+@dataclass
+class Simulated:
+    """The outputs, int64[S, *shape] each, and which rows left a range, bool[S], by layer."""
+
+    outputs: list[RingArray]
+    left: dict[str, NDArray[np.bool_]] = field(default_factory=dict)
+
+
+def simulate(
+    program: Program, parameters: Mapping[str, RingArray], inputs: Sequence[RingArray]
+) -> Simulated:
+    """Run `program` on plain ring elements; inputs: int64[S, *shape] each."""
+    values = dict(zip((port.value for port in program.inputs), inputs, strict=True))
+    last = {number: index for index, op in enumerate(program.ops) for number in op.inputs}
+    kept = {port.value for port in program.outputs}
+    result = Simulated([])
+    for index, op in enumerate(program.ops):
+        operands = [values[number] for number in op.inputs]
+        values[op.output], left = _run(program, parameters, op, operands)
+        if left is not None and left.any():
+            rows = result.left.setdefault(op.layer, np.zeros(len(left), np.bool_))
+            rows |= left
+        for number in {n for n in op.inputs if last[n] == index} - kept:
+            del values[number]
+    result.outputs = [values[port.value] for port in program.outputs]
+    return result
+
+
+def _run(
+    program: Program, parameters: Mapping[str, RingArray], op: Op, inputs: Sequence[RingArray]
+) -> tuple[RingArray, NDArray[np.bool_] | None]:
+    """The op's result, and the rows whose value left its range (None where there is none)."""
+    x, attributes = inputs[0], op.attributes
+    shape = program.values[op.output].shape
+    if op.kind == "linear":
+        geometry = Geometry.from_json(attributes["geometry"])
+        out = convolve_exactly(x, parameters[attributes["weight"]], geometry)
+        if attributes["bias"]:
+            out += parameters[attributes["bias"]][:, None, None]
+        return out, None
+    if op.kind in ("relu", "truncate"):
+        u, k = shifted(x, attributes["shift"]), attributes["comparison_bits"]
+        kept = wrapped(u, k)
+        left = rows_with(kept != u)
+        if op.kind == "truncate":
+            left |= rows_with(np.abs(kept) >= 1 << (k - 2))
+        return (np.maximum(kept, 0) if op.kind == "relu" else kept), left
+    if op.kind == "multiply":
+        factor, inner = inputs[1].reshape(len(x), -1), attributes["inner"]
+        place = np.arange(program.values[op.output].size) // inner % factor.shape[1]
+        return x * factor[:, place].reshape(x.shape), None
+    if op.kind == "lookup":
+        return _look_up(x, attributes)
+    if op.kind == "check":
+        return np.zeros((len(x), 0), np.int64), rows_with(wrapped(x, attributes["bits"]) != 0)
+    return local.apply(op.kind, attributes, inputs, shape, True, parameters), None
+
+
+def shifted(x: RingArray, shift: int) -> RingArray:
+    """x / 2^shift, rounded to the nearest unit."""
+    return (x + (1 << (shift - 1))) >> shift if shift else x
+
+
+def wrapped(x: RingArray, bits: int) -> RingArray:
+    """x modulo 2^bits, as a signed number."""
+    return (x << (64 - bits)) >> (64 - bits)
+
+
+def rows_with(where: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The rows in which any element is true."""
+    return np.asarray(where.reshape(len(where), -1).any(1), np.bool_)
+
+
+def _look_up(x: RingArray, attributes: Mapping[str, Any]) -> tuple[RingArray, NDArray[np.bool_]]:
+    """The quadratics of segments that begin at multiples of their width: r = 0."""
+    bits, segment_bits = attributes["comparison_bits"], attributes["segment_bits"]
+    width = 1 << segment_bits
+    t = shifted(x, attributes["shift"]) - attributes["low"]
+    left = rows_with((t < 0) | (t >= (1 << bits) - width))
+    t &= (1 << bits) - 1
+    z = (t & (width - 1)) - width // 2
+    # The last segment is met only by what left its range: it is the table's first.
+    begins = ((t >> segment_bits << segment_bits) + width) & ((1 << bits) - 1)
+    entries = quadratics(attributes)[begins]
+    return entries[..., 0] + z * (entries[..., 1] + z * entries[..., 2]), left
+
+
+def convolve_exactly(x: RingArray, weight: RingArray, geometry: Geometry) -> RingArray:
+    """weight * x modulo 2^64, x: int64[S, C, H, W], by float64 convolutions that are exact.
+
+    Both are cut into parts of few enough bits that no sum of their products is rounded.
+    """
+    x = np.asarray(x).reshape(len(x), *geometry.shape)
+    taps = int(np.prod(weight.shape[1:]))
+    room = int(EXACT) // taps
+    sizes = [
+        int(max(abs(int(a.max())), abs(int(a.min())), 1)) if a.size else 1 for a in (x, weight)
+    ]
+    if sizes[0] * sizes[1] < room:
+        return np.rint(convolve(x.astype(np.float64), weight.astype(np.float64), geometry)).astype(
+            np.int64
+        )
+    bits = max(1, (room.bit_length() - 2) // 2)
+    out = np.zeros((len(x), *geometry.output_shape), np.int64)
+    for i, part in enumerate(_parts(x, bits)):
+        for j, other in enumerate(_parts(weight, bits)):
+            if (i + j) * bits < 64:
+                exact = np.rint(convolve(part, other, geometry)).astype(np.int64)
+                out += exact << ((i + j) * bits)
+    return out
+
+
+def _parts(x: RingArray, bits: int) -> list[Floats]:
+    """x as a sum of parts times 2^(i bits), each of at most `bits` bits and a sign."""
+    parts: list[Floats] = []
+    while x.any() and len(parts) * bits < 64:
+        low = wrapped(x, bits)
+        parts.append(low.astype(np.float64))
+        x = (x - low) >> bits
+    return parts

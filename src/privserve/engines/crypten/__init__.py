@@ -1,0 +1,1 @@
+"""The reference engine: CrypTen's protocols on our channels."""

@@ -1,0 +1,277 @@
+"""The reference engine: CrypTen's own protocols, with a trusted third party as dealer.
+
+Compute parties run a `crypten.nn` model whose parameters are the shares that they were
+given; the dealer runs the server of CrypTen's TrustedThirdParty provider (Knott et al.,
+"CrypTen: Secure Multi-Party Computation Meets Machine Learning", NeurIPS 2021). Truncation
+between two compute parties is local and wraps with probability |x| / 2^63 per element, as in
+CrypTen itself; `prepare` bounds x soundly and refuses models where that is not negligible.
+"""
+
+from __future__ import annotations
+
+import base64
+import importlib
+import io
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from onnx.reference import ReferenceEvaluator
+
+from privserve.engines import Prepared, RunStats
+from privserve.engines.crypten import compat as crypten_compat
+from privserve.engines.crypten.compat import LANE
+from privserve.engines.crypten.graph import HANDLERS, CryptenGraph, lower
+from privserve.errors import ClusterError, ModelError
+from privserve.fixedpoint import RingArray, encode
+from privserve.mesh import Mesh
+
+LANES: tuple[str, ...] = (LANE,)
+OPS = frozenset(HANDLERS)
+MOST_FRACTION_BITS = 16
+LEAST_FRACTION_BITS = 14
+DEFAULT_INPUT_RANGE = (-8.0, 8.0)
+# An accumulator of b bits is wrapped by local truncation with probability 2^(b - 63) per
+# element; sound bounds, as here, are far above what real inputs reach.
+MAX_ACCUMULATOR_BITS = 50
+
+Interval = tuple[NDArray[Any], NDArray[Any]]
+
+
+MAX_FRAME = 1 << 31
+PROCESS_BYTES = 600 << 20
+
+
+def frame_limits(description: Mapping[str, Any], **_: Any) -> Mapping[str, int]:
+    """See `engines.EngineModule`; CrypTen decides by itself what it sends."""
+    return {LANE: MAX_FRAME}
+
+
+def memory(description: Mapping[str, Any], parties: int, **_: Any) -> tuple[int, int]:
+    """See `engines.EngineModule`: torch and CrypTen, and little else for what they can run."""
+    return PROCESS_BYTES, PROCESS_BYTES
+
+
+def summary(description: Mapping[str, Any]) -> str:
+    """See `engines.EngineModule`: the public facts; CrypTen tells no costs beforehand."""
+    keys = ("inputs", "outputs", "fraction_bits", "input_range")
+    return "\n".join(f"{key}: {description[key]}" for key in keys)
+
+
+def prepare(
+    model: onnx.ModelProto,
+    *,
+    input_range: tuple[float, float] | None = None,
+    fraction_bits: int | None = None,
+    **_: Any,
+) -> Prepared:
+    """Split `model` into CrypTen's public graph and the encoded weights.
+
+    input_range: what every input value stays within; (-8, 8) when None. fraction_bits: of
+    inputs and weights; when None 16, or 14 where only that fits. Raises ModelError naming op
+    and node where CrypTen cannot run the model or a value may outgrow the ring.
+    """
+    low, high = input_range or DEFAULT_INPUT_RANGE
+    bits = MOST_FRACTION_BITS if fraction_bits is None else fraction_bits
+    if not 8 <= bits <= 20:
+        raise ModelError(f"the crypten engine takes 8 to 20 fraction bits, not {bits}")
+    graph = lower(model)
+    shape = _shape(graph.public.graph.input[0])
+    try:
+        out_shape = _check_range(graph, shape, low, high, bits)
+    except ModelError:
+        if fraction_bits is not None:
+            raise
+        # Wide ranges cost precision, two bits of room for each bit, before they are refused.
+        bits = LEAST_FRACTION_BITS
+        out_shape = _check_range(graph, shape, low, high, bits)
+    for name in graph.secrets:
+        graph.secrets[name] = np.asarray(graph.secrets[name], dtype=np.float64)
+    description = {
+        "graph": base64.b64encode(graph.public.SerializeToString()).decode(),
+        "inputs": [{"name": model.graph.input[0].name, "shape": shape}],
+        "outputs": [
+            {
+                "name": model.graph.output[0].name,
+                "shape": out_shape,
+                "activation": graph.activation,
+            }
+        ],
+        "fraction_bits": bits,
+        "output_fraction_bits": bits,
+        "input_range": [low, high],
+    }
+    parameters = {name: encode(value, bits) for name, value in graph.secrets.items()}
+    return Prepared("crypten", description, parameters)
+
+
+def _shape(value: onnx.ValueInfoProto) -> list[int]:
+    dims = [d.dim_value for d in value.type.tensor_type.shape.dim][1:]
+    if not all(d > 0 for d in dims):
+        raise ModelError(
+            f"the shape of '{value.name}' is not fixed ({dims}); convert the model with an "
+            "input shape"
+        )
+    return dims
+
+
+def _check_range(
+    graph: CryptenGraph, shape: list[int], low: float, high: float, bits: int
+) -> list[int]:
+    """Bound every intermediate value; return the output's shape without its batch axis.
+
+    Interval arithmetic, node by node: the largest value of W x for x in [lo, hi] is
+    W+ hi + W- lo, with W+ and W- the positive and the negative part of W.
+    """
+    standard = onnx.ModelProto()
+    standard.CopyFrom(graph.public)
+    del standard.graph.initializer[:]
+    standard = _to_standard(standard)
+    values: dict[str, Interval] = {
+        t.name: (onnx.numpy_helper.to_array(t),) * 2 for t in standard.graph.initializer
+    }
+    values.update({name: (w, w) for name, w in graph.secrets.items()})
+    box = np.ones((1, *shape))
+    values[standard.graph.input[0].name] = (low * box, high * box)
+    worst_name, worst = "", 0.0
+    for node in standard.graph.node:
+        values[node.output[0]] = _interval(node, [values[name] for name in node.input])
+        largest = max(float(np.abs(end).max()) for end in values[node.output[0]])
+        if node.op_type == "AveragePool":  # CrypTen sums first and divides afterwards
+            largest *= math.prod(onnx.helper.get_node_attr_value(node, "kernel_shape"))
+        if not largest <= worst:
+            worst_name, worst = node.output[0], largest
+    needed = math.log2(max(worst, 1e-9)) + 2 * bits
+    if not math.isfinite(worst) or needed > MAX_ACCUMULATOR_BITS:
+        raise ModelError(
+            f"values may reach {worst:.3g} at '{worst_name}' for inputs in [{low:g}, {high:g}]; "
+            f"with {bits} fraction bits that needs {needed:.0f} of {MAX_ACCUMULATOR_BITS} bits; "
+            "declare a smaller --input-range, use fewer --fraction-bits, or --engine ottt"
+        )
+    final = values[standard.graph.output[0].name][0]
+    return [int(d) for d in final.shape[1:]]
+
+
+def _interval(node: onnx.NodeProto, ends: list[Interval]) -> Interval:
+    """The box that holds a node's output where its inputs are in the boxes `ends`."""
+
+    def run(*inputs: NDArray[Any]) -> NDArray[Any]:
+        evaluator: Any = ReferenceEvaluator(node)
+        result: NDArray[Any] = evaluator.run(None, dict(zip(node.input, inputs, strict=True)))[0]
+        return result
+
+    if node.op_type in ("Conv", "MatMul"):
+        (low, high), (weight, _), *bias = ends
+        up, down = np.maximum(weight, 0), np.minimum(weight, 0)
+        zeros = [np.zeros_like(b[0]) for b in bias]
+        biases = [b[0] for b in bias]
+        return (
+            run(low, up, *biases) + run(high, down, *zeros),
+            run(high, up, *biases) + run(low, down, *zeros),
+        )
+    if node.op_type == "Sub":
+        return run(ends[0][0], ends[1][1]), run(ends[0][1], ends[1][0])
+    if node.op_type == "Mul":
+        products = [run(x, y) for x in ends[0] for y in ends[1]]
+        return np.minimum.reduce(products), np.maximum.reduce(products)
+    # Everything else never decreases when an input grows.
+    return run(*(low for low, _ in ends)), run(*(high for _, high in ends))
+
+
+def _to_standard(model: onnx.ModelProto) -> onnx.ModelProto:
+    """CrypTen's attribute dialect back to standard ONNX, for evaluation."""
+    for node in model.graph.node:
+        attributes = {a.name: a for a in node.attribute}
+        if node.op_type == "Conv":
+            pairs = list(attributes["pads"].ints)
+            half = pairs[::2]
+            del attributes["pads"].ints[:]
+            attributes["pads"].ints.extend([*half, *half])
+        elif node.op_type == "Reshape":
+            shape = np.array(attributes["shape"].ints, np.int64)
+            name = f"{node.output[0]}_shape"
+            model.graph.initializer.append(onnx.numpy_helper.from_array(shape, name))
+            node.input.append(name)
+            del node.attribute[:]
+        elif node.op_type == "Pad":
+            pads = np.array(attributes["pads"].ints, np.int64)
+            name = f"{node.output[0]}_pads"
+            model.graph.initializer.append(onnx.numpy_helper.from_array(pads, name))
+            node.input.append(name)
+            del node.attribute[:]
+    return model
+
+
+def check(model: onnx.ModelProto) -> None:
+    """See `engines.EngineModule`."""
+    lower(model)
+
+
+class Compute:
+    """One compute party of a CrypTen session. One per process at a time."""
+
+    def __init__(
+        self,
+        description: Mapping[str, Any],
+        shares: Mapping[str, RingArray],
+        meshes: Mapping[str, Mesh],
+        **_: Any,
+    ) -> None:
+        """Build the model from its public graph and this party's `shares`; collective."""
+        self._comm = crypten_compat.join_session(meshes[LANE])
+        self._bits = int(description["fraction_bits"])
+        # What CrypTen encodes by itself, such as the reciprocals of pooling.
+        importlib.import_module("crypten").cfg.encoder.precision_bits = self._bits
+        self.stats = RunStats()
+        self._model = self._build(base64.b64decode(description["graph"]), shares)
+        # torch and CrypTen load much on first use; a query should not have to wait for that.
+        self.run([np.zeros((1, *t["shape"]), np.int64) for t in description["inputs"]])
+        self.stats = RunStats()
+
+    def _build(self, graph: bytes, shares: Mapping[str, RingArray]) -> Any:
+        from crypten.nn import from_onnx
+
+        with warnings.catch_warnings():
+            # It wraps the file's read-only arrays; `set_parameter` below replaces them all.
+            warnings.simplefilter("ignore", UserWarning)
+            model = from_onnx(io.BytesIO(graph))
+        model.eval()
+        children = dict(model.named_children())
+        for name, share in shares.items():
+            if name not in children:
+                raise ClusterError(f"the model's graph has no weight '{name}'")
+            children[name].set_parameter("data", self._mpc(share))
+            children[name].encrypted = True
+        for module in model.modules():
+            module.encrypted = True
+        return model
+
+    def _mpc(self, share: RingArray) -> Any:
+        from crypten.mpc import MPCTensor
+
+        tensor = torch.from_numpy(np.array(share, dtype=np.int64))
+        return MPCTensor.from_shares(tensor, precision=self._bits)
+
+    def run(self, inputs: Sequence[RingArray]) -> list[RingArray]:
+        """Evaluate the model on shares; see `engines.Compute`."""
+        import crypten
+
+        before = self._comm.exchanges
+        with crypten.no_grad(), torch.no_grad():
+            answer = self._model(self._mpc(inputs[0]))
+        self.stats.exchanges += self._comm.exchanges - before
+        return [np.ascontiguousarray(answer.share.numpy())]
+
+    def close(self) -> None:
+        """Forget the shares."""
+        self._model = None
+
+
+def deal(description: Mapping[str, Any], meshes: Mapping[str, Mesh], **_: Any) -> None:
+    """Serve CrypTen's triples until the session's channels close (PeerLost)."""
+    crypten_compat.deal_session(meshes[LANE])

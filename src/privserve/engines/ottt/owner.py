@@ -1,0 +1,58 @@
+"""The model owner's side: a model becomes a description, parameters and a report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from privserve.compiler.accuracy import compile_accurately
+from privserve.compiler.compile import LOWERINGS, compile_model
+from privserve.engines import Prepared
+from privserve.engines.ottt import costs
+from privserve.program import Program
+
+if TYPE_CHECKING:
+    import onnx
+
+NAME = "ottt"
+OPS = frozenset(LOWERINGS)
+
+
+def prepare(
+    model: onnx.ModelProto,
+    *,
+    input_range: tuple[float, float] | None = None,
+    fraction_bits: int | None = None,
+    calibration: Any = None,
+    range_check: bool = True,
+    **_: Any,
+) -> Prepared:
+    """Compile `model`; raises ModelError naming the op, node or layer that does not fit.
+
+    input_range: what every input element lies in, (-8, 8) by default; fraction_bits: as many
+    as the outputs call for when None; calibration: sample inputs, used only where sound
+    bounds do not fit; range_check: whether guessed ranges are guarded.
+    """
+    result = compile_accurately(
+        model,
+        input_range=input_range,
+        fraction_bits=fraction_bits,
+        calibration=calibration,
+        range_check=range_check,
+    )
+    program, parameters = result.compiled[:2]
+    description = {"engine": NAME, **program.to_json()}
+    return Prepared(NAME, description, parameters, tuple(result.lines()))
+
+
+def check(model: onnx.ModelProto) -> None:
+    """See `engines.EngineModule`."""
+    samples = [np.ones((1, 1))] * len(model.graph.input)  # fewer than by default: much faster
+    compile_model(model, input_range=(-1.0, 1.0), calibration=samples)
+
+
+def summary(description: Mapping[str, Any]) -> str:
+    """See `engines.EngineModule`: the program as a table, with every op's costs."""
+    return costs.summary(Program.from_json(description))

@@ -1,0 +1,323 @@
+"""A model to serve: `load_model`, and the life of its shares on a cluster.
+
+cluster = ps.Cluster(alice, bob, carol); cluster.start()
+model = ps.load_model("model.h5")
+model.share(cluster)
+model.serve(num_requests=3)
+model.stop(); cluster.stop()
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import secrets
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import converters
+from privserve import oip, sharing
+from privserve.cluster import POLL_SECONDS, Cluster
+from privserve.config import PartyConfig
+from privserve.engines import ENGINES, Prepared, load_engine
+from privserve.errors import (
+    ClusterError,
+    ConfigError,
+    InputError,
+    ModelError,
+    QueryError,
+    UnknownOpError,
+)
+from privserve.inputs import Inputs, by_name
+
+DEFAULT_ENGINE = "ottt"
+AUTO = "auto"
+POLL_PATIENCE_SECONDS = 30.0
+"""Polls may fail this long before serving is given up."""
+
+
+class SecureModel:
+    """A converted model, and its shares' life on a cluster."""
+
+    def __init__(self, converted: converters.Converted, name: str) -> None:
+        self.converted = converted
+        self.name = name
+        self._cluster: Cluster | None = None
+
+    def __enter__(self) -> SecureModel:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def prepare(
+        self,
+        engine: str = DEFAULT_ENGINE,
+        *,
+        input_range: tuple[float, float] | None = None,
+        fraction_bits: int | None = None,
+        calibration: Inputs | None = None,
+        range_check: bool = True,
+    ) -> Prepared:
+        """The public description and the secret parameters for `engine`; nothing is sent.
+
+        engine: "ottt", "crypten", or "auto": ottt, or crypten with a warning that says why
+        ottt cannot run the model. calibration, range_check: see `share`.
+        """
+        if input_range is not None:
+            low, high = input_range
+            if not (np.isfinite([low, high]).all() and low < high):
+                raise ConfigError(
+                    f"an input range needs two finite numbers, low < high: {input_range}"
+                )
+        options: dict[str, Any] = {
+            "input_range": input_range,
+            "fraction_bits": fraction_bits,
+            "range_check": range_check,
+        }
+        if calibration is not None:
+            options["calibration"] = self._samples(calibration)
+        try:
+            chosen = DEFAULT_ENGINE if engine == AUTO else engine
+            return load_engine(chosen).prepare(self.converted.onnx, **options)
+        except UnknownOpError as error:
+            if engine != AUTO:
+                raise ModelError(f"{error}; {_way_out(error, chosen)}") from None
+            warnings.warn(f"serving with the crypten engine, because {error}", stacklevel=3)
+            return load_engine("crypten").prepare(self.converted.onnx, **options)
+        except ModelError as error:
+            if engine != AUTO:
+                raise
+            warnings.warn(f"serving with the crypten engine, because {error}", stacklevel=3)
+            return load_engine("crypten").prepare(self.converted.onnx, **options)
+
+    def _samples(self, given: Inputs) -> list[NDArray[np.float64]]:
+        """The calibration samples, one array per input in the model's order."""
+        wanted = {tensor.name: tensor.shape[1:] for tensor in self.converted.inputs}
+        try:
+            arrays = by_name(wanted, given)
+            return [np.asarray(array, dtype=np.float64) for array in arrays.values()]
+        except (InputError, TypeError, ValueError) as error:
+            raise ModelError(f"calibration: {error}") from None
+
+    def share(
+        self,
+        cluster: Cluster,
+        *,
+        engine: str = DEFAULT_ENGINE,
+        input_range: tuple[float, float] | None = None,
+        fraction_bits: int | None = None,
+        calibration: Inputs | None = None,
+        range_check: bool = True,
+        options: Mapping[str, Any] | None = None,
+        report: Callable[[str], None] | None = None,
+        force: bool = False,
+    ) -> None:
+        """Split the weights here and give each compute party one share of each.
+
+        The dealer gets the public description only. Returns when all parties are ready to
+        serve. input_range: bounds on every input value, (-8, 8) when None; queries outside
+        it are refused by the client. calibration: inputs like those that will be asked, as
+        for `Client.query_model`, for ottt to see what values a deep network's layers take;
+        they stay in this process. range_check: whether a query that leaves a guessed range is
+        refused (GuessedRangeError) instead of answered wrongly; without it deep networks send
+        some percent less. force: share also what the parties seem to have no memory for.
+        report: called with what errors to expect and with what had to be
+        guessed; when None, guesses are warned of and the rest is printed. Raises ModelError if
+        the engine cannot run the model and ClusterError if a party fails.
+        """
+        prepared = self.prepare(
+            engine,
+            input_range=input_range,
+            fraction_bits=fraction_bits,
+            calibration=calibration,
+            range_check=range_check,
+        )
+        _tell(prepared, report)
+        config = cluster.config
+        compute = len(config.compute)
+        if not force:
+            _check_memory(cluster, prepared, options or {})
+        split = {name: sharing.split(p, compute) for name, p in prepared.parameters.items()}
+        session = secrets.token_hex(16)
+        message = {
+            "session": session,
+            "engine": prepared.engine,
+            "description": prepared.description,
+            "options": dict(options or {}),
+        }
+
+        def send(rank: int) -> None:
+            shares = {name: s[rank] for name, s in split.items()} if rank < compute else {}
+            parts, headers = oip.format_message(message, shares, "inputs")
+            path = f"/v2/repository/models/{self.name}/load"
+            cluster.call(
+                config.parties[rank], "POST", path, content=b"".join(parts), headers=headers
+            )
+
+        self._cluster = cluster
+        try:
+            with ThreadPoolExecutor(len(config.parties)) as pool:
+                list(pool.map(send, range(len(config.parties))))
+            for party in config.parties:
+                self._wait_loaded(cluster, party, session)
+        except BaseException:
+            self.stop()
+            raise
+
+    def _wait_loaded(self, cluster: Cluster, party: PartyConfig, session: str) -> None:
+        while True:
+            cluster.check_processes()
+            status = cluster.call(party, "GET", "/privserve/status").json()
+            if status.get("session") != session:
+                self._cluster = None  # what is loaded there by now is not ours to stop
+                raise ClusterError(f"{party.name} was given another model meanwhile")
+            if status["state"] in ("failed", "ended"):
+                raise ClusterError(f"the model could not be shared: {status['reason']}")
+            if status["state"] == "loaded":
+                return
+            time.sleep(POLL_SECONDS / 2)
+
+    def serve(
+        self,
+        num_requests: int | None = None,
+        *,
+        report: Callable[[int], None] = lambda answered: None,
+    ) -> int:
+        """Answer queries until `num_requests` are answered; None: until interrupted.
+
+        report: called with the number answered so far whenever it grew. Returns how many
+        were answered. May be called again; the model stays shared. Raises ClusterError if
+        a party is lost.
+        """
+        cluster, leader = self._shared()
+        cluster.call(leader, "POST", "/privserve/serve", json={"num_requests": num_requests})
+        answered = 0
+        try:
+            while True:
+                status = self._polled(cluster, leader)
+                if status.get("answered", 0) > answered:
+                    answered = status["answered"]
+                    report(answered)
+                if status["state"] != "loaded":
+                    raise ClusterError(f"serving ended: {status['reason']}")
+                if not status["serving"]:
+                    return answered
+                cluster.check_processes()
+                time.sleep(POLL_SECONDS)
+        except KeyboardInterrupt:
+            with contextlib.suppress(ClusterError, QueryError):
+                stopped = cluster.call(leader, "POST", "/privserve/stop").json()
+                answered = stopped["answered"]
+            if num_requests is not None:
+                raise
+            return answered
+
+    def _polled(self, cluster: Cluster, leader: PartyConfig) -> dict[str, Any]:
+        """The leader's status. A poll that fails is no reason to end a cluster that serves."""
+        deadline = time.monotonic() + POLL_PATIENCE_SECONDS
+        while True:
+            try:
+                found: dict[str, Any] = cluster.call(leader, "GET", "/privserve/status").json()
+                return found
+            except (ClusterError, QueryError, ValueError) as error:
+                cluster.check_processes()
+                if time.monotonic() > deadline:
+                    raise ClusterError(
+                        f"{leader.name} has not said how serving goes for "
+                        f"{POLL_PATIENCE_SECONDS:g} s: {error}"
+                    ) from None
+                time.sleep(POLL_SECONDS)
+
+    def _shared(self) -> tuple[Cluster, PartyConfig]:
+        if self._cluster is None:
+            raise ClusterError("the model is not shared; call share(cluster) first")
+        return self._cluster, self._cluster.config.compute[0]
+
+    def status(self) -> list[dict[str, Any]]:
+        """Every party's state and counters."""
+        cluster, _ = self._shared()
+        config = cluster.config
+        return [cluster.call(p, "GET", "/privserve/status").json() for p in config.parties]
+
+    def stop(self) -> None:
+        """Have every party forget its share; idempotent."""
+        cluster, self._cluster = self._cluster, None
+        if cluster is None:
+            return
+        with contextlib.suppress(ClusterError):
+            for party in cluster.config.parties:
+                with contextlib.suppress(ClusterError, QueryError):
+                    cluster.call(party, "POST", f"/v2/repository/models/{self.name}/unload")
+
+
+def _way_out(error: UnknownOpError, engine: str) -> str:
+    """What to do about an op that `engine` does not have."""
+    for other in ENGINES:
+        if other != engine and error.op in load_engine(other).OPS:
+            return f"use --engine {other}, or --engine auto to choose it where needed"
+    return "no engine has it; replace that layer by others and retrain, or cut it off the model"
+
+
+def _check_memory(cluster: Cluster, prepared: Prepared, options: Mapping[str, Any]) -> None:
+    """Raise ClusterError where parties on one host need more memory than it has."""
+    config = cluster.config
+    each, dealer = load_engine(prepared.engine).memory(
+        prepared.description, len(config.compute), **options
+    )
+    hosts: dict[str, list[PartyConfig]] = {}
+    for party in config.parties:
+        hosts.setdefault(party.http_address[0], []).append(party)
+    for host, parties in hosts.items():
+        needed = sum(dealer if config.role(p.name) == "dealer" else each for p in parties)
+        facts = cluster.call(parties[0], "GET", "/privserve/status").json()
+        free = facts.get("memory_available")
+        if free is not None and needed > free:
+            names = " and ".join(p.name for p in parties)
+            raise ClusterError(
+                f"{names} at {host} would need about {needed / 1e9:.1f} GB of memory for this "
+                f"model, and {free / 1e9:.1f} GB are free there; the system would kill a party. "
+                "Use hosts with more memory, smaller inputs or a smaller model, or share it "
+                "anyway with force=True (--force)"
+            )
+
+
+def _tell(prepared: Prepared, report: Callable[[str], None] | None) -> None:
+    """Say what errors to expect, and whatever was guessed."""
+    notes = [f"note: {note}" for note in prepared.description.get("notes", [])]
+    for line in (*prepared.report, *notes):
+        if report is not None:
+            report(line)
+        elif line in notes:
+            warnings.warn(line.removeprefix("note: "), stacklevel=4)
+        else:
+            print(line, flush=True)
+
+
+def load_model(
+    source: Any,
+    architecture: str | Path | None = None,
+    *,
+    input_shape: Sequence[int] | None = None,
+    name: str | None = None,
+) -> SecureModel:
+    """A model to share: from a .h5, .keras or .onnx file, a torch module or a Keras model.
+
+    architecture: the JSON (file) that goes with a weights-only file. input_shape: without
+    the batch axis; needed for a torch.nn.Module. name: what clients call it; the file's
+    name without its ending when None. Raises ModelError saying what cannot be converted.
+    """
+    try:
+        converted = converters.convert(source, architecture=architecture, input_shape=input_shape)
+    except converters.ConversionError as error:
+        raise ModelError(str(error)) from None
+    if name is None:
+        name = Path(source).stem if isinstance(source, str | Path) else "model"
+    return SecureModel(converted, re.sub(r"[^A-Za-z0-9_.-]+", "-", name) or "model")

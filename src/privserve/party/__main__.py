@@ -1,0 +1,67 @@
+"""One party's process: a listener for its peers, an HTTP front, at most one session.
+
+    python -m privserve.party --name bob --config cluster.toml
+
+runs a party in the foreground until it is interrupted (`python -m privserve.launch
+--party bob` is the same). `Cluster` starts its local parties this way too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import socket
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from privserve.config import Timeouts, read_config
+from privserve.errors import PrivserveError
+from privserve.party.process import allow_descriptors, run_party
+from privserve.party.quiet import SaidOften
+
+
+def _adopt(descriptor: int | None) -> socket.socket | None:
+    return None if descriptor is None else socket.socket(fileno=descriptor)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line of one party."""
+    parser = argparse.ArgumentParser(prog="python -m privserve.party", description=__doc__)
+    parser.add_argument("--name", required=True, help="which party of cluster.toml this is")
+    parser.add_argument("--config", type=Path, default=Path("cluster.toml"))
+    parser.add_argument("--http-fd", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--peer-fd", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--lifeline-fd", type=int, help=argparse.SUPPRESS)
+    for name, default in asdict(Timeouts()).items():
+        parser.add_argument(
+            f"--{name}-timeout", type=float, default=default, help=argparse.SUPPRESS
+        )
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(SaidOften())
+    allow_descriptors()
+    for noisy in ("httpx", "uvicorn"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    try:
+        run_party(
+            read_config(options.config),
+            options.name,
+            _adopt(options.http_fd),
+            _adopt(options.peer_fd),
+            options.lifeline_fd,
+            Timeouts(
+                connect=options.connect_timeout,
+                peer=options.peer_timeout,
+                share=options.share_timeout,
+            ),
+        )
+    except PrivserveError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

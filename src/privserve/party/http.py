@@ -1,0 +1,340 @@
+"""A party's HTTP front: the Open Inference Protocol v2 for clients, and the owner's calls.
+
+It moves shares between HTTP bodies and the party, and knows no protocol.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+from starlette.applications import Starlette
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from privserve import __version__, oip
+from privserve.errors import (
+    InputError,
+    LimitReached,
+    NotServing,
+    PrivserveError,
+    QueryError,
+    StaleSession,
+)
+from privserve.fixedpoint import RingArray
+from privserve.party.queries import Pending
+from privserve.party.session import SessionSpec
+
+if TYPE_CHECKING:
+    from privserve.party.party import Party
+
+MAX_ROWS = 1024
+MAX_ID = 128
+HEADER_ALLOWANCE = 64 * 1024
+JSON_BYTES_PER_NUMBER = 24  # the longest int64 in decimal, a comma and a space
+MAX_MODEL_BYTES = 8 << 30
+
+Handler = Callable[[Request], Awaitable[Response]]
+
+
+def create_app(party: Party) -> Starlette:
+    """The ASGI application of `party`."""
+    front = _Front(party)
+    routes = [
+        Route("/v2", front.server_metadata),
+        Route("/v2/health/live", front.live),
+        Route("/v2/health/ready", front.ready),
+        Route("/v2/models/{model}", front.model_metadata),
+        Route("/v2/models/{model}/ready", front.model_ready),
+        Route("/v2/models/{model}/infer", front.infer_any, methods=["POST"]),
+        Route("/v2/models/{model}/versions/{version}/infer", front.infer, methods=["POST"]),
+        Route("/v2/repository/models/{model}/load", front.load, methods=["POST"]),
+        Route("/v2/repository/models/{model}/unload", front.unload, methods=["POST"]),
+        Route("/privserve/serve", front.serve, methods=["POST"]),
+        Route("/privserve/stop", front.stop, methods=["POST"]),
+        Route("/privserve/status", front.status),
+    ]
+    handlers: dict[Any, Any] = {
+        PrivserveError: _on_error,
+        Exception: _on_bug,
+        404: _on_unknown_path,
+        405: _on_unknown_path,
+    }
+    return Starlette(routes=routes, exception_handlers=handlers)
+
+
+def _code(error: PrivserveError) -> str:
+    if isinstance(error, LimitReached):
+        return "limit_reached"
+    if isinstance(error, NotServing):
+        return "not_serving"
+    if isinstance(error, StaleSession):
+        return "stale_session"
+    if isinstance(error, InputError):
+        return "bad_input"
+    return "refused"
+
+
+async def _on_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, PrivserveError)
+    status = error.status if isinstance(error, QueryError) else 400
+    return _refusal(str(error), _code(error), status)
+
+
+def _refusal(message: str, code: str, status: int) -> Response:
+    """An error's answer. What a request made of the message may be no valid text."""
+    text = message.encode("utf-8", "backslashreplace").decode()
+    return JSONResponse({"error": text, "code": code}, status)
+
+
+async def _on_unknown_path(request: Request, error: Exception) -> Response:
+    status = getattr(error, "status_code", 404)
+    message = f"{request.method} {request.url.path} is not part of this server's protocol"
+    return _refusal(message, "refused", status)
+
+
+async def _on_bug(request: Request, error: Exception) -> Response:
+    return JSONResponse({"error": "internal error; see the party's log", "code": "internal"}, 500)
+
+
+class _Front:
+    """The handlers, bound to one party."""
+
+    def __init__(self, party: Party) -> None:
+        self.party = party
+
+    # -- Open Inference Protocol ----------------------------------------------------------
+
+    async def live(self, request: Request) -> Response:
+        """The process answers."""
+        return JSONResponse({"live": True})
+
+    async def ready(self, request: Request) -> Response:
+        """The party takes part in a loaded session."""
+        ready = self.party.status()["state"] == "loaded"
+        return JSONResponse({"ready": ready}, 200 if ready else 503)
+
+    async def server_metadata(self, request: Request) -> Response:
+        """Which party this is, its role, and what is served."""
+        session = self.party.session
+        loaded = session is not None and session.state == "loaded"
+        return JSONResponse(
+            {
+                "name": "privserve",
+                "version": __version__,
+                "extensions": ["binary_tensor_data"],
+                "party": self.party.me.name,
+                "role": self.party.role,
+                "compute_parties": [p.name for p in self.party.config.compute],
+                "models": [session.spec.model] if loaded and session is not None else [],
+            }
+        )
+
+    async def model_ready(self, request: Request) -> Response:
+        """The model of this name is loaded here."""
+        self.party.compute_session(request.path_params["model"])
+        return JSONResponse({"ready": True})
+
+    async def model_metadata(self, request: Request) -> Response:
+        """Shapes in the Keras layout, the fixed-point format, the client-side activation."""
+        spec = self.party.compute_session(request.path_params["model"]).spec
+        description = spec.description
+        return JSONResponse(
+            {
+                "name": spec.model,
+                "versions": [spec.id],
+                "platform": f"privserve_{spec.engine}",
+                "inputs": [_tensor_metadata(t) for t in description["inputs"]],
+                "outputs": [
+                    {**_tensor_metadata(t), "parameters": {"activation": t["activation"]}}
+                    for t in description["outputs"]
+                ],
+                "parameters": {
+                    "fraction_bits": description["fraction_bits"],
+                    "output_fraction_bits": description["output_fraction_bits"],
+                    "input_range": description["input_range"],
+                    "max_rows": MAX_ROWS,
+                    "guards": description.get("guards", []),
+                },
+            }
+        )
+
+    async def infer_any(self, request: Request) -> Response:
+        """Refuse a query that does not say which session it was encoded for."""
+        version = self.party.compute_session(request.path_params["model"]).spec.id
+        raise StaleSession(
+            "a query has to name the model's version, since number formats change with it: "
+            f".../versions/{version}/infer"
+        )
+
+    async def infer(self, request: Request) -> Response:
+        """Take one share of a query and answer with one share of its prediction."""
+        session = self.party.compute_session(request.path_params["model"])
+        if request.path_params["version"] != session.spec.id:
+            raise StaleSession(
+                "the model was shared anew since this query was encoded; read the model's "
+                "description again"
+            )
+        wanted = session.spec.description["inputs"]
+        numbers = MAX_ROWS * sum(math.prod(t["shape"]) for t in wanted)
+        body = await _read(request, numbers * JSON_BYTES_PER_NUMBER + HEADER_ALLOWANCE)
+        length = request.headers.get(oip.HEADER_LENGTH)
+        message, tensors = oip.parse_message(body, length, "inputs")
+        query_id = message.get("id") or uuid4().hex
+        if not isinstance(query_id, str) or len(query_id) > MAX_ID or not query_id.isprintable():
+            raise InputError(f"'id' must be a text of at most {MAX_ID} printable characters")
+        inputs = _check_inputs(tensors, wanted)
+        query = Pending(query_id, inputs, rows=inputs[0].shape[0])
+        answer = _awaitable(query.future)
+        session.submit(query)
+        outputs = await answer
+        names = [t["name"] for t in session.spec.description["outputs"]]
+        if len(outputs) > len(names):
+            names.append(oip.GUARDS)
+        answers = dict(zip(names, outputs, strict=True))
+        fields = {"model_name": session.spec.model, "id": query_id}
+        if length is None:
+            return JSONResponse(oip.format_json(fields, answers, "outputs"))
+        parts, headers = oip.format_message(fields, answers, "outputs")
+        return Response(b"".join(parts), headers=headers)
+
+    # -- the model owner ------------------------------------------------------------------
+
+    def _owner_only(self, request: Request) -> None:
+        kind, _, token = request.headers.get("Authorization", "").partition(" ")
+        if kind != "Bearer" or not self.party.is_owner(token):
+            raise QueryError("only the model owner may do this; its token is in owner.token", 401)
+
+    async def load(self, request: Request) -> Response:
+        """Begin a session with a share of a model; the dealer gets the description only."""
+        self._owner_only(request)
+        body = await _read(request, MAX_MODEL_BYTES)
+        length = request.headers.get(oip.HEADER_LENGTH)
+        message, shares = oip.parse_message(body, length, "inputs")
+        if self.party.role == "dealer" and shares:
+            raise InputError("the dealer must never be sent a share")
+        spec = SessionSpec(
+            id=_text(message, "session"),
+            model=request.path_params["model"],
+            engine=_text(message, "engine"),
+            description=_object(message, "description"),
+            shares=shares,
+            options=_object(message, "options"),
+        )
+        await asyncio.to_thread(self.party.load, spec)
+        return JSONResponse(self.party.status(), 202)
+
+    async def unload(self, request: Request) -> Response:
+        """End the session; the shares are forgotten."""
+        self._owner_only(request)
+        await asyncio.to_thread(self.party.unload)
+        return JSONResponse(self.party.status())
+
+    async def serve(self, request: Request) -> Response:
+        """Answer the next `num_requests` queries; null is no limit. Leader only."""
+        self._owner_only(request)
+        message = await _read_json(request)
+        count = message.get("num_requests")
+        if count is not None and (type(count) is not int or count < 1):
+            raise InputError("'num_requests' must be a positive whole number or null")
+        self.party.leader().queue.serve(count)
+        return JSONResponse(self.party.status())
+
+    async def stop(self, request: Request) -> Response:
+        """Refuse further queries; the model stays shared. Leader only."""
+        self._owner_only(request)
+        self.party.leader().queue.stop()
+        return JSONResponse(self.party.status())
+
+    async def status(self, request: Request) -> Response:
+        """The state of party and session, and what the queries cost."""
+        self._owner_only(request)
+        return JSONResponse(self.party.status())
+
+
+def _tensor_metadata(tensor: dict[str, Any]) -> dict[str, Any]:
+    return {"name": tensor["name"], "datatype": oip.DATATYPE, "shape": [-1, *tensor["shape"]]}
+
+
+def _check_inputs(tensors: dict[str, RingArray], wanted: list[dict[str, Any]]) -> list[RingArray]:
+    names = [t["name"] for t in wanted]
+    if set(tensors) != set(names):
+        takes = ", ".join(f"'{t['name']}' {[-1, *t['shape']]}" for t in wanted)
+        raise InputError(f"the model takes the inputs {takes}, not {sorted(tensors)}")
+    rows = tensors[names[0]].shape[:1]
+    if not rows or not 1 <= rows[0] <= MAX_ROWS:
+        raise InputError(f"a query holds 1 to {MAX_ROWS} rows")
+    for tensor in wanted:
+        expected = (*rows, *tensor["shape"])
+        if tensors[tensor["name"]].shape != expected:
+            raise InputError(
+                f"'{tensor['name']}' must have the shape {list(expected)}, "
+                f"not {list(tensors[tensor['name']].shape)}"
+            )
+    return [tensors[name] for name in names]
+
+
+def _awaitable(future: Future[Any]) -> asyncio.Future[Any]:
+    """The asyncio side of `future`; a client that leaves does not cancel the query."""
+    loop = asyncio.get_running_loop()
+    result: asyncio.Future[Any] = loop.create_future()
+
+    def deliver() -> None:
+        if result.done():
+            return
+        error = future.exception()
+        if error is not None:
+            result.set_exception(error)
+        else:
+            result.set_result(future.result())
+
+    future.add_done_callback(lambda _: loop.call_soon_threadsafe(deliver))
+    return result
+
+
+async def _read(request: Request, limit: int) -> bytearray:
+    """The body, read no further than `limit` bytes."""
+    too_long = QueryError(f"the body is longer than the {limit} bytes that this call takes", 413)
+    announced = request.headers.get("Content-Length", "")
+    if announced.isdecimal() and int(announced) > limit:
+        raise too_long
+    body = bytearray()
+    try:
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > limit:
+                raise too_long
+    except ClientDisconnect:
+        raise QueryError("the client left before its request was complete", 400) from None
+    return body
+
+
+async def _read_json(request: Request) -> dict[str, Any]:
+    body = await _read(request, HEADER_ALLOWANCE)
+    try:
+        message = json.loads(bytes(body) or b"{}")
+    except (ValueError, RecursionError):
+        message = None
+    if not isinstance(message, dict):
+        raise InputError("the body is not a JSON object")
+    return message
+
+
+def _text(message: dict[str, Any], key: str) -> str:
+    value = message.get(key)
+    if not isinstance(value, str) or not value:
+        raise InputError(f"'{key}' must be a text")
+    return value
+
+
+def _object(message: dict[str, Any], key: str) -> dict[str, Any]:
+    value = message.get(key)
+    if not isinstance(value, dict):
+        raise InputError(f"'{key}' must be an object")
+    return value

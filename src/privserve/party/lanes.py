@@ -1,0 +1,300 @@
+"""How parties find each other: lanes of mutually authenticated channels.
+
+Two parties hold one connection (`channel.Channel`) per lane, a purpose such as "online" or
+"deal"; each connection begins with a hello frame that names the session, the lane and the
+sender, and the sender's certificate must carry that name. No frame is unpickled anywhere.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import logging
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from privserve.config import ClusterConfig, PartyConfig
+from privserve.errors import ClusterError, PeerLost
+from privserve.mesh import Payload
+from privserve.party.channel import (
+    CONTROL_BYTES,
+    Channel,
+    Tap,
+    TlsStream,
+    exchange_duplex,
+    frame_of,
+    reason_of,
+)
+
+log = logging.getLogger("privserve")
+
+HANDSHAKE_SECONDS = 10.0
+HELLO_BYTES = 4096
+ACCEPT_PAUSE_SECONDS = 0.2
+# A frame of this size always fits the socket buffers, so that a plain send never waits for
+# a peer who is itself sending; larger ones go through the full-duplex loop.
+DIRECT_BYTES = 64 * 1024
+# In an exchange the peer's frame is usually a few microseconds away: asking for it for a
+# while costs less than being put to sleep and woken up.
+SPIN_SECONDS = 100e-6
+
+
+def server_context(config: ClusterConfig, me: PartyConfig) -> ssl.SSLContext:
+    """TLS 1.3 for the listening side of party channels; the peer must show a certificate."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.num_tickets = 0
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.load_verify_locations(config.ca)
+    context.load_cert_chain(me.cert, me.key)
+    return context
+
+
+def client_context(config: ClusterConfig, me: PartyConfig) -> ssl.SSLContext:
+    """TLS 1.3 for the dialling side of party channels, with this party's certificate."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.load_verify_locations(config.ca)
+    context.load_cert_chain(me.cert, me.key)
+    return context
+
+
+class LaneMesh:
+    """All channels of one party for one lane; satisfies `mesh.Mesh`."""
+
+    def __init__(self, rank: int, n: int, channels: dict[int, Channel]) -> None:
+        self.rank = rank
+        self.n = n
+        self.channels = channels
+        self._peers = [peer for peer in range(n) if peer != rank and peer in channels]
+
+    def send(self, peer: int, *buffers: Payload) -> None:
+        """Send one frame to party `peer`."""
+        self.channels[peer].send(*buffers)
+
+    def recv(self, peer: int) -> memoryview:
+        """The next frame from party `peer`; valid until the next one is received."""
+        return self.channels[peer].recv()
+
+    def exchange(self, payload: Payload) -> list[memoryview | None]:
+        """Everyone's payloads by rank (None at the own rank); see `engines.Mesh`."""
+        received: list[Any] = [None] * self.n
+        if memoryview(payload).nbytes <= DIRECT_BYTES:
+            parts = frame_of((payload,))
+            for peer in self._peers:
+                self.channels[peer].send_frame(parts)
+            for peer in self._peers:
+                received[peer] = self.channels[peer].recv(SPIN_SECONDS)
+            return received
+        frames = exchange_duplex((self.channels[p] for p in self._peers), payload)
+        for peer, frame in zip(self._peers, frames, strict=True):
+            received[peer] = frame
+        return received
+
+    def set_timeout(self, seconds: float | None) -> None:
+        """Bound every later wait on this lane."""
+        for channel in self.channels.values():
+            channel.set_timeout(seconds)
+
+    def close(self) -> None:
+        """Break all connections of this lane."""
+        for channel in self.channels.values():
+            channel.close()
+
+    def release(self) -> None:
+        """Free the descriptors; only once no thread uses the lane."""
+        for channel in self.channels.values():
+            channel.release()
+
+
+@dataclass(frozen=True)
+class _Hello:
+    session: str
+    lane: str
+    sender: str
+
+
+@dataclass(frozen=True)
+class _Wait:
+    """How long a party waits for another, and whether it still should."""
+
+    deadline: float
+    cancelled: threading.Event
+
+    @property
+    def over(self) -> bool:
+        return self.cancelled.is_set() or time.monotonic() >= self.deadline
+
+    def at_most(self, seconds: float) -> float:
+        return max(0.01, min(seconds, self.deadline - time.monotonic()))
+
+
+class Listener:
+    """Accepts party channels and hands each to the session that waits for it."""
+
+    MAX_UNCLAIMED = 256
+    MAX_WELCOMING = 128
+    """Connections that have not said yet who they are."""
+
+    def __init__(
+        self, config: ClusterConfig, me: PartyConfig, sock: socket.socket, tap: Tap | None = None
+    ) -> None:
+        """sock: bound to this party's peer address; the listener owns it from now on."""
+        self._config = config
+        self._me = me
+        self._sock = sock
+        self._tap = tap
+        self._server = server_context(config, me)
+        self._client = client_context(config, me)
+        self._arrived: dict[_Hello, Channel] = {}
+        self._changed = threading.Condition()
+        self._closed = False
+        self._welcoming = threading.BoundedSemaphore(self.MAX_WELCOMING)
+        sock.listen(64)
+        threading.Thread(target=self._accept, name="peer-accept", daemon=True).start()
+
+    def _accept(self) -> None:
+        while not self._closed:
+            try:
+                raw, _ = self._sock.accept()
+            except OSError as error:
+                if self._closed or error.errno in (errno.EBADF, errno.EINVAL):
+                    return
+                # A connection that broke before it was taken, or no descriptor is free: the
+                # party must go on listening, or no later session could begin.
+                log.warning("%s cannot accept a party's connection: %s", self._me.name, error)
+                with self._changed:
+                    self._changed.wait_for(lambda: self._closed, timeout=ACCEPT_PAUSE_SECONDS)
+                continue
+            if not self._welcoming.acquire(blocking=False):
+                raw.close()  # whoever it is may try again; 10 s later the silent ones are gone
+                continue
+            threading.Thread(target=self._greet, args=(raw,), daemon=True).start()
+
+    def _greet(self, raw: socket.socket) -> None:
+        try:
+            self._welcome(raw)
+        finally:
+            self._welcoming.release()
+
+    def _welcome(self, raw: socket.socket) -> None:
+        try:
+            stream = TlsStream(raw, self._server, server_side=True)
+            stream.handshake(HANDSHAKE_SECONDS)
+            names = stream.certified_names()
+            channel = Channel(stream, "an unknown peer", "hello", limit=HELLO_BYTES)
+            channel.set_timeout(HANDSHAKE_SECONDS)
+            fields = json.loads(bytes(channel.recv()))
+            hello = _Hello(str(fields["session"]), str(fields["lane"]), str(fields["from"]))
+            if hello.sender not in names:
+                channel.release()
+                return
+        except (OSError, PeerLost, ValueError, KeyError, TypeError):
+            raw.close()  # not one of our parties, or gone: it learns nothing by asking
+            return
+        channel = Channel(stream, hello.sender, hello.lane, self._tap)
+        with self._changed:
+            if self._closed:
+                channel.release()
+                return
+            # Sessions that failed on this side leave theirs behind; the oldest go.
+            while len(self._arrived) >= self.MAX_UNCLAIMED:
+                self._arrived.pop(next(iter(self._arrived))).release()
+            self._arrived[hello] = channel
+            self._changed.notify_all()
+
+    def _claim(self, hello: _Hello, wait: _Wait) -> Channel:
+        with self._changed:
+            while hello not in self._arrived:
+                if wait.over or self._closed:
+                    raise ClusterError(
+                        f"{hello.sender} did not connect to {self._me.name} in time; check that it "
+                        f"runs and reaches {self._me.peer}"
+                    )
+                self._changed.wait(0.1)
+            return self._arrived.pop(hello)
+
+    def _dial(self, peer: PartyConfig, session: str, lane: str, wait: _Wait) -> Channel:
+        host, port = peer.peer_address
+        reason = "no answer"
+        while True:
+            if wait.over or self._closed:
+                raise ClusterError(
+                    f"{self._me.name} cannot reach {peer.name} at {peer.peer}: {reason}; check "
+                    "that it runs and that the address in cluster.toml is right"
+                )
+            try:
+                raw = socket.create_connection(
+                    (host, port), timeout=wait.at_most(HANDSHAKE_SECONDS)
+                )
+                stream = TlsStream(raw, self._client, server_hostname=peer.name)
+                stream.handshake(HANDSHAKE_SECONDS)
+                hello = {"session": session, "lane": lane, "from": self._me.name}
+                Channel(stream, peer.name, lane).send(json.dumps(hello).encode())
+                return Channel(stream, peer.name, lane, self._tap)
+            except ssl.SSLCertVerificationError as error:
+                raise ClusterError(
+                    f"{peer.name} at {peer.peer} shows a certificate that this cluster's "
+                    f"authority did not sign for it ({error.verify_message}); use the files of "
+                    "one and the same cluster on all hosts"
+                ) from None
+            except OSError as error:
+                reason = reason_of(error)
+                with self._changed:
+                    self._changed.wait(0.05)
+
+    def open_lanes(
+        self,
+        session: str,
+        lanes: Sequence[str],
+        timeout: float,
+        cancelled: threading.Event | None = None,
+        limits: Mapping[str, int] | None = None,
+    ) -> dict[str, LaneMesh]:
+        """Connect this party with all others on every lane of one session.
+
+        Collective: every party calls it with the same arguments. Of two parties the later
+        one in cluster.toml dials. limits: by lane, the bytes of its largest frame, where
+        that is more than CONTROL_BYTES. Raises ClusterError naming who is missing after
+        `timeout` seconds, or when `cancelled` is set meanwhile.
+        """
+        wait = _Wait(time.monotonic() + timeout, cancelled or threading.Event())
+        parties = self._config.parties
+        rank = self._config.rank(self._me.name)
+        opened: dict[str, dict[int, Channel]] = {lane: {} for lane in lanes}
+        try:
+            for index in range(rank):
+                for lane in lanes:
+                    opened[lane][index] = self._dial(parties[index], session, lane, wait)
+            for index in range(rank + 1, len(parties)):
+                for lane in lanes:
+                    hello = _Hello(session, lane, parties[index].name)
+                    opened[lane][index] = self._claim(hello, wait)
+        except Exception:
+            for channels in opened.values():
+                for channel in channels.values():
+                    channel.release()
+            raise
+        for lane, limit in (limits or {}).items():
+            for channel in opened[lane].values():
+                channel.limit = max(limit, CONTROL_BYTES)
+        return {lane: LaneMesh(rank, len(parties) - 1, opened[lane]) for lane in lanes}
+
+    def close(self) -> None:
+        """Stop accepting and free the port."""
+        with self._changed:
+            self._closed = True
+            for channel in self._arrived.values():
+                channel.release()
+            self._arrived.clear()
+            self._changed.notify_all()
+        # Wakes the accepting thread; Linux calls it an error on a listening socket.
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)
+        self._sock.close()

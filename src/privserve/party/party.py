@@ -1,0 +1,126 @@
+"""What one party is to its front: its place in the cluster, and at most one session."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import socket
+import threading
+from pathlib import Path
+from typing import Any
+
+from privserve.config import ClusterConfig, Timeouts
+from privserve.errors import NotServing, QueryError
+from privserve.party.lanes import Listener
+from privserve.party.queries import Pending
+from privserve.party.session import (
+    ComputeSession,
+    LeaderSession,
+    Seat,
+    Session,
+    SessionSpec,
+    open_session,
+)
+
+
+class Party:
+    """What the HTTP front may ask of a party. Thread-safe."""
+
+    def __init__(
+        self, config: ClusterConfig, name: str, peer_socket: socket.socket, timeouts: Timeouts
+    ) -> None:
+        """peer_socket: bound to the party's peer address."""
+        self.config = config
+        self.me = config.parties[config.rank(name)]
+        self.role = config.role(name)
+        self._listener = Listener(config, self.me, peer_socket)
+        self._seat = Seat(config, self.me, self._listener, timeouts)
+        self._session: Session | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def session(self) -> Session | None:
+        """The current session, if a model was ever shared."""
+        return self._session
+
+    def is_owner(self, token: str) -> bool:
+        """Whether `token` is the model owner's; takes the same time for any answer."""
+        digest = hashlib.sha256(token.encode()).hexdigest()
+        return hmac.compare_digest(digest, self.config.owner_token_sha256)
+
+    def load(self, spec: SessionSpec) -> None:
+        """Begin a session with `spec`, ending the one before; returns before it is ready."""
+        with self._lock:
+            if self._session is not None:
+                self._session.end("the model owner shares another model")
+            self._session = open_session(self._seat, spec)
+            self._session.start()
+
+    def unload(self) -> None:
+        """End the session; shares and randomness are forgotten."""
+        with self._lock:
+            if self._session is not None:
+                self._session.end("the model owner stopped the model")
+
+    def leader(self) -> LeaderSession:
+        """The leader's loaded session; raises QueryError at any other party."""
+        session = self._session
+        if session is None or session.state != "loaded":
+            raise NotServing("no model is shared; the model owner has to call share()", 409)
+        if not isinstance(session, LeaderSession):
+            leader = self.config.compute[0]
+            raise QueryError(f"{leader.name} at {leader.http} leads; ask it to serve", 409)
+        return session
+
+    def compute_session(self, model: str | None = None) -> ComputeSession:
+        """The loaded session, to describe it or to query it; NotServing without one."""
+        if self.role == "dealer":
+            compute = " and ".join(f"{p.name} ({p.http})" for p in self.config.compute)
+            raise QueryError(
+                f"{self.me.name} is the dealer: it never sees a model or a query; "
+                f"send the shares to {compute}",
+                403,
+            )
+        session = self._session
+        if session is None:
+            raise NotServing("no model is shared; the model owner has to call share() first")
+        if session.state == "loading":
+            raise NotServing("the model is still being set up; try again in a moment")
+        if session.state != "loaded":
+            raise NotServing(f"{session.reason}; the model owner has to share the model again")
+        if model is not None and model != session.spec.model:
+            raise QueryError(f"there is no model '{model}'; '{session.spec.model}' is served", 404)
+        assert isinstance(session, ComputeSession)
+        return session
+
+    def submit(self, model: str, query: Pending) -> None:
+        """Take this party's share of a query; see `ComputeSession.submit`."""
+        self.compute_session(model).submit(query)
+
+    def status(self) -> dict[str, Any]:
+        """Public facts about the party."""
+        session = self._session
+        facts = {
+            "party": self.me.name,
+            "role": self.role,
+            "state": "idle",
+            "memory_available": available_memory(),
+        }
+        return {**facts, **session.status()} if session is not None else facts
+
+    def close(self) -> None:
+        """End the session and free the peer port."""
+        with self._lock:
+            if self._session is not None:
+                self._session.end(f"{self.me.name} was shut down")
+        self._listener.close()
+
+
+def available_memory() -> int | None:
+    """Bytes that this host could give a process without swapping; None where it does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    found = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
+    return int(found[0]) * 1024 if found else None

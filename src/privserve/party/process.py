@@ -1,0 +1,115 @@
+"""A party's process: its sockets, the server of its HTTP front, and how it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import resource
+import signal
+import socket
+import ssl
+import threading
+
+import uvicorn
+
+from privserve.addresses import bind
+from privserve.config import ClusterConfig, Timeouts
+from privserve.errors import ConfigError
+from privserve.party.connections import ForgottenWhenLost
+from privserve.party.http import create_app
+from privserve.party.party import Party
+
+log = logging.getLogger("privserve")
+
+SHUTDOWN_SECONDS = 5
+MAX_DESCRIPTORS = 65536
+BACKLOG = 128
+"""asyncio tries, and complains, this often when no descriptor is free."""
+
+
+def allow_descriptors() -> None:
+    """Raise the soft limit of open files to the hard one: each client takes one."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_DESCRIPTORS if most == resource.RLIM_INFINITY else min(most, MAX_DESCRIPTORS)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
+
+
+def run_party(
+    config: ClusterConfig,
+    name: str,
+    http_socket: socket.socket | None = None,
+    peer_socket: socket.socket | None = None,
+    lifeline: int | None = None,
+    timeouts: Timeouts | None = None,
+) -> None:
+    """Run party `name` until SIGINT or SIGTERM, or until `lifeline` reaches its end.
+
+    http_socket, peer_socket: already bound, else bound here. lifeline: a descriptor whose
+    other end the starting process holds; at its end, that process is gone.
+    """
+    me = config.parties[config.rank(name)]
+    for file in (config.ca, me.cert, me.key):
+        if not file.is_file():
+            raise ConfigError(
+                f"{file} is missing; copy the directory that was made for {name} as a whole"
+            )
+    http_socket = http_socket or bind(me.http_address, f"{name} (http)")
+    peer_socket = peer_socket or bind(me.peer_address, f"{name} (peer)")
+    try:
+        party = Party(config, name, peer_socket, timeouts or Timeouts())
+        settings = uvicorn.Config(
+            create_app(party),
+            http=ForgottenWhenLost,
+            ssl_certfile=str(me.cert),
+            ssl_keyfile=str(me.key),
+            log_level="warning",
+            access_log=False,
+            lifespan="off",
+            timeout_keep_alive=60,
+            backlog=BACKLOG,
+            timeout_graceful_shutdown=SHUTDOWN_SECONDS,
+        )
+        settings.load()
+    except ssl.SSLError as error:
+        raise ConfigError(f"the certificate files of {name} do not fit: {error.reason}") from None
+    if settings.ssl is not None:
+        settings.ssl.minimum_version = ssl.TLSVersion.TLSv1_3
+    server = uvicorn.Server(settings)
+    log.info("%s (%s): clients at %s, parties at %s", name, party.role, me.http, me.peer)
+    try:
+        asyncio.run(_serve(server, party, http_socket, lifeline))
+    finally:
+        party.close()
+
+
+async def _serve(
+    server: uvicorn.Server, party: Party, sock: socket.socket, lifeline: int | None
+) -> None:
+    loop = asyncio.get_running_loop()
+
+    def stop() -> None:
+        if lifeline is not None:
+            loop.remove_reader(lifeline)
+        # Queries in flight get their error now, so that their connections can be closed.
+        threading.Thread(target=party.close, daemon=True).start()
+        server.should_exit = True
+        abort_idle()
+
+    def abort_idle() -> None:
+        # An idle client does not answer TLS' goodbye, and uvicorn would wait for it.
+        for connection in list(server.server_state.connections):
+            cycle = getattr(connection, "cycle", None)
+            transport = getattr(connection, "transport", None)
+            if transport is not None and (cycle is None or cycle.response_complete):
+                transport.abort()
+        loop.call_later(0.1, abort_idle)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop)
+    if lifeline is not None:
+        # Nothing is ever written to it: it becomes readable at its end.
+        loop.add_reader(lifeline, stop)
+    # uvicorn would take the signals for itself and raise them again afterwards.
+    await server._serve([sock])

@@ -1,0 +1,124 @@
+"""What a program errs by is simulated before it is shared, and fraction bits follow from it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from onnx import helper
+from ottt_models import float_logits, graph, random_weights, tutorial_net
+from ottt_session import Session, uniform
+
+from privserve.compiler.accuracy import GOAL, compile_accurately
+from privserve.compiler.compile import compile_with_samples
+from privserve.compiler.simulate import convolve_exactly, simulate
+from privserve.engines.ottt import reference
+from privserve.fixedpoint import encode
+from privserve.geometry import Geometry
+from privserve.prg import Prg
+
+
+def thin_net(activation: str, scale: float) -> object:
+    """Three hidden layers with small weights: outputs that hardly differ from each other."""
+    generator = np.random.default_rng(11)
+    nodes, constants, last = [], {}, "x"
+    for i in range(3):
+        constants[f"w{i}"] = generator.normal(size=(16, 16)) * scale
+        nodes += [
+            helper.make_node("Gemm", [last, f"w{i}"], [f"g{i}"], name=f"dense {i}"),
+            helper.make_node(activation, [f"g{i}"], [f"h{i}"], name=f"hidden {i}"),
+        ]
+        last = f"h{i}"
+    constants["w"] = generator.normal(size=(16, 1)) * 0.4
+    nodes.append(helper.make_node("Gemm", [last, "w"], ["y"], name="last"))
+    return graph(nodes, constants, (16,)), constants
+
+
+def evaluated(constants: dict[str, np.ndarray], activation: str, x: np.ndarray) -> np.ndarray:
+    functions = {"Sigmoid": lambda v: 1 / (1 + np.exp(-v)), "Tanh": np.tanh}
+    for name, weight in constants.items():
+        x = x @ weight.astype(np.float32).astype(np.float64)
+        x = functions[activation](x) if name != "w" else x
+    return x
+
+
+@pytest.mark.parametrize(("activation", "scale"), [("Sigmoid", 0.1), ("Tanh", 0.05)])
+@pytest.mark.parametrize("input_range", [(-8, 8), (0, 1)])
+def test_outputs_that_span_a_thousandth_are_right_to_a_hundredth_of_that(
+    activation, scale, input_range
+):
+    model, constants = thin_net(activation, scale)
+    with Session(model, input_range=input_range) as session:
+        x = uniform((40, 16), *input_range)
+        (got,) = session.query(x)
+        assert any("fraction bits" in line for line in session.prepared.report)
+    expected = evaluated(constants, activation, x)
+    assert np.ptp(expected) < 0.2
+    assert np.abs(got - expected).max() < 0.01 * np.ptp(expected)
+
+
+def test_a_net_whose_outputs_spread_well_keeps_the_default_bits_and_says_its_error():
+    result = compile_accurately(tutorial_net(random_weights()))
+    assert result.fraction_bits == 14
+    assert result.worst < GOAL
+    (line,) = result.lines()
+    assert "expected error" in line
+    assert "of the spread" in line
+
+
+def test_the_expected_error_is_what_users_see():
+    """Within a factor of two of what other inputs of the same kind are off by."""
+    weights = random_weights()
+    result = compile_accurately(tutorial_net(weights), input_range=(0, 1))
+    x = uniform((8, 28, 28, 1), 0, 1)
+    with Session(tutorial_net(weights), input_range=(0, 1)) as session:
+        (got,) = session.query(x)
+    seen = np.abs(
+        got - float_logits([(k.astype(np.float32), b.astype(np.float32)) for k, b in weights], x)
+    ).max()
+    assert seen / 3 < result.errors[0].error < 3 * seen
+
+
+def test_what_no_number_of_bits_makes_exact_is_said():
+    model, _ = thin_net("Sigmoid", 0.004)
+    result = compile_accurately(model)
+    assert any("INEXACT" in note for note in result.compiled.program.notes)
+
+
+def test_given_fraction_bits_are_used_and_their_error_is_said():
+    model, _ = thin_net("Sigmoid", 0.1)
+    result = compile_accurately(model, fraction_bits=8)
+    assert result.fraction_bits == 8
+    assert any(
+        "INEXACT" in note and "--fraction-bits" in note for note in result.compiled.program.notes
+    )
+
+
+def test_the_simulation_is_what_parties_answer_up_to_the_rounding_of_truncations():
+    weights = random_weights()
+    compiled = compile_with_samples(tutorial_net(weights), input_range=(0, 1))
+    program = compiled.program
+    x = uniform((4, 28, 28, 1), 0, 1)
+    simulated = simulate(program, compiled.parameters, [encode(x, program.fraction_bits)])
+    with Session(tutorial_net(weights), input_range=(0, 1)) as session:
+        (got,) = session.query(x)
+    off = np.abs(simulated.outputs[0] * 2.0**-program.output_fraction_bits - got)
+    assert 0 < off.max() < 2e-3
+    assert not simulated.left
+
+
+@pytest.mark.parametrize(
+    "geometry",
+    [
+        Geometry((3, 6, 5), 4, (3, 2), (2, 1), (1, 0, 1, 1)),
+        Geometry((4, 5, 5), 4, (2, 2), dilations=(2, 1), groups=2),
+        Geometry((300, 1, 1), 5),
+    ],
+)
+@pytest.mark.parametrize("bits", [10, 22, 40, 63])
+def test_simulated_convolutions_are_exact_in_the_ring(geometry, bits):
+    x = Prg().int64((2, *geometry.shape)) >> (63 - bits)
+    weight = Prg().int64(geometry.weight_shape) >> (63 - min(bits, 45))
+    got = convolve_exactly(x, weight, geometry)
+    fields = {**geometry.to_json(), "groups": [geometry.groups]}
+    for row in range(2):
+        assert np.array_equal(got[row], reference.linear(x[row], weight, fields))

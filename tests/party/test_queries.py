@@ -1,0 +1,307 @@
+from __future__ import annotations
+
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from privserve.errors import LimitReached, NotServing, QueryError
+from privserve.party import queries
+from privserve.party.queries import LeaderQueue, Pending, PendingQueries, Refusal
+
+
+def query(name: str, rows: int = 1) -> Pending:
+    return Pending(name, [np.zeros((rows, 2), np.int64)], rows)
+
+
+@pytest.fixture
+def leader() -> LeaderQueue:
+    """The queue of two compute parties, serving without end."""
+    queue = LeaderQueue(compute_parties=2, max_rows=4, share_timeout=10)
+    queue.serve(None)
+    return queue
+
+
+def complete(leader: LeaderQueue, *asked: Pending) -> None:
+    """Both parties have their shares of these queries."""
+    for one in asked:
+        leader.submit(one)
+        leader.announced(1, one.id, one.rows)
+
+
+def names(batch: list[Pending]) -> list[str]:
+    return [one.id for one in batch]
+
+
+def test_a_query_runs_once_every_party_has_its_share(leader: LeaderQueue) -> None:
+    leader.submit(query("q"))
+    assert leader.next_batch() == []
+    leader.announced(1, "q", 1)
+    assert names(leader.next_batch()) == ["q"]
+    assert leader.next_batch() == []
+
+
+def test_the_followers_share_may_come_first(leader: LeaderQueue) -> None:
+    leader.announced(1, "q", 1)
+    assert leader.next_batch() == []
+    leader.submit(query("q"))
+    assert names(leader.next_batch()) == ["q"]
+
+
+def test_with_three_compute_parties_two_shares_are_not_enough() -> None:
+    leader = LeaderQueue(3, 4, 10)
+    leader.serve(None)
+    leader.submit(query("q"))
+    leader.announced(2, "q", 1)
+    assert leader.next_batch() == []
+    leader.announced(1, "q", 1)
+    assert names(leader.next_batch()) == ["q"]
+
+
+def test_queries_run_in_the_order_in_which_they_became_complete(leader: LeaderQueue) -> None:
+    late = query("late")
+    leader.submit(late)
+    complete(leader, query("a"), query("b"))
+    leader.announced(1, "late", 1)
+    assert names(leader.next_batch()) == ["a", "b", "late"]
+
+
+def test_a_batch_holds_no_more_rows_than_allowed(leader: LeaderQueue) -> None:
+    complete(leader, query("a", 3), query("b", 1), query("c", 1))
+    assert names(leader.next_batch()) == ["a", "b"]
+    assert names(leader.next_batch()) == ["c"]
+
+
+def test_a_query_larger_than_a_batch_runs_alone(leader: LeaderQueue) -> None:
+    complete(leader, query("a", 1), query("large", 9), query("b", 1))
+    assert [names(leader.next_batch()) for _ in range(3)] == [["a"], ["large"], ["b"]]
+
+
+def test_nobody_is_answered_before_serve() -> None:
+    leader = LeaderQueue(2, 4, 10)
+    with pytest.raises(NotServing, match="call serve") as refusal:
+        leader.submit(query("q"))
+    assert refusal.value.status == 503
+    assert [r.id for r in leader.take_refusals()] == ["q"]
+
+
+def test_the_follower_of_a_refused_query_is_told_even_if_it_announces_later() -> None:
+    leader = LeaderQueue(2, 4, 10)
+    with pytest.raises(NotServing):
+        leader.submit(query("q"))
+    leader.take_refusals()
+    leader.announced(1, "q", 1)
+    (refusal,) = leader.take_refusals()
+    assert (refusal.id, refusal.status) == ("q", 503)
+    assert leader.take_refusals() == []
+
+
+def test_exactly_the_limit_is_run_and_the_rest_is_refused() -> None:
+    leader = LeaderQueue(2, 100, 10)
+    leader.serve(3)
+    asked = [query(str(i)) for i in range(5)]
+    complete(leader, *asked)
+    batch = leader.next_batch()
+    assert names(batch) == ["0", "1", "2"]
+    leader.finished(batch)
+    assert (leader.answered, leader.serving, leader.next_batch()) == (3, False, [])
+    for late in asked[3:]:
+        error = late.future.exception(0)
+        assert isinstance(error, LimitReached)
+        assert "limit of 3 queries" in str(error)
+        assert error.status == 429
+    assert {r.id for r in leader.take_refusals()} == {"3", "4"}
+
+
+def test_queries_that_wait_for_a_share_at_the_limit_are_refused_too() -> None:
+    leader = LeaderQueue(2, 100, 10)
+    leader.serve(1)
+    complete(leader, query("a"))
+    half = query("half")
+    leader.submit(half)
+    leader.announced(1, "other half", 1)
+    leader.finished(leader.next_batch())
+    assert isinstance(half.future.exception(0), LimitReached)
+    assert {r.id for r in leader.take_refusals()} == {"half", "other half"}
+
+
+def test_after_the_limit_queries_are_refused_until_serve_is_called_again() -> None:
+    leader = LeaderQueue(2, 100, 10)
+    leader.serve(1)
+    complete(leader, query("a"))
+    leader.finished(leader.next_batch())
+    with pytest.raises(LimitReached):
+        leader.submit(query("b"))
+    leader.serve(1)
+    assert leader.answered == 0
+    complete(leader, query("c"))
+    assert names(leader.next_batch()) == ["c"]
+
+
+def test_a_batch_that_fails_does_not_count_as_answered() -> None:
+    leader = LeaderQueue(2, 100, 10)
+    leader.serve(1)
+    complete(leader, query("a"))
+    leader.next_batch()
+    assert (leader.answered, leader.serving) == (0, True)
+
+
+def test_serving_twice_at_once_is_refused(leader: LeaderQueue) -> None:
+    with pytest.raises(QueryError, match="served already"):
+        leader.serve(3)
+
+
+def test_stopping_refuses_what_waits_but_not_what_runs(leader: LeaderQueue) -> None:
+    running, waiting = query("running"), query("waiting")
+    complete(leader, running)
+    batch = leader.next_batch()
+    leader.submit(waiting)
+    leader.stop()
+    leader.finished(batch)
+    assert not running.future.done()
+    assert isinstance(waiting.future.exception(0), NotServing)
+    assert leader.answered == 1
+    leader.stop()  # again
+
+
+def test_a_share_that_stays_alone_times_out_alone() -> None:
+    leader = LeaderQueue(2, 100, share_timeout=0.0)
+    leader.serve(None)
+    alone = query("alone")
+    leader.submit(alone)
+    complete(leader, query("whole"))
+    assert leader.expire() is None
+    error = alone.future.exception(0)
+    assert isinstance(error, QueryError)
+    assert error.status == 504
+    assert "only 1 of 2 compute parties" in str(error)
+    assert names(leader.next_batch()) == ["whole"]
+
+
+def test_the_time_until_the_next_share_is_overdue_is_known(leader: LeaderQueue) -> None:
+    assert leader.expire() is None
+    leader.submit(query("a"))
+    left = leader.expire()
+    assert left is not None
+    assert 9 < left <= 10
+
+
+def test_a_share_that_arrives_after_its_timeout_is_refused() -> None:
+    leader = LeaderQueue(2, 100, share_timeout=0.0)
+    leader.serve(None)
+    leader.announced(1, "q", 1)
+    leader.expire()
+    with pytest.raises(QueryError, match="within 0 s"):
+        leader.submit(query("q"))
+
+
+def test_shares_of_different_sizes_are_refused(leader: LeaderQueue) -> None:
+    uneven = query("q", rows=2)
+    leader.submit(uneven)
+    leader.announced(1, "q", 3)
+    error = uneven.future.exception(0)
+    assert isinstance(error, QueryError)
+    assert error.status == 400
+    assert leader.next_batch() == []
+
+
+def test_an_id_in_use_is_refused_and_the_first_query_is_kept(leader: LeaderQueue) -> None:
+    first = query("q")
+    leader.submit(first)
+    with pytest.raises(QueryError, match="already waiting") as refusal:
+        leader.submit(query("q"))
+    assert refusal.value.status == 409
+    leader.announced(1, "q", 1)
+    assert leader.next_batch() == [first]
+
+
+def test_an_announcement_made_twice_runs_its_query_once(leader: LeaderQueue) -> None:
+    leader.submit(query("q"))
+    leader.announced(1, "q", 1)
+    leader.announced(1, "q", 1)
+    assert names(leader.next_batch()) == ["q"]
+    assert leader.next_batch() == []
+
+
+def test_a_full_queue_refuses_and_recovers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(queries, "MAX_PENDING", 2)
+    pending = PendingQueries()
+    pending.add(query("a"))
+    pending.add(query("b"))
+    with pytest.raises(NotServing, match="try again later"):
+        pending.add(query("c"))
+    pending.take("a")
+    pending.add(query("c"))
+    assert pending.ids() == ["b", "c"]
+    assert len(pending) == 2
+    assert "c" in pending
+    assert pending.get("c").id == "c"
+    assert pending.take("a") is None
+
+
+def test_what_is_remembered_of_refusals_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(queries, "MAX_REMEMBERED", 10)
+    leader = LeaderQueue(2, 4, 10)
+    for number in range(30):
+        with pytest.raises(NotServing):
+            leader.submit(query(str(number)))
+    assert len(leader._remembered) == 10
+
+
+def test_failing_all_leaves_answered_queries_alone() -> None:
+    pending = PendingQueries()
+    answered, waiting = query("answered"), query("waiting")
+    for one in (answered, waiting):
+        pending.add(one)
+    answered.future.set_result([])
+    pending.fail_all(NotServing("over"))
+    assert answered.future.result(0) == []
+    assert isinstance(waiting.future.exception(0), NotServing)
+    assert len(pending) == 0
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"), [(429, LimitReached), (503, NotServing), (504, QueryError)]
+)
+def test_a_refusal_becomes_the_error_of_its_status(status: int, kind: type) -> None:
+    error = Refusal("q", status, "why").error()
+    assert type(error) is kind
+    assert error.status == status
+    assert str(error) == "why"
+
+
+def test_a_pending_query_does_not_show_its_shares() -> None:
+    one = Pending("q", [np.full((1, 2), 123456789)], 1)
+    assert "123456789" not in repr(one)
+
+
+def test_many_clients_at_once_get_exactly_the_limit() -> None:
+    leader = LeaderQueue(2, 5, 10)
+    leader.serve(40)
+    asked = [query(str(number)) for number in range(100)]
+    refused = []
+
+    def ask(mine: list[Pending]) -> None:
+        for one in mine:
+            try:
+                complete(leader, one)
+            except LimitReached:
+                refused.append(one)
+
+    threads = [threading.Thread(target=ask, args=(asked[i::4],)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    answered: list[str] = []
+    deadline = time.monotonic() + 10
+    while leader.serving and time.monotonic() < deadline:
+        batch = leader.next_batch()
+        answered += names(batch)
+        for one in batch:
+            one.future.set_result([])
+        if batch:
+            leader.finished(batch)
+    for thread in threads:
+        thread.join(10)
+    assert len(answered) == len(set(answered)) == leader.answered == 40
+    assert len(refused) + sum(one.future.done() for one in asked) == 100

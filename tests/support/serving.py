@@ -1,0 +1,100 @@
+"""What the tests of serving share: files of a cluster, running parties, proof of their end."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+import privserve as ps
+from privserve.certificates import write_cluster
+from privserve.config import ClusterConfig, party_names, read_config
+
+ROOT = Path(__file__).parents[2]
+SAMPLE_MODEL = ROOT / "examples" / "digits-model.h5"
+SAMPLE_DIGITS = ROOT / "examples" / "digits.npz"
+TAG = "PRIVSERVE_TEST_TAG"
+
+
+def wait_until(condition: Callable[[], object], what: str, seconds: float = 20.0) -> None:
+    """Poll `condition` until it holds; fails naming `what` after `seconds`."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"after {seconds:g} s still not: {what}"
+        time.sleep(0.02)
+
+
+def tagged_processes(tag: str) -> list[int]:
+    """Living processes that inherited `tag` in their environment, but for this one."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdecimal() or int(entry.name) == os.getpid():
+            continue
+        with contextlib.suppress(OSError):
+            environment = (entry / "environ").read_bytes().split(b"\0")
+            if f"{TAG}={tag}".encode() in environment:
+                found.append(int(entry.name))
+    return found
+
+
+def make_config(directory: Path, addresses: list[str]) -> ClusterConfig:
+    """A new cluster's files below `directory`; http and peer addresses alike."""
+    names = party_names(len(addresses))
+    parties = [(name, address, address) for name, address in zip(names, addresses, strict=True)]
+    return read_config(write_cluster(directory, parties))
+
+
+class Digits:
+    """A running cluster of three with the sample model shared, and digits to ask it."""
+
+    def __init__(self, cluster: ps.Cluster, model: ps.SecureModel) -> None:
+        self.cluster = cluster
+        self.model = model
+        with np.load(SAMPLE_DIGITS) as samples:
+            self.images = samples["images"]
+            self.labels = samples["labels"]
+
+    @contextlib.contextmanager
+    def serving(self, num_requests: int | None = None) -> Iterator[threading.Thread]:
+        """The model is served in the background while the block runs."""
+        with serving(self.cluster, self.model, num_requests) as thread:
+            yield thread
+
+
+@contextlib.contextmanager
+def serving(
+    cluster: ps.Cluster, model: ps.SecureModel, num_requests: int | None = None
+) -> Iterator[threading.Thread]:
+    """`model.serve(num_requests)` in the background; stopped at the end of the block."""
+    failed: list[BaseException] = []
+
+    def serve() -> None:
+        try:
+            model.serve(num_requests)
+        except BaseException as error:
+            failed.append(error)
+
+    leader = cluster.config.compute[0]
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    try:
+        wait_until(
+            lambda: failed or cluster.call(leader, "GET", "/privserve/status").json()["serving"],
+            "the model is served",
+        )
+        assert not failed, failed
+        yield thread
+    finally:
+        with contextlib.suppress(ps.ClusterError, ps.QueryError):
+            cluster.call(leader, "POST", "/privserve/stop")
+        thread.join(20)
+        assert not thread.is_alive(), "serve() did not return"
+
+
+def free_workers(count: int = 3) -> list[ps.Worker]:
+    return [ps.Worker("localhost:0") for _ in range(count)]
