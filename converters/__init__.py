@@ -22,10 +22,11 @@ from converters.errors import ConversionError
 from converters.foreign import refuse_other_formats
 from converters.keras1 import depends_on_backend
 from converters.keras_file import parse_architecture, read_file, read_live
-from converters.keras_to_onnx import LayerRow, Tensor, Translated, translate
+from converters.keras_to_onnx import translate
 from converters.network import Network
 from converters.onnx_model import OnnxModule, check
 from converters.onnx_source import export_module, read_onnx
+from converters.translated import LayerRow, Tensor, Translated
 
 __all__ = ["ConversionError", "Converted", "LayerRow", "Tensor", "convert"]
 

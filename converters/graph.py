@@ -1,6 +1,6 @@
 """Builds an ONNX graph from layers that think in Keras' axis order.
 
-Keras mostly keeps channels last, ONNX's convolutions want them first. A `Value`
+Keras mostly keeps channels last, ONNX's convolutions want them first. A `Symbol`
 therefore knows both: the shape that Keras sees, and in which order of axes the ONNX
 tensor holds it. A Transpose is emitted only where a layer cannot work on the order
 that it finds, so a stack of convolutions begins with one Transpose and has no more;
@@ -39,8 +39,10 @@ Array = NDArray[np.generic]
 
 
 @dataclass(frozen=True)
-class Value:
-    """A tensor of the network while it is being converted. Shapes leave out the batch.
+class Symbol:
+    """A tensor of the network while it is being converted: no numbers yet, but where they go.
+
+    Shapes leave out the batch.
 
     name: the ONNX tensor.
     shape: the shape in Keras.
@@ -81,7 +83,7 @@ class Graph:
         self.scope = ""
         self._nodes: list[onnx.NodeProto] = []
         self._constants: dict[str, Array] = {}
-        self._inputs: list[Value] = []
+        self._inputs: list[Symbol] = []
         self._outputs: list[tuple[str, str, tuple[int, ...]]] = []  # tensor, its name, its shape
         self._used: dict[str, int] = {}  # names, and how often each was varied
         self._moved: dict[tuple[str, tuple[int, ...]], str] = {}
@@ -117,21 +119,21 @@ class Graph:
         self._used[candidate] = 0
         return candidate
 
-    def value(self, name: str, shape: Sequence[int], axes: Sequence[int] | None = None) -> Value:
+    def value(self, name: str, shape: Sequence[int], axes: Sequence[int] | None = None) -> Symbol:
         """The value of Keras shape `shape` that ONNX tensor `name` holds in order `axes`."""
         shape = tuple(int(n) for n in shape)
         if any(n < 1 for n in shape):
             raise ConversionError(f"its output would have the empty shape {shape}")
         if math.prod(shape) > MAX_ELEMENTS:
             raise ConversionError(f"its output of shape {shape} is too large to be served")
-        return Value(name, shape, shape, tuple(axes) if axes else tuple(range(len(shape))))
+        return Symbol(name, shape, shape, tuple(axes) if axes else tuple(range(len(shape))))
 
     @staticmethod
-    def value_like(value: Value, name: str) -> Value:
+    def value_like(value: Symbol, name: str) -> Symbol:
         """ONNX tensor `name`, laid out exactly as `value`."""
         return replace(value, name=name)
 
-    def input(self, name: str, shape: Sequence[int]) -> Value:
+    def input(self, name: str, shape: Sequence[int]) -> Symbol:
         """Declares an input of the graph, in Keras' layout."""
         value = self.value(self._unique(name), shape)
         self._inputs.append(value)
@@ -139,18 +141,18 @@ class Graph:
 
     # --- layouts ------------------------------------------------------------------
 
-    def arranged(self, value: Value, axes: Sequence[int]) -> Value:
+    def arranged(self, value: Symbol, axes: Sequence[int]) -> Symbol:
         """`value` with its axes in the order `axes`; emits a Transpose if it must."""
         return self._transposed(value, tuple(axes))
 
-    def channels_first(self, value: Value, data_format: str = "channels_last") -> Value:
+    def channels_first(self, value: Symbol, data_format: str = "channels_last") -> Symbol:
         """`value` as (channels, *spatial), where `data_format` tells which are which."""
         rank = len(value.shape)
         if data_format == "channels_first":
             return self.arranged(value, range(rank))
         return self.arranged(value, (rank - 1, *range(rank - 1)))
 
-    def natural(self, value: Value) -> Value:
+    def natural(self, value: Symbol) -> Symbol:
         """`value` as Keras holds it."""
         if value.flatten is not None:
             identity = tuple(range(len(value.stored)))
@@ -161,7 +163,7 @@ class Graph:
             return self.value(name, value.shape)
         return self._transposed(value, tuple(range(len(value.shape))))
 
-    def flat(self, value: Value) -> Value:
+    def flat(self, value: Symbol) -> Symbol:
         """A value of one axis with its pending Flatten emitted; the order may stay."""
         if value.flatten is None:
             return value
@@ -174,17 +176,17 @@ class Graph:
             self.value(name, value.shape), order=None if is_identity else order.astype(np.int64)
         )
 
-    def flatten(self, value: Value) -> Value:
+    def flatten(self, value: Symbol) -> Symbol:
         """Keras' Flatten. Nothing is emitted until a layer needs the flat tensor."""
         if len(value.shape) == 1:
             return value
         return replace(value, shape=(value.size,), stored=value.shape, flatten=self.scope)
 
-    def aligned(self, values: Sequence[Value]) -> list[Value]:
+    def aligned(self, values: Sequence[Symbol]) -> list[Symbol]:
         """The values in one common layout, for operations on pairs of elements."""
         first = next((v for v in values if not v.is_natural), values[0])
 
-        def same_layout(value: Value) -> bool:
+        def same_layout(value: Symbol) -> bool:
             if first.flatten is not None or value.flatten is not None:
                 return first.flatten is not None and (value.stored, value.axes) == (
                     first.stored,
@@ -200,7 +202,7 @@ class Graph:
             return [self.arranged(value, first.axes) for value in values]
         return [self.natural(value) for value in values]
 
-    def along(self, array: Array, value: Value) -> Array:
+    def along(self, array: Array, value: Symbol) -> Array:
         """`array`, which broadcasts against value.shape in Keras, laid out as `value` is."""
         if array.size == 1:
             return array.reshape(())
@@ -212,7 +214,7 @@ class Graph:
         array = array.reshape((1,) * (len(value.shape) - array.ndim) + array.shape)
         return array.transpose(value.axes)
 
-    def _transposed(self, value: Value, axes: tuple[int, ...]) -> Value:
+    def _transposed(self, value: Symbol, axes: tuple[int, ...]) -> Symbol:
         if value.axes == axes:
             return value
         moves = tuple(value.axes.index(axis) for axis in axes)
@@ -228,16 +230,16 @@ class Graph:
 
     # --- small compositions -------------------------------------------------------
 
-    def unary(self, op: str, value: Value, **attributes: Any) -> Value:
+    def unary(self, op: str, value: Symbol, **attributes: Any) -> Symbol:
         """An elementwise node: the layout stays whatever it is."""
         return replace(value, name=self.emit(op, [value.name], **attributes))
 
-    def with_constant(self, op: str, value: Value, array: Array, name: str) -> Value:
+    def with_constant(self, op: str, value: Symbol, array: Array, name: str) -> Symbol:
         """Elementwise `op` between `value` and a constant that broadcasts in Keras."""
         laid_out = self.constant(self.along(array, value), name)
         return replace(value, name=self.emit(op, [value.name, laid_out]))
 
-    def reshaped(self, value: Value, shape: tuple[int, ...]) -> Value:
+    def reshaped(self, value: Symbol, shape: tuple[int, ...]) -> Symbol:
         """A natural value's elements in another shape."""
         result = self.value("", shape)
         target = self.constant(np.array([-1, *shape]), "shape")
@@ -250,12 +252,12 @@ class Graph:
         """Names and Keras shapes of the declared outputs."""
         return [(name, shape) for _, name, shape in self._outputs]
 
-    def output(self, value: Value, name: str) -> None:
+    def output(self, value: Symbol, name: str) -> None:
         """Declares an output of the graph, in Keras' layout."""
         value = self.natural(self._with_transpose_first(value))
         self._outputs.append((value.name, self._unique(name), value.shape))
 
-    def _with_transpose_first(self, value: Value) -> Value:
+    def _with_transpose_first(self, value: Symbol) -> Symbol:
         """Moves the final layout change in front of a final activation.
 
         Whoever serves the model strips the last Sigmoid and applies it elsewhere, so

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 import numpy as np
 from numpy.typing import NDArray
 
 from converters.errors import ConversionError
-
-if TYPE_CHECKING:
-    from converters.network import Network
-
-Config = dict[str, Any]
+from converters.network import Config, Network
 
 _CLASSES = {
     "Convolution1D": "Conv1D",

@@ -7,38 +7,15 @@ are called with numbers, arrays and slices too, by place or by name.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from converters.errors import ConversionError
-
-Ref = tuple[str, int, int]  # layer, number of its call, number of the call's output
+from converters.network import Arguments, Ref
 
 CONSTANT = "_CONSTANT_VALUE"  # stands where Keras 2 writes a layer's name
 _MAX_DEPTH = 32
-
-
-@dataclass(frozen=True)
-class TensorAt:
-    """Stands for a tensor in arguments: its place in `Arguments.tensors`."""
-
-    place: int
-
-
-@dataclass
-class Arguments:
-    """The arguments of one call, tensors replaced by `TensorAt`, slices and arrays made such."""
-
-    tensors: list[Ref] = field(default_factory=list)
-    positional: list[Any] = field(default_factory=list)
-    named: dict[str, Any] = field(default_factory=dict)
-
-    def add(self, ref: Ref) -> TensorAt:
-        """A tensor more."""
-        self.tensors.append(ref)
-        return TensorAt(len(self.tensors) - 1)
 
 
 def of_operation(node: object, place: str) -> Arguments:

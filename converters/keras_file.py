@@ -17,8 +17,9 @@ from typing import IO, Any
 from converters.errors import ConversionError
 from converters.hdf5 import DAMAGED, MAX_BYTES, MAX_TEXT, Hdf5, open_hdf5
 from converters.keras1 import modernize_weights
+from converters.keras_config import as_dict, read_network
 from converters.keras_weights import assign_legacy, assign_live, assign_v3, check_supported
-from converters.network import Config, Network, as_dict, read_network
+from converters.network import Config, Network
 
 HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 ZIP_SIGNATURE = b"PK\x03\x04"

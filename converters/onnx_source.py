@@ -15,11 +15,11 @@ import torch
 from google.protobuf.message import DecodeError
 
 from converters.errors import ConversionError
-from converters.keras_to_onnx import LayerRow, Tensor, Translated
 from converters.onnx_data import read_weights
 from converters.onnx_ml import served_outputs
 from converters.onnx_model import OnnxModule, check
 from converters.onnx_rewrite import OPSET, rewrite
+from converters.translated import LayerRow, Tensor, Translated
 
 MAX_BYTES = 2 << 30  # protobuf's own limit
 SCALES = (1.0, -0.1, 30.0)

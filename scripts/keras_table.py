@@ -13,7 +13,7 @@ from pathlib import Path
 
 from converters.keras_layers import LAYERS, LayerKind
 from converters.keras_layers.activations import FUNCTIONS
-from converters.keras_operations import CALLS
+from converters.keras_operations import SPECS
 
 TARGET = Path(__file__).resolve().parents[1] / "docs" / "keras.md"
 
@@ -98,7 +98,7 @@ def text() -> str:
             lines.append(f"| {', '.join(names)} | {kind.summary} |")
     activations = ", ".join(f"`{name}`" for name in sorted(FUNCTIONS))
     operations = {
-        family: ", ".join(f"`{name}`" for name in sorted(calls)) for family, calls in CALLS.items()
+        family: ", ".join(f"`{name}`" for name in sorted(specs)) for family, specs in SPECS.items()
     }
     return "\n".join(lines) + "\n" + TAIL.format(activations=activations, **operations)
 

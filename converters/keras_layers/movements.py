@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from converters.errors import ConversionError
-from converters.graph import Graph, Value
+from converters.graph import Graph, Symbol
 from converters.keras_layers.operations import (
     axis_of,
     constant,
@@ -22,7 +22,7 @@ from converters.keras_layers.operations import (
 from converters.keras_layers.reshaping import permuted
 
 
-def _in_shape(graph: Graph, value: Value, shape: tuple[int, ...]) -> Value:
+def _in_shape(graph: Graph, value: Symbol, shape: tuple[int, ...]) -> Symbol:
     """The elements in another shape."""
     if shape == value.shape:
         return value
@@ -42,16 +42,16 @@ def _whole_list(values: Any, what: str) -> list[int]:
 
 
 @operation("reshape")
-def reshape(graph: Graph, x: Any, newshape: Any) -> Value:
+def reshape(graph: Graph, x: Any, newshape: Any) -> Symbol:
     """The first size stands for the batch: -1, None, or whatever it was at export."""
     value = tensor(x)
     sizes = newshape.tolist() if isinstance(newshape, np.ndarray) else newshape
     if not isinstance(sizes, list) or not sizes:
         raise ConversionError("its new shape is no list of numbers; use a Reshape layer")
-    if any(isinstance(n, Value) for n in sizes[1:]):
+    if any(isinstance(n, Symbol) for n in sizes[1:]):
         raise ConversionError("its new shape is computed; use a Reshape layer")
     shape = [whole(n, "new shape") for n in sizes[1:]]
-    if not isinstance(sizes[0], Value) and sizes[0] is not None and sizes[0] != -1:
+    if not isinstance(sizes[0], Symbol) and sizes[0] is not None and sizes[0] != -1:
         raise ConversionError(
             f"its new shape {sizes} fixes the size of the batch; use a Reshape layer"
         )
@@ -64,7 +64,7 @@ def reshape(graph: Graph, x: Any, newshape: Any) -> Value:
 
 
 @operation("expand_dims")
-def expand_dims(graph: Graph, x: Any, axis: Any) -> Value:
+def expand_dims(graph: Graph, x: Any, axis: Any) -> Symbol:
     value = tensor(x)
     shape = list(value.shape)
     axes = _whole_list(axis, "axis")
@@ -75,7 +75,7 @@ def expand_dims(graph: Graph, x: Any, axis: Any) -> Value:
 
 
 @operation("squeeze")
-def squeeze(graph: Graph, x: Any, axis: Any = None) -> Value:
+def squeeze(graph: Graph, x: Any, axis: Any = None) -> Symbol:
     value = tensor(x)
     rank = len(value.shape)
     if axis is None or axis == []:
@@ -88,7 +88,7 @@ def squeeze(graph: Graph, x: Any, axis: Any = None) -> Value:
 
 
 @operation("transpose")
-def transpose(graph: Graph, x: Any, axes: Any = None) -> Value:
+def transpose(graph: Graph, x: Any, axes: Any = None) -> Symbol:
     value = tensor(x)
     rank = len(value.shape)
     order = list(range(rank, -1, -1)) if axes is None else _whole_list(axes, "axes")
@@ -101,7 +101,7 @@ def transpose(graph: Graph, x: Any, axes: Any = None) -> Value:
 
 
 @operation("swapaxes")
-def swapaxes(graph: Graph, x: Any, axis1: Any, axis2: Any) -> Value:
+def swapaxes(graph: Graph, x: Any, axis1: Any, axis2: Any) -> Symbol:
     value = tensor(x)
     rank = len(value.shape)
     order = list(range(rank))
@@ -111,7 +111,7 @@ def swapaxes(graph: Graph, x: Any, axis1: Any, axis2: Any) -> Value:
 
 
 @operation("moveaxis")
-def moveaxis(graph: Graph, x: Any, source: Any, destination: Any) -> Value:
+def moveaxis(graph: Graph, x: Any, source: Any, destination: Any) -> Symbol:
     value = tensor(x)
     rank = len(value.shape)
     sources = [axis_of(a, rank) for a in _whole_list(source, "source")]
@@ -124,19 +124,19 @@ def moveaxis(graph: Graph, x: Any, source: Any, destination: Any) -> Value:
     return transpose_sample(graph, value, order)
 
 
-def transpose_sample(graph: Graph, value: Value, order: list[int]) -> Value:
+def transpose_sample(graph: Graph, value: Symbol, order: list[int]) -> Symbol:
     """Keras' transpose with axes that do not count the batch."""
     return value if len(order) == 1 else permuted(_shaped(graph, value), tuple(order))
 
 
-def _shaped(graph: Graph, value: Value) -> Value:
+def _shaped(graph: Graph, value: Symbol) -> Symbol:
     return value if value.flatten is None and value.order is None else graph.natural(value)
 
 
 # --- picking -----------------------------------------------------------------------------
 
 
-def picked(graph: Graph, value: Value, axis: int, places: np.ndarray) -> Value:
+def picked(graph: Graph, value: Symbol, axis: int, places: np.ndarray) -> Symbol:
     """The elements at `places` along an axis of a sample, in that order."""
     if not len(places):
         raise ConversionError("it picks nothing")
@@ -158,7 +158,7 @@ def picked(graph: Graph, value: Value, axis: int, places: np.ndarray) -> Value:
 
 
 @operation("getitem")
-def getitem(graph: Graph, x: Any, key: Any) -> Value:
+def getitem(graph: Graph, x: Any, key: Any) -> Symbol:
     """Slices, whole numbers, new axes and `...`; all samples of the batch."""
     value = tensor(x)
     keys = list(key) if isinstance(key, list) else [key]
@@ -215,7 +215,7 @@ def strided_slice(
     shrink_axis_mask: int = 0,
     ellipsis_mask: int = 0,
     new_axis_mask: int = 0,
-) -> Value:
+) -> Symbol:
     """TensorFlow's slice, a bit of each mask per key."""
     keys: list[Any] = []
     starts, stops, steps = (_whole_list(v, "slice") for v in (begin, end, strides))
@@ -236,12 +236,12 @@ def strided_slice(
 
 
 @operation("take")
-def take(graph: Graph, x: Any, indices: Any, axis: Any = None) -> Value:
+def take(graph: Graph, x: Any, indices: Any, axis: Any = None) -> Symbol:
     value = tensor(x)
     if axis is None:
         raise ConversionError("it picks among the samples of a batch; give it an axis")
     at = axis_of(axis, len(value.shape))
-    if isinstance(indices, Value):
+    if isinstance(indices, Symbol):
         raise ConversionError("it picks by computed indices, which would be told by what is read")
     listed = np.array(indices.tolist() if isinstance(indices, np.ndarray) else indices)
     if listed.dtype.kind == "f" and np.array_equal(listed, np.rint(listed)):
@@ -256,7 +256,7 @@ def take(graph: Graph, x: Any, indices: Any, axis: Any = None) -> Value:
 
 
 @operation("flip")
-def flip(graph: Graph, x: Any, axis: Any = None) -> Value:
+def flip(graph: Graph, x: Any, axis: Any = None) -> Symbol:
     value = tensor(x)
     if axis is None:
         raise ConversionError("it turns the batch around; give it the axes of a sample")
@@ -267,7 +267,7 @@ def flip(graph: Graph, x: Any, axis: Any = None) -> Value:
 
 
 @operation("roll")
-def roll(graph: Graph, x: Any, shift: Any, axis: Any = None) -> Value:
+def roll(graph: Graph, x: Any, shift: Any, axis: Any = None) -> Symbol:
     value = tensor(x)
     if axis is None:
         raise ConversionError("it moves elements between samples; give it an axis")
@@ -283,7 +283,7 @@ def roll(graph: Graph, x: Any, shift: Any, axis: Any = None) -> Value:
 
 
 @operation("repeat")
-def repeat(graph: Graph, x: Any, repeats: Any, axis: Any = None) -> Value:
+def repeat(graph: Graph, x: Any, repeats: Any, axis: Any = None) -> Symbol:
     value = tensor(x)
     if axis is None:
         raise ConversionError("it repeats across the batch; give it an axis")
@@ -293,7 +293,7 @@ def repeat(graph: Graph, x: Any, repeats: Any, axis: Any = None) -> Value:
 
 
 @operation("tile")
-def tile(graph: Graph, x: Any, repeats: Any) -> Value:
+def tile(graph: Graph, x: Any, repeats: Any) -> Symbol:
     value = tensor(x)
     times = _whole_list(repeats, "number of repeats")
     if len(times) != len(value.shape) + 1 or times[0] != 1:
@@ -305,7 +305,7 @@ def tile(graph: Graph, x: Any, repeats: Any) -> Value:
     return value
 
 
-def _refuse_growth(value: Value, times: int) -> None:
+def _refuse_growth(value: Symbol, times: int) -> None:
     if not 0 < times * value.size <= 1 << 28:
         raise ConversionError(f"it repeats a sample of {value.size} elements {times} times")
 
@@ -313,7 +313,7 @@ def _refuse_growth(value: Value, times: int) -> None:
 @operation("split")
 def split(
     graph: Graph, x: Any, indices_or_sections: Any = None, axis: Any = 0, sizes: Any = None
-) -> list[Value]:
+) -> list[Symbol]:
     """Equal parts, at indices, or parts of given sizes."""
     value = tensor(x)
     at = axis_of(axis, len(value.shape))
@@ -347,7 +347,7 @@ def split(
 @operation("pad")
 def pad(
     graph: Graph, x: Any, pad_width: Any, mode: Any = "constant", constant_values: Any = 0
-) -> Value:
+) -> Symbol:
     """A constant around, or a reflection, or the edge repeated."""
     value = tensor(x)
     try:
@@ -386,7 +386,7 @@ def pad(
 
 
 @operation("depth_to_space", "space_to_depth")
-def blocks(graph: Graph, name: str, x: Any, block_size: Any, data_format: Any = "NHWC") -> Value:
+def blocks(graph: Graph, name: str, x: Any, block_size: Any, data_format: Any = "NHWC") -> Symbol:
     """Channels to blocks of pixels and back, channels last."""
     if data_format != "NHWC":
         raise ConversionError(f"data_format={data_format!r} is not supported; use NHWC")

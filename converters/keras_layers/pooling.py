@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from converters.errors import ConversionError
-from converters.graph import Graph, Value
+from converters.graph import Graph, Symbol
 from converters.keras_layers import settings
 from converters.keras_layers.core import only
 from converters.keras_layers.registry import keras_layer
@@ -15,7 +15,7 @@ from converters.network import Layer
     "MaxPooling1D", "MaxPooling2D", "AveragePooling1D", "AveragePooling2D",
     "MaxPool1D", "MaxPool2D", "AvgPool1D", "AvgPool2D",
 )  # fmt: skip
-def pool(graph: Graph, layer: Layer, inputs: list[Value], keras: tuple[int, int]) -> Value:
+def pool(graph: Graph, layer: Layer, inputs: list[Symbol], keras: tuple[int, int]) -> Symbol:
     """valid and same padding, any strides, both data formats."""
     value, config = only(inputs), layer.config
     rank = 1 if layer.class_name.endswith("1D") else 2
@@ -43,7 +43,7 @@ def pool(graph: Graph, layer: Layer, inputs: list[Value], keras: tuple[int, int]
     "GlobalAveragePooling1D", "GlobalAveragePooling2D", "GlobalMaxPooling1D",
     "GlobalMaxPooling2D", "GlobalMaxPool1D", "GlobalMaxPool2D",
 )  # fmt: skip
-def global_pool(graph: Graph, layer: Layer, inputs: list[Value], keras: tuple[int, int]) -> Value:
+def global_pool(graph: Graph, layer: Layer, inputs: list[Symbol], keras: tuple[int, int]) -> Symbol:
     """keepdims, both data formats."""
     value, config = only(inputs), layer.config
     rank = 1 if layer.class_name.endswith("1D") else 2

@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from converters.errors import ConversionError
-from converters.graph import Graph, Value
+from converters.graph import Graph, Symbol
 from converters.network import Config, Layer
 
-Emit = Callable[[Graph, Layer, list[Value], tuple[int, int]], Value]
+Emit = Callable[[Graph, Layer, list[Symbol], tuple[int, int]], Symbol]
 Roles = Callable[[Config], Sequence[str]]
 
 LAYERS: dict[str, LayerKind] = {}
@@ -72,7 +72,7 @@ def _why_not(class_name: str) -> str:
     return "this class is not supported; docs/keras.md lists the classes that are"
 
 
-def _no_layer(graph: Graph, layer: Layer, inputs: list[Value], keras: tuple[int, int]) -> Value:
+def _no_layer(graph: Graph, layer: Layer, inputs: list[Symbol], keras: tuple[int, int]) -> Symbol:
     raise ConversionError("an operation was called as a layer")
 
 

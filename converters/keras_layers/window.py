@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from converters.errors import ConversionError
-from converters.graph import MAX_ELEMENTS, Value
+from converters.graph import MAX_ELEMENTS, Symbol
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Window:
         return attributes
 
 
-def spatial_axes(value: Value, rank: int, data_format: str) -> tuple[int, ...]:
+def spatial_axes(value: Symbol, rank: int, data_format: str) -> tuple[int, ...]:
     """The spatial axes of `value` in Keras' order, which must have `rank` of them."""
     if len(value.shape) != rank + 1:
         raise ConversionError(
@@ -80,6 +80,6 @@ def spatial_axes(value: Value, rank: int, data_format: str) -> tuple[int, ...]:
     return tuple(range(1, rank + 1)) if data_format == "channels_first" else tuple(range(rank))
 
 
-def channel_axis(value: Value, data_format: str) -> int:
+def channel_axis(value: Symbol, data_format: str) -> int:
     """The channels' axis of `value` in Keras' order."""
     return 0 if data_format == "channels_first" else len(value.shape) - 1

@@ -17,7 +17,7 @@ from ottt_session import Session
 import converters
 from converters.keras_arguments import of_operation
 from converters.keras_layers import operations
-from converters.keras_operations import CALLS, is_keras3_operation
+from converters.keras_operations import SPECS, is_keras3_operation
 
 HAS_KERAS = importlib.util.find_spec("keras") is not None
 os.environ.setdefault("KERAS_BACKEND", "torch")
@@ -346,8 +346,8 @@ def test_an_operation_that_is_not_understood_is_refused(
 
 
 def test_every_name_of_an_operation_leads_to_one_that_is_computed() -> None:
-    for calls in CALLS.values():
-        assert {call.operation for call in calls.values()} <= set(operations.OPERATIONS)
+    for specs in SPECS.values():
+        assert {spec.operation for spec in specs.values()} <= set(operations.OPERATIONS)
 
 
 @pytest.mark.parametrize(
