@@ -20,9 +20,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from converters.errors import ConversionError
-
-OPSET = 17
-IR_VERSION = 8  # the one that opset 17 came with; the checker and old runtimes accept it
+from converters.onnx_nodes import IR_VERSION, OPSET, needed
 
 # Bounds that no model which can be served privately comes near; they keep the time and
 # the memory that a hostile file can cost within what a user expects.
@@ -290,7 +288,7 @@ class Graph:
         helper.set_model_props(model, metadata)
         graph = model.graph
         graph.name = "network"
-        nodes = self._needed_nodes()
+        nodes = needed(self._nodes, [tensor for tensor, _, _ in self._outputs])
         self._name_outputs(nodes)
         graph.node.extend(nodes)
         graph.input.extend(self._declared(v.name, v.shape) for v in self._inputs)
@@ -301,15 +299,6 @@ class Graph:
             if name in used:
                 graph.initializer.append(_tensor(name, array))
         return model
-
-    def _needed_nodes(self) -> list[onnx.NodeProto]:
-        needed = {name for name, _, _ in self._outputs}
-        kept = []
-        for node in reversed(self._nodes):
-            if node.output[0] in needed:
-                needed.update(node.input)
-                kept.append(node)
-        return kept[::-1]
 
     def _name_outputs(self, nodes: list[onnx.NodeProto]) -> None:
         """Gives the outputs their names; where a tensor has one already, by an Identity."""

@@ -18,7 +18,8 @@ from converters.errors import ConversionError
 from converters.onnx_data import read_weights
 from converters.onnx_ml import served_outputs
 from converters.onnx_model import OnnxModule, check
-from converters.onnx_rewrite import OPSET, rewrite
+from converters.onnx_nodes import OPSET
+from converters.onnx_rewrite import rewrite
 from converters.translated import LayerRow, Tensor, Translated
 
 MAX_BYTES = 2 << 30  # protobuf's own limit

@@ -22,6 +22,7 @@ from converters.keras_layers.core import pointwise
 from converters.keras_layers.merging import concatenated, joined
 from converters.keras_operations import bind
 from converters.network import Arguments, Layer, TensorAt
+from converters.registry import enter
 
 Bound = dict[str, Any]
 """Arguments by name: values of the network, numbers, arrays, lists, slices."""
@@ -34,7 +35,8 @@ def operation(*names: str) -> Callable[[F], F]:
     """Registers what the operations of these names compute: f(graph, **arguments)."""
 
     def register(function: F) -> F:
-        OPERATIONS.update(dict.fromkeys(names, function))
+        entry: Operation = function
+        enter(OPERATIONS, names, entry)
         return function
 
     return register

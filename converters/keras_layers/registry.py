@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from converters.errors import ConversionError
 from converters.graph import Graph, Symbol
 from converters.network import Config, Layer
+from converters.registry import enter
 
 Emit = Callable[[Graph, Layer, list[Symbol], tuple[int, int]], Symbol]
 Roles = Callable[[Config], Sequence[str]]
@@ -42,8 +43,7 @@ def keras_layer(*class_names: str, weights: Roles | Sequence[str] = ()) -> Calla
     def register(emit: Emit) -> Emit:
         summary = " ".join((inspect.getdoc(emit) or "").split("\n\n")[0].split())
         family = emit.__module__.rsplit(".", 1)[-1]
-        for name in class_names:
-            LAYERS[name] = LayerKind(emit, roles, family, summary)
+        enter(LAYERS, class_names, LayerKind(emit, roles, family, summary))
         return emit
 
     return register
