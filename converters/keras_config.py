@@ -60,7 +60,7 @@ def read_network(config: object, keras: tuple[int, int], depth: int = 0) -> Netw
         raise ConversionError(f"two layers of {name!r} have the same name")
     if class_name == "Sequential":
         return _sequential(name, inner, outer, layers, keras)
-    return _functional(name, class_name, inner, entries, layers, keras)
+    return _functional(name, inner, entries, layers, keras)
 
 
 def as_dict(value: object, what: str) -> Config:
@@ -137,19 +137,12 @@ def _sequential(
         calls.append(
             Call(layer, 0, arguments.tensors, arguments=arguments if is_operation else None)
         )
-    return Network(
-        name, "Sequential", layers, calls,
-        [(layers[0].name, 0, 0)], [(layers[-1].name, 0, 0)], keras,
-    )  # fmt: skip
+    first, last = layers[0], layers[-1]
+    return Network(name, layers, calls, [(first.name, 0, 0)], [(last.name, 0, 0)], keras)
 
 
 def _functional(
-    name: str,
-    class_name: str,
-    inner: Config,
-    entries: list[Any],
-    layers: list[Layer],
-    keras: tuple[int, int],
+    name: str, inner: Config, entries: list[Any], layers: list[Layer], keras: tuple[int, int]
 ) -> Network:
     waiting = []
     for entry, layer in zip(entries, layers, strict=True):
@@ -165,7 +158,7 @@ def _functional(
     if not inputs or not outputs:
         raise ConversionError(f"the model {name!r} has no input or no output")
     _count_from_zero(layers, waiting, outputs)
-    return Network(name, class_name, layers, _in_order(waiting, inputs), inputs, outputs, keras)
+    return Network(name, layers, _in_order(waiting, inputs), inputs, outputs, keras)
 
 
 def _refs(value: object) -> Iterable[Ref]:

@@ -84,7 +84,6 @@ class Network:
     """
 
     name: str
-    class_name: str
     layers: list[Layer]
     calls: list[Call]
     inputs: list[Ref]

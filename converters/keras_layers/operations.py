@@ -1,7 +1,7 @@
 """Operations on tensors: arithmetic, functions of each element, reductions, joins.
 
-Those that only move elements are in `movements`. Axes count the batch, as they do in Keras'
-operations, though not in its layers; nothing may work across it.
+Those that only move elements are in `movements`, those that pick some in `picking`. Axes count
+the batch, as they do in Keras' operations, though not in its layers; nothing may work across it.
 """
 
 from __future__ import annotations
@@ -20,12 +20,11 @@ from converters.graph import Graph, Symbol
 from converters.keras_layers import activations
 from converters.keras_layers.core import pointwise
 from converters.keras_layers.merging import concatenated, joined
+from converters.keras_layers.operands import axis_of, constant, listed, scalar, tensor
 from converters.keras_operations import bind
 from converters.network import Arguments, Layer, TensorAt
 from converters.registry import enter
 
-Bound = dict[str, Any]
-"""Arguments by name: values of the network, numbers, arrays, lists, slices."""
 Operation = Callable[..., Symbol | list[Symbol]]
 F = TypeVar("F", bound=Operation)
 OPERATIONS: dict[str, Operation] = {}
@@ -73,56 +72,6 @@ def _with_values(argument: Any, inputs: Sequence[Symbol]) -> Any:
     if isinstance(argument, list):
         return [_with_values(item, inputs) for item in argument]
     return argument
-
-
-def tensor(x: Any) -> Symbol:
-    """An argument that must be a tensor of the network."""
-    if not isinstance(x, Symbol):
-        raise ConversionError("one of its arguments is a constant where a tensor is expected")
-    return x
-
-
-def constant(x: Any) -> NDArray[np.float64]:
-    """An argument that must be a number or an array."""
-    if isinstance(x, Symbol) or x is None or isinstance(x, str | slice):
-        raise ConversionError("one of its arguments must be a number or an array")
-    try:
-        array = np.array(x, np.float64)
-    except (TypeError, ValueError):
-        raise ConversionError("one of its arguments is neither a tensor nor a number") from None
-    if not np.isfinite(array).all():
-        raise ConversionError("one of its arguments is not finite")
-    return array
-
-
-def scalar(x: Any) -> float:
-    """An argument that must be one number."""
-    array = constant(x)
-    if array.size != 1:
-        raise ConversionError(f"one of its arguments has shape {array.shape}, not one number")
-    return float(array.item())
-
-
-def whole(x: Any, what: str) -> int:
-    """An argument that must be a whole number."""
-    if isinstance(x, float) and x.is_integer():
-        return int(x)
-    if isinstance(x, np.ndarray) and x.size == 1:
-        return int(x.item())
-    if type(x) is not int:
-        raise ConversionError(f"its {what} {x!r} is not a whole number")
-    return int(x)
-
-
-def axis_of(axis: Any, rank: int) -> int:
-    """An axis counted with the batch, as one counted without; rank: without the batch."""
-    number = whole(axis, "axis")
-    number = number + rank + 1 if number < 0 else number
-    if number == 0:
-        raise ConversionError("it works across the batch, and samples are served one by one")
-    if not 0 < number <= rank:
-        raise ConversionError(f"its axis {number} does not exist")
-    return number - 1
 
 
 # --- arithmetic --------------------------------------------------------------------------
@@ -187,7 +136,7 @@ def _bound_by(graph: Graph, operator: str, value: Symbol, array: NDArray[np.floa
 
 @operation("add_n")
 def add_n(graph: Graph, xs: Any) -> Symbol:
-    return joined(graph, "Add", [tensor(x) for x in _listed(xs)])
+    return joined(graph, "Add", [tensor(x) for x in listed(xs)])
 
 
 @operation("squared_difference")
@@ -368,22 +317,15 @@ def _count(value: Symbol, axes: list[int]) -> int:
 # --- joins -------------------------------------------------------------------------------
 
 
-def _listed(xs: Any) -> list[Any]:
-    xs = [xs] if isinstance(xs, Symbol) else xs
-    if not isinstance(xs, list) or not xs:
-        raise ConversionError("it is called on something that is no list of tensors")
-    return xs
-
-
 @operation("concatenate")
 def concatenate(graph: Graph, xs: Any, axis: Any = 0) -> Symbol:
-    values = [tensor(x) for x in _listed(xs)]
+    values = [tensor(x) for x in listed(xs)]
     return concatenated(graph, values, axis_of(axis, len(values[0].shape)))
 
 
 @operation("stack")
 def stack(graph: Graph, xs: Any, axis: Any = 0) -> Symbol:
-    values = [tensor(x) for x in _listed(xs)]
+    values = [tensor(x) for x in listed(xs)]
     rank = len(values[0].shape)
     place = axis_of(axis, rank + 1)
     if any(value.shape != values[0].shape for value in values):
