@@ -57,7 +57,7 @@ class Converted:
     notes: tuple[str, ...] = ()
 
     def predict(self, x: Any) -> Any:
-        """The network's outputs for a batch of samples, as Keras' predict gives them.
+        """Return the network's outputs for a batch of samples, as Keras' predict gives them.
 
         x: an array (batch, *input shape), or a list of them for several inputs. Returns
         float32 arrays likewise.
@@ -96,7 +96,7 @@ def convert(
     input_shape: Sequence[Any] | None = None,
     backend: str | None = None,
 ) -> Converted:
-    """Converts a trained network.
+    """Convert a trained network.
 
     source: the path of a .h5, .keras or .onnx file, a live Keras model, or a torch module
         (which needs input_shape).

@@ -89,7 +89,7 @@ class Graph:
     # --- nodes and constants ------------------------------------------------------
 
     def emit(self, op: str, inputs: Sequence[str], **attributes: Any) -> str:
-        """Appends one node with one output and returns the output's name."""
+        """Append one node with one output and return the output's name."""
         if len(self._nodes) >= MAX_NODES:
             raise ConversionError(f"more than {MAX_NODES} operations; such models are not served")
         name = self._unique(f"{self.scope}/{op}" if self.scope else op)
@@ -97,7 +97,7 @@ class Graph:
         return name
 
     def constant(self, array: Array, name: str) -> str:
-        """Stores an initializer; the same array under the same name is stored once."""
+        """Store an initializer; the same array under the same name is stored once."""
         # A float64 model is served in float32: fixed point holds fewer bits than either.
         dtype = np.float32 if array.dtype.kind == "f" else np.int64
         array = np.ascontiguousarray(array, dtype=dtype)
@@ -118,7 +118,7 @@ class Graph:
         return candidate
 
     def value(self, name: str, shape: Sequence[int], axes: Sequence[int] | None = None) -> Symbol:
-        """The value of Keras shape `shape` that ONNX tensor `name` holds in order `axes`."""
+        """Return the value of Keras shape `shape` that ONNX tensor `name` holds in order `axes`."""
         shape = tuple(int(n) for n in shape)
         if any(n < 1 for n in shape):
             raise ConversionError(f"its output would have the empty shape {shape}")
@@ -128,11 +128,11 @@ class Graph:
 
     @staticmethod
     def value_like(value: Symbol, name: str) -> Symbol:
-        """ONNX tensor `name`, laid out exactly as `value`."""
+        """Return ONNX tensor `name`, laid out exactly as `value`."""
         return replace(value, name=name)
 
     def input(self, name: str, shape: Sequence[int]) -> Symbol:
-        """Declares an input of the graph, in Keras' layout."""
+        """Declare an input of the graph, in Keras' layout."""
         value = self.value(self._unique(name), shape)
         self._inputs.append(value)
         return value
@@ -140,18 +140,18 @@ class Graph:
     # --- layouts ------------------------------------------------------------------
 
     def arranged(self, value: Symbol, axes: Sequence[int]) -> Symbol:
-        """`value` with its axes in the order `axes`; emits a Transpose if it must."""
+        """Return `value` with its axes in the order `axes`; emit a Transpose if it must."""
         return self._transposed(value, tuple(axes))
 
     def channels_first(self, value: Symbol, data_format: str = "channels_last") -> Symbol:
-        """`value` as (channels, *spatial), where `data_format` tells which are which."""
+        """Return `value` as (channels, *spatial), where `data_format` tells which are which."""
         rank = len(value.shape)
         if data_format == "channels_first":
             return self.arranged(value, range(rank))
         return self.arranged(value, (rank - 1, *range(rank - 1)))
 
     def natural(self, value: Symbol) -> Symbol:
-        """`value` as Keras holds it."""
+        """Return `value` as Keras holds it."""
         if value.flatten is not None:
             identity = tuple(range(len(value.stored)))
             return self.flat(self._transposed(value, identity))
@@ -162,7 +162,7 @@ class Graph:
         return self._transposed(value, tuple(range(len(value.shape))))
 
     def flat(self, value: Symbol) -> Symbol:
-        """A value of one axis with its pending Flatten emitted; the order may stay."""
+        """Return a value of one axis with its pending Flatten emitted; the order may stay."""
         if value.flatten is None:
             return value
         scope, self.scope = self.scope, value.flatten
@@ -175,13 +175,13 @@ class Graph:
         )
 
     def flatten(self, value: Symbol) -> Symbol:
-        """Keras' Flatten. Nothing is emitted until a layer needs the flat tensor."""
+        """Return Keras' Flatten. Nothing is emitted until a layer needs the flat tensor."""
         if len(value.shape) == 1:
             return value
         return replace(value, shape=(value.size,), stored=value.shape, flatten=self.scope)
 
     def aligned(self, values: Sequence[Symbol]) -> list[Symbol]:
-        """The values in one common layout, for operations on pairs of elements."""
+        """Return the values in one common layout, for operations on pairs of elements."""
         first = next((v for v in values if not v.is_natural), values[0])
 
         def same_layout(value: Symbol) -> bool:
@@ -201,7 +201,7 @@ class Graph:
         return [self.natural(value) for value in values]
 
     def along(self, array: Array, value: Symbol) -> Array:
-        """`array`, which broadcasts against value.shape in Keras, laid out as `value` is."""
+        """Return `array`, which broadcasts against value.shape in Keras, laid out as `value` is."""
         if array.size == 1:
             return array.reshape(())
         if value.flatten is not None or value.order is not None:
@@ -229,16 +229,16 @@ class Graph:
     # --- small compositions -------------------------------------------------------
 
     def unary(self, op: str, value: Symbol, **attributes: Any) -> Symbol:
-        """An elementwise node: the layout stays whatever it is."""
+        """Return what an elementwise node gives: the layout stays whatever it is."""
         return replace(value, name=self.emit(op, [value.name], **attributes))
 
     def with_constant(self, op: str, value: Symbol, array: Array, name: str) -> Symbol:
-        """Elementwise `op` between `value` and a constant that broadcasts in Keras."""
+        """Return elementwise `op` between `value` and a constant that broadcasts in Keras."""
         laid_out = self.constant(self.along(array, value), name)
         return replace(value, name=self.emit(op, [value.name, laid_out]))
 
     def reshaped(self, value: Symbol, shape: tuple[int, ...]) -> Symbol:
-        """A natural value's elements in another shape."""
+        """Return a natural value's elements in another shape."""
         result = self.value("", shape)
         target = self.constant(np.array([-1, *shape]), "shape")
         return replace(result, name=self.emit("Reshape", [value.name, target]))
@@ -251,12 +251,12 @@ class Graph:
         return [(name, shape) for _, name, shape in self._outputs]
 
     def output(self, value: Symbol, name: str) -> None:
-        """Declares an output of the graph, in Keras' layout."""
+        """Declare an output of the graph, in Keras' layout."""
         value = self.natural(self._with_transpose_first(value))
         self._outputs.append((value.name, self._unique(name), value.shape))
 
     def _with_transpose_first(self, value: Symbol) -> Symbol:
-        """Moves the final layout change in front of a final activation.
+        """Move the final layout change in front of a final activation.
 
         Whoever serves the model strips the last Sigmoid and applies it elsewhere, so
         it has to be the last node.
@@ -275,7 +275,7 @@ class Graph:
         return replace(before, name=copy.output[0])
 
     def model(self, metadata: dict[str, str]) -> onnx.ModelProto:
-        """The finished model, without the nodes and constants that nothing needs.
+        """Return the finished model, without the nodes and constants that nothing needs.
 
         The constants move into it: the builder is empty afterwards, so that the weights
         are in memory once.
@@ -301,7 +301,7 @@ class Graph:
         return model
 
     def _name_outputs(self, nodes: list[onnx.NodeProto]) -> None:
-        """Gives the outputs their names; where a tensor has one already, by an Identity."""
+        """Give the outputs their names; where a tensor has one already, by an Identity."""
         named = {value.name: value.name for value in self._inputs}
         copies = []
         for tensor, name, _ in self._outputs:

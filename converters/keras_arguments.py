@@ -19,7 +19,7 @@ _MAX_DEPTH = 32
 
 
 def of_operation(node: object, place: str) -> Arguments:
-    """The arguments of an operation's call; `place` names it in errors."""
+    """Return the arguments of an operation's call; `place` names it in errors."""
     try:
         if isinstance(node, dict | list):
             found = _keras3(node) if isinstance(node, dict) else _keras2(node)
@@ -34,7 +34,7 @@ def of_operation(node: object, place: str) -> Arguments:
 
 
 def of_layer(node: object, place: str) -> list[Ref]:
-    """The tensors of a layer's call; anything else but training= and mask= is refused."""
+    """Return the tensors of a layer's call; refuse anything but training= and mask= besides."""
     if isinstance(node, dict):
         kwargs = node.get("kwargs") or {}
         extra = {k for k, v in kwargs.items() if k not in ("training", "mask") and v is not None}
@@ -74,7 +74,7 @@ def _keras_tensors(value: object, place: str) -> Iterator[Ref]:
 
 
 def as_ref(value: object) -> Ref:
-    """A reference to a layer's output: [layer, call, output, ...]."""
+    """Return a reference to a layer's output: [layer, call, output, ...]."""
     if isinstance(value, list | tuple) and len(value) >= 3:
         name, call, output = value[:3]
         if isinstance(name, str) and type(call) is int and type(output) is int:
@@ -88,7 +88,7 @@ def _tensor_ref(value: dict[str, Any]) -> Ref:
 
 
 def plain(value: object) -> Any:
-    """Numbers, lists, arrays and slices out of the dictionaries that Keras writes for them."""
+    """Return what Keras wrote as dictionaries: numbers, lists, arrays and slices."""
     return _decoded(value, Arguments(), False)
 
 

@@ -29,7 +29,7 @@ KERAS_MODULES = ("keras.layers", "keras.models", "keras.engine", "keras.src.laye
 
 
 def read_network(config: object, keras: tuple[int, int], depth: int = 0) -> Network:
-    """A Keras model configuration as a Network.
+    """Return a Keras model configuration as a Network.
 
     config: {"class_name": "Sequential" | "Model" | "Functional", "config": ...}.
 
@@ -64,14 +64,14 @@ def read_network(config: object, keras: tuple[int, int], depth: int = 0) -> Netw
 
 
 def as_dict(value: object, what: str) -> Config:
-    """`value` if it is a dictionary, else a ConversionError that names `what`."""
+    """Return `value` if it is a dictionary, else raise a ConversionError that names `what`."""
     if not isinstance(value, dict):
         raise ConversionError(f"{what} is malformed: a dictionary is missing")
     return value
 
 
 def input_shape_of(layer: Layer) -> list[int | None] | None:
-    """The shape, without the batch, that a layer's own settings declare for its input."""
+    """Return the shape, without the batch, that a layer's own settings declare for its input."""
     config = layer.config
     if layer.network is not None:
         first = layer.network.layers[0]
@@ -176,7 +176,7 @@ def _refs(value: object) -> Iterable[Ref]:
 
 
 def _count_from_zero(layers: list[Layer], calls: list[Call], outputs: list[Ref]) -> None:
-    """Makes all references count the calls of nested models from 0.
+    """Make all references count the calls of nested models from 0.
 
     A nested functional model has a call of its own, number 0, that is not in the file.
     Keras 3 counts it in the model's outputs but not in its calls; all before it counted

@@ -215,7 +215,7 @@ SPECS: dict[str, dict[str, Spec]] = {"ops": _keras3(), "tf": _functions(), "node
 
 
 def is_keras3_operation(entry: Config, config: Config, keras: tuple[int, int]) -> bool:
-    """Whether a layer's entry is an operation of Keras 3.
+    """Return whether a layer's entry is an operation of Keras 3.
 
     HDF5 files leave the module out; but every layer there says whether it is trained.
     """
@@ -228,7 +228,7 @@ def is_keras3_operation(entry: Config, config: Config, keras: tuple[int, int]) -
 
 
 def operation_of(class_name: str, config: Config) -> tuple[str, str, Config]:
-    """An operation's name in here, its name for people, and its settings."""
+    """Return an operation's name in here, its name for people, and its settings."""
     if class_name in ("TFOpLambda", "SlicingOpLambda"):
         function = str(config.get("function", class_name))
         return f"tf:{function}", f"tf.{function}" if function != class_name else class_name, {}
@@ -248,7 +248,7 @@ def operation_of(class_name: str, config: Config) -> tuple[str, str, Config]:
 
 
 def bind(operation: str, config: Config, arguments: Arguments) -> tuple[str, Config]:
-    """The operation that a layer stands for and its arguments by name, without those not given.
+    """Return the operation that a layer stands for, and by name the arguments that are given.
 
     Raises ConversionError for an unknown operation, or arguments that it does not take.
     """

@@ -19,7 +19,7 @@ def translate(
     metadata: dict[str, str],
     input_shapes: Sequence[Sequence[int]] | None = None,
 ) -> Translated:
-    """The network as an ONNX model. Takes the weights out of `network` as it goes.
+    """Return the network as an ONNX model. Take the weights out of `network` as it goes.
 
     input_shapes: one shape per input, without the batch, for models that leave sizes
         open (a convolution on images of any size) or that declare none.
@@ -51,7 +51,7 @@ def translate(
 
 
 def _forget_weights(network: Network) -> None:
-    """Frees the weights, which the graph has copies of."""
+    """Free the weights, which the graph has copies of."""
     for layer in network.layers:
         layer.weights.clear()
         if layer.network is not None:
@@ -66,7 +66,7 @@ class _Walk:
         self.rows: dict[str, tuple[Layer, tuple[int, ...], int]] = {}
 
     def run(self, network: Network, inputs: list[Symbol], prefix: str) -> list[Symbol]:
-        """The values of the network's outputs when it is called on `inputs`."""
+        """Return the values of the network's outputs when it is called on `inputs`."""
         if len(inputs) != len(network.inputs):
             raise ConversionError(
                 f"it is called on {len(inputs)} tensors but has {len(network.inputs)} inputs"

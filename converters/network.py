@@ -35,7 +35,7 @@ class Arguments:
     named: dict[str, Any] = field(default_factory=dict)
 
     def add(self, ref: Ref) -> TensorAt:
-        """A tensor more."""
+        """Add a tensor, and return what stands for it."""
         self.tensors.append(ref)
         return TensorAt(len(self.tensors) - 1)
 

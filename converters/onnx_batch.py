@@ -18,7 +18,7 @@ from converters.onnx_reasons import reason
 
 
 def free_batch(value: onnx.ValueInfoProto) -> None:
-    """A model that was exported for one sample serves batches as well."""
+    """Free the batch axis: a model that was exported for one sample serves batches as well."""
     dims = value.type.tensor_type.shape.dim
     if not dims:
         raise ConversionError(f"{value.name!r} has no batch axis")
@@ -26,7 +26,7 @@ def free_batch(value: onnx.ValueInfoProto) -> None:
 
 
 def unfix_batch(model: onnx.ModelProto, inputs: Sequence[onnx.ValueInfoProto]) -> None:
-    """Reshapes to a batch of the size that the model was exported for keep the batch instead."""
+    """Make reshapes to the batch's size that the model was exported for keep the batch instead."""
     sizes = {v.type.tensor_type.shape.dim[0].dim_value for v in inputs if _dims(v)}
     if len(sizes) != 1 or not (size := sizes.pop()):
         return
@@ -38,7 +38,7 @@ def unfix_batch(model: onnx.ModelProto, inputs: Sequence[onnx.ValueInfoProto]) -
 def _keep_batch(
     model: onnx.ModelProto, inputs: Sequence[onnx.ValueInfoProto], size: int, number: int
 ) -> int:
-    """One pass over all reshapes; returns `number` and how many were changed."""
+    """Pass over all reshapes once; return `number` plus how many were changed."""
     shapes, _ = inferred(model, inputs, size)
     constants = {t.name: numpy_helper.to_array(t) for t in small(model)}
     constants |= computed(model, inputs, size)
@@ -65,7 +65,7 @@ def without_batch(
     symbolic: dict[str, tuple[Array, Array]],
     shapes: dict[str, list[int]],
 ) -> onnx.NodeProto:
-    """The node with what it reads of the batch's size replaced: 0 or -1 of a Reshape."""
+    """Return the node with what it reads of the batch's size replaced: 0 or -1 of a Reshape."""
     across = refusal(
         node,
         "it computes with the number of samples in the batch, which an answer must not depend on; "
@@ -100,7 +100,7 @@ def without_batch(
 
 
 def check_batch_first(model: onnx.ModelProto, inputs: Sequence[onnx.ValueInfoProto]) -> None:
-    """Refuses outputs whose first axis is not the samples of the batch."""
+    """Refuse outputs whose first axis is not the samples of the batch."""
     one, other = (inferred(model, inputs, batch)[0] for batch in BATCHES)
     for output in model.graph.output:
         shapes = one.get(output.name), other.get(output.name)

@@ -31,14 +31,14 @@ def opset_of(model: onnx.ModelProto) -> int:
 
 
 def small(model: onnx.ModelProto) -> list[onnx.TensorProto]:
-    """Initializers that may be bounds, axes, sizes and the like."""
+    """Return the initializers that may be bounds, axes, sizes and the like."""
     return [t for t in model.graph.initializer if np.prod(t.dims, dtype=np.int64) <= MAX_FOLDED]
 
 
 def inferred(
     model: onnx.ModelProto, inputs: Sequence[onnx.ValueInfoProto], batch: int
 ) -> tuple[dict[str, list[int]], dict[str, int]]:
-    """Every shape that is known once the batch has a size, and every type."""
+    """Return every shape that is known once the batch has a size, and every type."""
     light = onnx.ModelProto()
     light.CopyFrom(model)
     names = {value.name for value in inputs}
@@ -65,7 +65,7 @@ def inferred(
 
 
 def fold(model: onnx.ModelProto, inputs: Sequence[str]) -> dict[str, tuple[Array, Array]]:
-    """Compute what follows from shapes and constants; returns what depends on the batch's size.
+    """Compute what follows from shapes and constants; return what depends on the batch's size.
 
     Its values are those for the two sizes in BATCHES. Everything else that was computed becomes
     an initializer.
@@ -100,7 +100,7 @@ def fold(model: onnx.ModelProto, inputs: Sequence[str]) -> dict[str, tuple[Array
 def computed(
     model: onnx.ModelProto, inputs: Sequence[onnx.ValueInfoProto], batch: int
 ) -> dict[str, Array]:
-    """The outputs of all nodes that depend on constants and shapes only."""
+    """Return the outputs of all nodes that depend on constants and shapes only."""
     shapes, _ = inferred(model, inputs, batch)
     stored = {t.name: numpy_helper.to_array(t) for t in small(model)}
     found: dict[str, Array] = {}

@@ -78,7 +78,7 @@ def _scores_behind(name: str, makers: dict[str, onnx.NodeProto]) -> str | None:
 
 
 def as_floats(model: onnx.ModelProto) -> None:
-    """Inputs of any number type as float32, which is what is computed with; in place."""
+    """Take inputs of any number type as float32, which is what is computed with; in place."""
     stored = {tensor.name for tensor in model.graph.initializer}
     for value in [*model.graph.input, *model.graph.output]:
         tensor = value.type.tensor_type

@@ -20,7 +20,7 @@ SMALL = 4096  # bytes; what is smaller may be a shape or a bound that shape infe
 
 
 def check(model: onnx.ModelProto) -> None:
-    """Runs onnx.checker with shape inference.
+    """Run onnx.checker with shape inference.
 
     The checker copies the model several times over, so it is given one whose large weights
     are declared as inputs: it knows their types and shapes, not their numbers.
@@ -105,7 +105,7 @@ class OnnxModule(nn.Module):
         return _Step(node, {**attributes, "op": node.op_type})
 
     def forward(self, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
-        """inputs: float32 with the batch first, one per graph input."""
+        """Return the outputs for inputs: float32 with the batch first, one per graph input."""
         if len(inputs) != len(self.input_names):
             raise TypeError(f"{len(self.input_names)} inputs are needed, not {len(inputs)}")
         values: dict[str, Tensor | None] = {"": None}

@@ -20,7 +20,7 @@ Nodes = list[onnx.NodeProto]
 
 
 def attributes_of(node: onnx.NodeProto) -> dict[str, Any]:
-    """A node's attributes as Python values: numbers, texts, lists of them; tensors, graphs."""
+    """Return a node's attributes: numbers, texts, lists of them; tensors and graphs as they are."""
     values = {a.name: helper.get_attribute_value(a) for a in node.attribute}
     return {name: _decoded(value) for name, value in values.items()}
 
@@ -34,18 +34,18 @@ def _decoded(value: Any) -> Any:
 def make(
     op: str, inputs: Sequence[str], output: str, like: onnx.NodeProto, **attributes: Any
 ) -> onnx.NodeProto:
-    """A node that takes its name from the one that it replaces."""
+    """Return a node that takes its name from the one that it replaces."""
     return helper.make_node(op, inputs, [output], name=like.name or output, **attributes)
 
 
 def refusal(node: onnx.NodeProto, why: str) -> ConversionError:
-    """An error that names the node and its operator."""
+    """Return an error that names the node and its operator."""
     name = node.name or (node.output[0] if node.output else "")
     return ConversionError(f"node {name!r} ({node.op_type}): {why}")
 
 
 def needed(nodes: Sequence[onnx.NodeProto], outputs: Iterable[str]) -> Nodes:
-    """The nodes that `outputs` are computed from, in their order."""
+    """Return the nodes that `outputs` are computed from, in their order."""
     wanted = set(outputs)
     kept: Nodes = []
     for node in reversed(nodes):
@@ -57,5 +57,5 @@ def needed(nodes: Sequence[onnx.NodeProto], outputs: Iterable[str]) -> Nodes:
 
 
 def to_initializer(name: str, array: Array) -> onnx.TensorProto:
-    """A constant as the model stores it."""
+    """Return a constant as the model stores it."""
     return numpy_helper.from_array(np.asarray(array), name)

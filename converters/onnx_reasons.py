@@ -70,7 +70,7 @@ REMEDIES = {
 
 
 def reason(op: str) -> str:
-    """Why the operator is refused, in words that go behind its name."""
+    """Return why the operator is refused, in words that go behind its name."""
     known = _REASONS.get(op)
     if known is None and (
         "Quantize" in op or op.startswith(("QLinear", "QGemm")) or "Integer" in op

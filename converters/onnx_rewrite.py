@@ -35,7 +35,7 @@ OLDEST = 7
 
 
 def rewrite(model: onnx.ModelProto) -> onnx.ModelProto:
-    """`model` in opset 17, without shape arithmetic; inputs' batch axes are free ("N").
+    """Return `model` in opset 17, without shape arithmetic; inputs' batch axes are free ("N").
 
     Raises: ConversionError for operators and opsets that cannot be read.
     """
@@ -86,7 +86,7 @@ def _true_inputs(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
 
 
 def _inline_branches(model: onnx.ModelProto) -> bool:
-    """Puts the branch that is taken for an If of a known condition; whether there was one.
+    """Put the branch that is taken for an If of a known condition; return whether there was one.
 
     torch writes one for x.squeeze(axis) where it does not know the axis' length.
     """

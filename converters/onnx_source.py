@@ -36,7 +36,7 @@ NOT_EXPORTED = (
 
 
 def read_onnx(path: Path, input_shape: Sequence[Any] | None = None) -> Translated:
-    """The ONNX model in a file, as opset 17 with a free batch axis.
+    """Return the ONNX model in a file, as opset 17 with a free batch axis.
 
     input_shape: without the batch; fixes sizes that the file leaves open.
 
@@ -59,7 +59,7 @@ def read_onnx(path: Path, input_shape: Sequence[Any] | None = None) -> Translate
 
 
 def export_module(module: torch.nn.Module, input_shape: Sequence[Any] | None) -> Translated:
-    """The ONNX model that torch exports for `module`, on inputs of shape (batch, *input_shape).
+    """Return the ONNX model that torch exports for `module` on inputs (batch, *input_shape).
 
     Raises: ConversionError if the shape is missing or torch cannot export the module.
     """
@@ -127,7 +127,7 @@ def _spread(shape: tuple[int, ...], number: int) -> torch.Tensor:
 def _compare(
     module: torch.nn.Module, translated: Translated, shapes: Sequence[tuple[int, ...]]
 ) -> None:
-    """Refuses a module that decides by its data: what was exported is one way through it."""
+    """Refuse a module that decides by its data: what was exported is one way through it."""
     converted = OnnxModule(translated.model)
     served = {tensor.name for tensor in translated.outputs}
     for scale in SCALES:

@@ -47,13 +47,13 @@ def clip(graph: Graph, value: Symbol, low: float | None, high: float | None) -> 
 
 
 def softmax(graph: Graph, value: Symbol, axis: int = -1, op: str = "Softmax") -> Symbol:
-    """Softmax or LogSoftmax along `axis` of Keras' shape (no batch, may be negative)."""
+    """Return Softmax or LogSoftmax along `axis` of Keras' shape (no batch, may be negative)."""
     value = graph.natural(value)
     return graph.unary(op, value, axis=axis % len(value.shape) + 1)
 
 
 def gelu(graph: Graph, value: Symbol) -> Symbol:
-    """x * (1 + erf(x / sqrt 2)) / 2, the exact form."""
+    """Return x * (1 + erf(x / sqrt 2)) / 2, the exact form."""
     inner = graph.with_constant("Mul", value, np.array(math.sqrt(0.5), np.float32), "sqrt_half")
     one_more = graph.with_constant("Add", graph.unary("Erf", inner), np.array(1, np.float32), "one")
     half = graph.with_constant("Mul", value, np.array(0.5, np.float32), "half")
@@ -61,7 +61,7 @@ def gelu(graph: Graph, value: Symbol) -> Symbol:
 
 
 def mish(graph: Graph, value: Symbol) -> Symbol:
-    """x * tanh(softplus(x))."""
+    """Return x * tanh(softplus(x))."""
     gate = graph.unary("Tanh", graph.unary("Softplus", value))
     return replace(value, name=graph.emit("Mul", [value.name, gate.name]))
 
@@ -99,7 +99,7 @@ FUNCTIONS: dict[str, Function] = {
 
 
 def function_named(name: str, keras: tuple[int, int]) -> Function:
-    """The activation function that a Keras of version `keras` calls `name`."""
+    """Return the activation function that a Keras of version `keras` calls `name`."""
     if name == "hard_sigmoid" and keras[0] < 3:
         return _hard_sigmoid(0.2)
     if name not in FUNCTIONS:
@@ -110,7 +110,7 @@ def function_named(name: str, keras: tuple[int, int]) -> Function:
 
 
 def activate(graph: Graph, layer: Layer, value: Symbol, keras: tuple[int, int]) -> Symbol:
-    """Applies the layer's `activation` setting to its result."""
+    """Apply the layer's `activation` setting to its result."""
     own = {
         role.removeprefix(INSIDE): array
         for role, array in layer.weights.items()
@@ -120,7 +120,7 @@ def activate(graph: Graph, layer: Layer, value: Symbol, keras: tuple[int, int]) 
 
 
 def weights_inside(config: Config) -> tuple[str, ...]:
-    """Roles of the weights that a layer has by its `activation`: those of a PReLU in it."""
+    """Return the roles of weights that a layer has by its `activation`: those of a PReLU."""
     activation = config.get("activation")
     is_prelu = isinstance(activation, dict) and activation.get("class_name") == "PReLU"
     return (f"{INSIDE}alpha",) if is_prelu else ()
@@ -133,7 +133,7 @@ def apply(
     keras: tuple[int, int],
     weights: dict[str, NDArray[np.generic]],
 ) -> Symbol:
-    """Applies an activation as Keras writes it down: None, a name, or a serialized object."""
+    """Apply an activation as Keras writes it down: None, a name, or a serialized object."""
     if activation is None:
         return value
     if isinstance(activation, str):

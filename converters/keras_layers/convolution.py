@@ -157,7 +157,7 @@ class _Sliding:
         bias: np.ndarray | None,
         names: tuple[str, str] = ("kernel", "bias"),
     ) -> Symbol:
-        """Emits the Conv of `value` with `kernel`: float32[out, in / groups, *spatial]."""
+        """Emit the Conv of `value` with `kernel`: float32[out, in / groups, *spatial]."""
         value = graph.channels_first(value, self.data_format)
         operands = [value.name, graph.constant(kernel, names[0])]
         if bias is not None:

@@ -13,7 +13,7 @@ from converters.network import Config, Layer
 
 
 def kernel_and_bias(config: Config) -> tuple[str, ...]:
-    """The weights of Dense and of the plain convolutions."""
+    """Return the weights of Dense and of the plain convolutions."""
     return ("kernel", "bias") if config.get("use_bias", True) else ("kernel",)
 
 
@@ -49,7 +49,7 @@ def dense(graph: Graph, layer: Layer, inputs: list[Symbol], keras: tuple[int, in
 
 
 def pointwise(graph: Graph, value: Symbol, kernel: np.ndarray, bias: np.ndarray | None) -> Symbol:
-    """The last axis times a matrix; float32[..., in] -> [..., out]."""
+    """Multiply the last axis by a matrix; float32[..., in] -> [..., out]."""
     if len(value.shape) == 1:
         units = kernel.shape[1]
         value = graph.flat(value)
@@ -73,14 +73,14 @@ def pointwise(graph: Graph, value: Symbol, kernel: np.ndarray, bias: np.ndarray 
 
 
 def only(inputs: list[Symbol]) -> Symbol:
-    """The single input of a layer that takes one."""
+    """Return the single input of a layer that takes one."""
     if len(inputs) != 1:
         raise ConversionError(f"it is called on {len(inputs)} tensors instead of one")
     return inputs[0]
 
 
 def weight(layer: Layer, role: str, shape: tuple[int, ...]) -> np.ndarray:
-    """The layer's weight `role`, which must have the shape that its settings ask for."""
+    """Return the layer's weight `role`, which must have the shape that its settings ask for."""
     array = layer.weights[role]
     if array.shape != shape:
         raise ConversionError(

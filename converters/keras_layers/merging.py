@@ -36,7 +36,7 @@ def merge(graph: Graph, layer: Layer, inputs: list[Symbol], keras: tuple[int, in
 
 
 def joined(graph: Graph, operator: str, inputs: Sequence[Symbol]) -> Symbol:
-    """The values joined element by element, one after the other, broadcast as Keras does."""
+    """Return the values joined element by element, one after the other, broadcast as Keras does."""
     rank = max(len(value.shape) for value in inputs)
     values = [with_rank(graph, value, rank) for value in inputs]
     result = values[0]
@@ -55,7 +55,7 @@ def joined(graph: Graph, operator: str, inputs: Sequence[Symbol]) -> Symbol:
 
 
 def with_rank(graph: Graph, value: Symbol, rank: int) -> Symbol:
-    """`value` with axes of length 1 put in front, as Keras does before it merges."""
+    """Return `value` with axes of length 1 put in front, as Keras does before it merges."""
     if len(value.shape) == rank:
         return value
     value = graph.natural(value)
@@ -86,7 +86,7 @@ def concatenate(graph: Graph, layer: Layer, inputs: list[Symbol], keras: tuple[i
 
 
 def concatenated(graph: Graph, inputs: list[Symbol], axis: int) -> Symbol:
-    """The values one after the other along an axis that does not count the batch."""
+    """Return the values one after the other along an axis that does not count the batch."""
     rank = len(inputs[0].shape)
     rests = {value.shape[:axis] + value.shape[axis + 1 :] for value in inputs}
     if len(rests) > 1 or any(len(value.shape) != rank for value in inputs):

@@ -15,7 +15,7 @@ from converters.keras_layers.reshaping import permuted
 
 
 def in_shape(graph: Graph, value: Symbol, shape: tuple[int, ...]) -> Symbol:
-    """The elements in another shape."""
+    """Return the elements in another shape."""
     if shape == value.shape:
         return value
     if not shape:
@@ -111,12 +111,12 @@ def moveaxis(graph: Graph, x: Any, source: Any, destination: Any) -> Symbol:
 
 
 def transpose_sample(graph: Graph, value: Symbol, order: list[int]) -> Symbol:
-    """Keras' transpose with axes that do not count the batch."""
+    """Return Keras' transpose with axes that do not count the batch."""
     return value if len(order) == 1 else permuted(shaped(graph, value), tuple(order))
 
 
 def shaped(graph: Graph, value: Symbol) -> Symbol:
-    """The value with its axes as they are in Keras, in whatever order they are stored."""
+    """Return the value with its axes as they are in Keras, in whatever order they are stored."""
     return value if value.flatten is None and value.order is None else graph.natural(value)
 
 

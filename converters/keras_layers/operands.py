@@ -12,14 +12,14 @@ from converters.graph import Symbol
 
 
 def tensor(x: Any) -> Symbol:
-    """An argument that must be a tensor of the network."""
+    """Return an argument that must be a tensor of the network."""
     if not isinstance(x, Symbol):
         raise ConversionError("one of its arguments is a constant where a tensor is expected")
     return x
 
 
 def constant(x: Any) -> NDArray[np.float64]:
-    """An argument that must be a number or an array."""
+    """Return an argument that must be a number or an array."""
     if isinstance(x, Symbol) or x is None or isinstance(x, str | slice):
         raise ConversionError("one of its arguments must be a number or an array")
     try:
@@ -32,7 +32,7 @@ def constant(x: Any) -> NDArray[np.float64]:
 
 
 def scalar(x: Any) -> float:
-    """An argument that must be one number."""
+    """Return an argument that must be one number."""
     array = constant(x)
     if array.size != 1:
         raise ConversionError(f"one of its arguments has shape {array.shape}, not one number")
@@ -40,7 +40,7 @@ def scalar(x: Any) -> float:
 
 
 def whole(x: Any, what: str) -> int:
-    """An argument that must be a whole number."""
+    """Return an argument that must be a whole number."""
     if isinstance(x, float) and x.is_integer():
         return int(x)
     if isinstance(x, np.ndarray) and x.size == 1:
@@ -51,14 +51,14 @@ def whole(x: Any, what: str) -> int:
 
 
 def whole_list(values: Any, what: str) -> list[int]:
-    """An argument that must be a whole number or a list of them."""
+    """Return an argument that must be a whole number or a list of them."""
     if isinstance(values, np.ndarray):
         values = values.ravel().tolist()
     return [whole(n, what) for n in (values if isinstance(values, list) else [values])]
 
 
 def axis_of(axis: Any, rank: int) -> int:
-    """An axis counted with the batch, as one counted without; rank: without the batch."""
+    """Return an axis counted with the batch, as one counted without; rank: without the batch."""
     number = whole(axis, "axis")
     number = number + rank + 1 if number < 0 else number
     if number == 0:
@@ -69,7 +69,7 @@ def axis_of(axis: Any, rank: int) -> int:
 
 
 def listed(xs: Any) -> list[Any]:
-    """An argument that must be a list with something in it, or one tensor."""
+    """Return an argument that must be a list with something in it, or one tensor."""
     xs = [xs] if isinstance(xs, Symbol) else xs
     if not isinstance(xs, list) or not xs:
         raise ConversionError("it is called on something that is no list of tensors")

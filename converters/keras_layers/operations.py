@@ -31,7 +31,7 @@ OPERATIONS: dict[str, Operation] = {}
 
 
 def operation(*names: str) -> Callable[[F], F]:
-    """Registers what the operations of these names compute: f(graph, **arguments)."""
+    """Register what the operations of these names compute: f(graph, **arguments)."""
 
     def register(function: F) -> F:
         entry: Operation = function
@@ -44,7 +44,7 @@ def operation(*names: str) -> Callable[[F], F]:
 def operate(
     graph: Graph, layer: Layer, arguments: Arguments, inputs: Sequence[Symbol]
 ) -> list[Symbol]:
-    """The outputs of an operation's call."""
+    """Return the outputs of an operation's call."""
     assert layer.operation is not None
     name, bound = bind(layer.operation, layer.config, arguments)
     function = OPERATIONS[name]

@@ -16,7 +16,7 @@ from converters.keras_layers.operations import operation
 
 
 def picked(graph: Graph, value: Symbol, axis: int, places: np.ndarray) -> Symbol:
-    """The elements at `places` along an axis of a sample, in that order."""
+    """Return the elements at `places` along an axis of a sample, in that order."""
     if not len(places):
         raise ConversionError("it picks nothing")
     value = shaped(graph, value)

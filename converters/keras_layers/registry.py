@@ -32,7 +32,7 @@ class LayerKind:
 
 
 def keras_layer(*class_names: str, weights: Roles | Sequence[str] = ()) -> Callable[[Emit], Emit]:
-    """Registers the decorated function for Keras layer classes of these names.
+    """Register the decorated function for Keras layer classes of these names.
 
     The function gets the graph, the layer, its input values and the Keras version
     (major, minor) of the file, and returns the layer's output value. The first
@@ -50,7 +50,7 @@ def keras_layer(*class_names: str, weights: Roles | Sequence[str] = ()) -> Calla
 
 
 def kind_of(layer: Layer) -> LayerKind:
-    """The kind of a layer; a ConversionError that says what to do if there is none."""
+    """Return the kind of a layer, or raise the ConversionError that says what to do."""
     if layer.operation is not None:
         return OPERATION
     kind = LAYERS.get(layer.class_name)

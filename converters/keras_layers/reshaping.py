@@ -57,7 +57,7 @@ def permute(graph: Graph, layer: Layer, inputs: list[Symbol], keras: tuple[int, 
 
 
 def permuted(value: Symbol, axes: tuple[int, ...]) -> Symbol:
-    """Keras' transpose: axis i of the result is axis axes[i] of `value` (no batch)."""
+    """Return Keras' transpose: axis i of the result is axis axes[i] of `value` (no batch)."""
     places = tuple(axes.index(axis) for axis in value.axes)
     shape = tuple(value.shape[axis] for axis in axes)
     return Symbol(value.name, shape, shape, places)
@@ -117,7 +117,7 @@ def center_crop(graph: Graph, layer: Layer, inputs: list[Symbol], keras: tuple[i
 def cropped(
     graph: Graph, value: Symbol, axes: tuple[int, ...], widths: tuple[tuple[int, int], ...]
 ) -> Symbol:
-    """`value` without widths[i] = (before, after) of its axis axes[i]."""
+    """Return `value` without widths[i] = (before, after) of its axis axes[i]."""
     shape = list(value.shape)
     for axis, width in zip(axes, widths, strict=True):
         shape[axis] -= sum(width)

@@ -90,7 +90,7 @@ def batch_normalization(
 
 @operator("ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin")
 def reduce(attributes: Attributes, x: Tensor, axes: Tensor | None = None) -> Tensor:
-    """Reduces over axes, given as an attribute or (newer opsets) as an input."""
+    """Reduce over axes, given as an attribute or (newer opsets) as an input."""
     listed = attributes.get("axes") if axes is None else [int(n) for n in axes.tolist()]
     over = listed if listed else list(range(x.ndim))
     keep = bool(attributes.get("keepdims", 1))

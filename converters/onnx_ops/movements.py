@@ -34,19 +34,19 @@ def reshape(attributes: Attributes, x: Tensor, shape: Tensor) -> Tensor:
 
 @operator("Transpose")
 def transpose(attributes: Attributes, x: Tensor) -> Tensor:
-    """Reorders the axes."""
+    """Reorder the axes."""
     return x.permute(attributes.get("perm") or list(range(x.ndim))[::-1])
 
 
 @operator("Concat")
 def concat(attributes: Attributes, *tensors: Tensor) -> Tensor:
-    """Joins along one axis."""
+    """Join along one axis."""
     return torch.cat(tensors, attributes["axis"])
 
 
 @operator("Gather")
 def gather(attributes: Attributes, x: Tensor, places: Tensor) -> Tensor:
-    """Picks elements along one axis."""
+    """Pick elements along one axis."""
     axis = attributes.get("axis", 0) % x.ndim
     picked = x.index_select(axis, places.reshape(-1) % x.shape[axis])
     return picked.reshape(*x.shape[:axis], *places.shape, *x.shape[axis + 1 :])
@@ -54,7 +54,7 @@ def gather(attributes: Attributes, x: Tensor, places: Tensor) -> Tensor:
 
 @operator("Squeeze")
 def squeeze(attributes: Attributes, x: Tensor, axes: Tensor | None = None) -> Tensor:
-    """Drops axes of length 1."""
+    """Drop axes of length 1."""
     if axes is None:
         return x.squeeze()
     return x.squeeze([int(n) for n in axes.tolist()])
@@ -62,7 +62,7 @@ def squeeze(attributes: Attributes, x: Tensor, axes: Tensor | None = None) -> Te
 
 @operator("Unsqueeze")
 def unsqueeze(attributes: Attributes, x: Tensor, axes: Tensor) -> Tensor:
-    """Adds axes of length 1."""
+    """Add axes of length 1."""
     rank = x.ndim + axes.numel()
     for axis in sorted(int(n) % rank for n in axes.reshape(-1).tolist()):
         x = x.unsqueeze(axis)
@@ -71,13 +71,13 @@ def unsqueeze(attributes: Attributes, x: Tensor, axes: Tensor) -> Tensor:
 
 @operator("Tile")
 def tile(attributes: Attributes, x: Tensor, repeats: Tensor) -> Tensor:
-    """Repeats along each axis."""
+    """Repeat along each axis."""
     return x.repeat([int(n) for n in repeats.tolist()])
 
 
 @operator("Expand")
 def expand(attributes: Attributes, x: Tensor, shape: Tensor) -> Tensor:
-    """Broadcasts against a shape."""
+    """Broadcast against a shape."""
     wanted = [int(n) for n in shape.tolist()]
     rank = max(x.ndim, len(wanted))
     x = x.reshape(*[1] * (rank - x.ndim), *x.shape)
@@ -94,7 +94,7 @@ def slice_(
     axes: Tensor | None = None,
     steps: Tensor | None = None,
 ) -> Tensor:
-    """Cuts ranges out of axes; a negative step turns around."""
+    """Cut ranges out of axes; a negative step turns around."""
     numbers = range(starts.numel()) if axes is None else axes.tolist()
     pace = [1] * starts.numel() if steps is None else steps.tolist()
     for start, end, axis, step in zip(starts.tolist(), ends.tolist(), numbers, pace, strict=True):
@@ -109,7 +109,7 @@ def slice_(
 
 
 def padded(x: Tensor, pads: Sequence[int], fill: float = 0.0) -> Tensor:
-    """`x` with `pads` elements of `fill` around its last axes: (begin of each, end of each)."""
+    """Return `x` with `fill` around its last axes; pads: (begin of each axis, end of each)."""
     rank = len(pads) // 2
     if not any(pads):
         return x
@@ -126,7 +126,7 @@ def pad(
     value: Tensor | None = None,
     axes: Tensor | None = None,
 ) -> Tensor:
-    """Adds constants around."""
+    """Add constants around."""
     if attributes.get("mode", "constant") != "constant":
         raise ConversionError("Pad is supported with constants only")
     rank = x.ndim

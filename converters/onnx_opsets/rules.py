@@ -33,7 +33,7 @@ class Scope:
     _numbers: Iterator[int] = field(default_factory=lambda: _NUMBERS)
 
     def constant(self, node: onnx.NodeProto, position: int) -> Array | None:
-        """The constant at an input; None where there is no such input."""
+        """Return the constant at an input; None where there is no such input."""
         if position >= len(node.input) or not node.input[position]:
             return None
         if node.input[position] not in self.constants:
@@ -41,17 +41,17 @@ class Scope:
         return self.constants[node.input[position]]
 
     def add(self, value: Any) -> str:
-        """The name of a new constant, an array or a NumPy number."""
+        """Return the name of a new constant, an array or a NumPy number."""
         name = self.name("constant")
         self.constants[name] = np.asarray(value)
         return name
 
     def name(self, what: str) -> str:
-        """A name that nothing has yet."""
+        """Return a name that nothing has yet."""
         return f"converters/{what}/{next(self._numbers)}"
 
     def rank(self, node: onnx.NodeProto) -> int:
-        """The rank of a node's first input."""
+        """Return the rank of a node's first input."""
         if node.input[0] not in self.shapes:
             raise refusal(node, "the shape of what it reads cannot be inferred")
         return len(self.shapes[node.input[0]])
@@ -73,12 +73,12 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
 
 
 def has_rule(node: onnx.NodeProto) -> bool:
-    """Whether a rule says what the node is in opset 17."""
+    """Return whether a rule says what the node is in opset 17."""
     return _entry(node) in RULES
 
 
 def rewritten(scope: Scope, node: onnx.NodeProto) -> Nodes:
-    """The node as nodes of opset 17."""
+    """Return the node as nodes of opset 17."""
     return RULES[_entry(node)](scope, node, attributes_of(node))
 
 
@@ -87,5 +87,5 @@ def _entry(node: onnx.NodeProto) -> str:
 
 
 def ints(values: Iterable[Any]) -> Array:
-    """int64 of whole numbers."""
+    """Return whole numbers as int64[count]."""
     return np.array([int(v) for v in values], dtype=np.int64)

@@ -4,6 +4,7 @@ For developers; the fixtures are committed. Run it where Keras 3 and tf-keras ar
 on the TensorFlow backend, because TensorFlow's arithmetic is the reference (other backends
 round differently and pad some averages differently):
 
+    export PYTHONPATH=tests/support
     KERAS_BACKEND=tensorflow python tests/converters/make_fixtures.py
     KERAS_BACKEND=torch python tests/converters/make_fixtures.py     # channels_first alone
     python tests/converters/make_fixtures.py     # with tensorflow 2.12: its own .keras files alone
@@ -28,7 +29,7 @@ DATA = Path(__file__).parents[1] / "data" / "keras"
 
 
 def shake(model, seed: int) -> None:
-    """Replaces all weights by random ones, so that biases and statistics are not trivial."""
+    """Replace all weights by random ones, so that biases and statistics are not trivial."""
     random = np.random.default_rng(seed)
     weights = []
     for variable, value in zip(model.weights, model.get_weights(), strict=True):
@@ -57,7 +58,7 @@ def sample(model, seed: int, batch: int = 3) -> tuple[list[np.ndarray], list[np.
 
 
 def save(model, file_name: str, seed: int, weights_only: bool = False, **options: str) -> None:
-    """Saves one model as a file with its golden values; options go to Keras' save."""
+    """Save one model as a file with its golden values; options go to Keras' save."""
     shake(model, seed)
     folder = DATA / "files"
     folder.mkdir(parents=True, exist_ok=True)
@@ -129,7 +130,7 @@ def is_wanted(label: str, backend: str) -> bool:
 
 
 def layer_cases(keras, name: str, seed: int, backend: str = "tensorflow") -> None:
-    """Writes layers_<name>.npz with every case that `backend` is the reference for.
+    """Write layers_<name>.npz with every case that `backend` is the reference for.
 
     Two arrays, because many small ones would take more room than the numbers: `numbers`,
     float32, and `cases`, JSON that says per label the configuration and where the arrays
