@@ -25,14 +25,19 @@ def free_batch(value: onnx.ValueInfoProto) -> None:
     dims[0].dim_param = "N"
 
 
-def unfix_batch(model: onnx.ModelProto, inputs: Sequence[onnx.ValueInfoProto]) -> None:
-    """Make reshapes to the batch's size that the model was exported for keep the batch instead."""
+def unfix_batch(
+    model: onnx.ModelProto, inputs: Sequence[onnx.ValueInfoProto], number: int = 0
+) -> int:
+    """Make reshapes to the batch's size that the model was exported for keep the batch instead.
+
+    number: how many were changed before. Returns how many are by now.
+    """
     sizes = {v.type.tensor_type.shape.dim[0].dim_value for v in inputs if _dims(v)}
     if len(sizes) != 1 or not (size := sizes.pop()):
-        return
-    fixed = 0
-    while (more := _keep_batch(model, inputs, size, fixed)) > fixed:
-        fixed = more  # behind a reshape that is new, more shapes may be known
+        return number
+    while (more := _keep_batch(model, inputs, size, number)) > number:
+        number = more  # behind a reshape that is new, more shapes may be known
+    return number
 
 
 def _keep_batch(

@@ -49,9 +49,11 @@ def rewrite(model: onnx.ModelProto) -> onnx.ModelProto:
         model = inline_local_functions(model)
     _without_learners(model, version)
     inputs = _true_inputs(model)
-    unfix_batch(model, list(inputs))
+    kept = unfix_batch(model, inputs)
     symbolic = fold(model, [value.name for value in inputs])
-    while _inline_branches(model):
+    # What was folded, such as the ends of a chunk, tells shapes, which tell of more reshapes.
+    while (more := unfix_batch(model, inputs, kept)) > kept or _inline_branches(model):
+        kept = more
         symbolic = fold(model, [value.name for value in inputs])
     scope = Scope(version, {t.name: numpy_helper.to_array(t) for t in small(model)})
     shapes, types = inferred(model, inputs, BATCHES[0])
