@@ -201,6 +201,8 @@ def _nodes() -> dict[str, Spec]:
         "Tile": Spec("tile", ("x", "repeats")),
         "ConcatV2": Spec("concatenate", ("xs", "axis")),
         "AddN": Spec("add_n", ("xs",)),
+        "Split": Spec("split", ("axis", "x"), {"num_split": "indices_or_sections"}),
+        "SplitV": Spec("split", ("x", "sizes", "axis")),
         "DepthToSpace": Spec("depth_to_space", ("x", "block_size")),
         "SpaceToDepth": Spec("space_to_depth", ("x", "block_size")),
         "StridedSlice": Spec("strided_slice", ("x", "begin", "end", "strides")),
@@ -293,8 +295,9 @@ def _node_arguments(config: Config, arguments: Arguments) -> tuple[list[Any], Co
     return inputs, {}, attributes
 
 
-_ATTRIBUTES = ("keep_dims", "alpha", "squeeze_dims", "mode", "DstT", "block_size", "begin_mask",
-               "end_mask", "shrink_axis_mask", "ellipsis_mask", "new_axis_mask")  # fmt: skip
+_ATTRIBUTES = ("keep_dims", "alpha", "squeeze_dims", "mode", "DstT", "block_size", "num_split",
+               "begin_mask", "end_mask", "shrink_axis_mask", "ellipsis_mask",
+               "new_axis_mask")  # fmt: skip
 
 
 def _attribute(value: Config) -> Any:

@@ -70,6 +70,8 @@ def split(s: Scope, node: onnx.NodeProto, attributes: dict[str, Any]) -> Nodes:
         sizes = [min(each, shape[axis] - i * each) for i in range(len(node.output))]
     if axis == 0:
         raise refusal(node, "it works across the batch")
+    if min(sizes) < 1 or sum(sizes) != shape[axis] or len(sizes) != len(node.output):
+        raise refusal(node, f"its parts {list(sizes)} do not make up an axis of {shape[axis]}")
     nodes, start = [], 0
     for output, size in zip(node.output, sizes, strict=True):
         ends = [s.add(ints([v])) for v in (start, start + size, axis)]

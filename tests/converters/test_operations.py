@@ -76,6 +76,7 @@ OPERATIONS: dict[str, Operate] = {
     "tile": lambda ops, a, b: ops.tile(a, (1, 2, 3)),
     "take": lambda ops, a, b: ops.take(a, [3, 0], axis=1),
     "a part of split": lambda ops, a, b: ops.split(a, [1, 4], axis=1)[1],
+    "halves, exchanged": lambda ops, a, b: ops.concatenate(ops.split(a, 2, axis=-1)[::-1], -1),
     "pad": lambda ops, a, b: ops.pad(a, [[0, 0], [1, 0], [2, 1]], constant_values=0.5),
     "reflected pad": lambda ops, a, b: ops.pad(a, [[0, 0], [2, 1], [0, 3]], mode="reflect"),
     "cast": lambda ops, a, b: ops.cast(a, "float32"),
@@ -209,7 +210,7 @@ def node_layer(op: str, constants: dict[str, Any], tensors: int = 1, **attribute
     }  # fmt: skip
 
 
-def stored(layer: dict[str, Any], path: Path, version: str = "2.12.0") -> Path:
+def stored(layer: dict[str, Any], path: Path, version: str = "2.12.0", outputs: int = 1) -> Path:
     inputs = [
         {
             "class_name": "InputLayer", "name": name, "inbound_nodes": [],
@@ -221,7 +222,7 @@ def stored(layer: dict[str, Any], path: Path, version: str = "2.12.0") -> Path:
         "name": "model",
         "layers": [*inputs, layer],
         "input_layers": [["a", 0, 0], ["b", 0, 0]],
-        "output_layers": [["op", 0, 0]],
+        "output_layers": [["op", 0, i] for i in range(outputs)],
     }
     with h5py.File(path, "w") as file:
         file.attrs["keras_version"] = version
@@ -307,6 +308,35 @@ def test_an_operation_of_tensorflow_gives_what_numpy_gives(
     np.testing.assert_allclose(found, wanted, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    "layer",
+    [
+        lambda_layer("split", {"num_or_size_splits": [1, 3, 2], "axis": 1}),
+        lambda_layer("split", {"num_or_size_splits": [1, -1, 2], "axis": -2}),
+        node_layer("SplitV", {"1": [1, 3, 2], "2": 1}),
+    ],
+)
+def test_each_part_of_a_split_is_an_output(layer: dict[str, Any], tmp_path: Path) -> None:
+    a, b = sample()
+    found = converters.convert(stored(layer, tmp_path / "model.h5", outputs=3)).predict([a, b])
+    for got, wanted in zip(found, np.split(a, [1, 4], axis=1), strict=True):
+        np.testing.assert_array_equal(got, wanted)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        lambda_layer("split", {"num_or_size_splits": 2, "axis": 2}),
+        node_layer("Split", {"0": -1}, num_split=2),
+    ],
+)
+def test_equal_parts_of_a_split(layer: dict[str, Any], tmp_path: Path) -> None:
+    a, b = sample()
+    found = converters.convert(stored(layer, tmp_path / "model.h5", outputs=2)).predict([a, b])
+    for got, wanted in zip(found, np.split(a, 2, axis=2), strict=True):
+        np.testing.assert_array_equal(got, wanted)
+
+
 def test_an_operation_that_moves_blocks_of_pixels(tmp_path: Path) -> None:
     layer = lambda_layer("nn.depth_to_space", {"block_size": 2, "data_format": "NHWC"})
     layer["inbound_nodes"] = [["r", 0, 0, layer["inbound_nodes"][0][3]]]
@@ -335,6 +365,9 @@ def test_an_operation_that_moves_blocks_of_pixels(tmp_path: Path) -> None:
         (lambda_layer("math.multiply", {}), "without 'x2'"),
         (lambda_layer("reshape", {"shape": [6, 4]}), "batch"),
         (lambda_layer("tile", {"multiples": [1, 10**9, 1]}), "times"),
+        (lambda_layer("split", {"num_or_size_splits": 2, "axis": 0}), "across the batch"),
+        (lambda_layer("split", {"num_or_size_splits": [2, 2], "axis": 1}), "add up to 6"),
+        (node_layer("Split", {"0": 1}, num_split=4), "4 equal parts"),
         (node_layer("Conv2D", {}), "Conv2D"),
     ],
 )
