@@ -96,3 +96,50 @@ def test_parts_whose_sizes_depend_on_the_data_are_refused(tmp_path: Path) -> Non
     onnx.save(model, path)
     with pytest.raises(converters.ConversionError, match="depends on the data"):
         converters.convert(path)
+
+
+NORMS = ["ReduceL1", "ReduceL2", "ReduceSumSquare"]
+
+
+def reduction(path: Path, op: str, opset: int, axes: list[int] | None, **attributes: Any) -> Path:
+    """A reduction; the axes are an attribute before opset 18, an input from it on."""
+    if axes is None:
+        return stored(path, op, opset, {}, **attributes)
+    if opset < 18:
+        return stored(path, op, opset, {}, axes=axes, **attributes)
+    return stored(path, op, opset, {"axes": np.array(axes, np.int64)}, **attributes)
+
+
+@pytest.mark.parametrize("opset", [7, 11, 13, 17, 18, 21])
+@pytest.mark.parametrize(
+    ("axes", "keepdims"), [([2], 0), ([1], 1), ([-1], 1), ([1, 2], 1), ([-2], 0)]
+)
+@pytest.mark.parametrize("op", NORMS)
+def test_a_norm_along_axes_of_a_sample(
+    op: str, axes: list[int], keepdims: int, opset: int, tmp_path: Path
+) -> None:
+    if opset < 11 and min(axes) < 0:
+        pytest.skip("negative axes came with opset 11")
+    assert_agrees(reduction(tmp_path / "norm.onnx", op, opset, axes, keepdims=keepdims))
+
+
+@pytest.mark.parametrize("axes", [None, []])
+@pytest.mark.parametrize("op", NORMS)
+def test_a_norm_along_no_axis_is_that_of_each_element(
+    op: str, axes: list[int] | None, tmp_path: Path
+) -> None:
+    path = reduction(tmp_path / "norm.onnx", op, 18, axes, noop_with_empty_axes=1)
+    x = np.random.default_rng(0).normal(size=(3, 7, 4)).astype(np.float32)
+    expected = x * x if op == "ReduceSumSquare" else abs(x)
+    np.testing.assert_allclose(converters.convert(path).predict(x), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("axes", [None, [0], [0, 1, 2], [-3]])
+@pytest.mark.parametrize("opset", [11, 18])
+@pytest.mark.parametrize("op", NORMS)
+def test_a_norm_across_the_batch_is_refused(
+    op: str, opset: int, axes: list[int] | None, tmp_path: Path
+) -> None:
+    path = reduction(tmp_path / "norm.onnx", op, opset, axes)
+    with pytest.raises(converters.ConversionError, match="no row of its own for each sample"):
+        converters.convert(path)

@@ -62,6 +62,8 @@ NETS: dict[str, Callable[[], Net]] = {
         shuffled_block, nn.Conv2d(2, 2, 3, padding=1), nn.Linear(4, 3)
     ),
     "mean of an axis after the other": lambda: Net(lambda m, x: m[0](x).mean(2).mean(2)),
+    "length of each pixel's vector": lambda: Net(lambda m, x: m[0](x).norm(dim=1)),
+    "vectors of length 1": lambda: Net(lambda m, x: F.normalize(m[0](x))),
     "maximum with a constant": lambda: Net(
         lambda m, x: torch.maximum(m[0](x), torch.tensor([0.1]))
     ),
@@ -73,6 +75,8 @@ NETS: dict[str, Callable[[], Net]] = {
     "slopes of a PReLU": lambda: Net(lambda m, x: m[1](m[0](x)), nn.PReLU(4)),
     "gelu": lambda: Net(lambda m, x: F.gelu(m[0](x), approximate="tanh")),
 }
+
+OLDEST = {"turned around": 10, "vectors of length 1": 8}
 
 
 def export(net: nn.Module, path: Path, opset: int, is_free: bool) -> None:
@@ -103,8 +107,8 @@ def test_an_exported_file_of_any_opset_agrees_with_torch(
 ) -> None:
     torch.manual_seed(1)
     net = NETS[name]().eval()
-    if name == "turned around" and opset < 10:
-        pytest.skip("torch exports flip from opset 10 on")
+    if opset < OLDEST.get(name, 7):
+        pytest.skip(f"torch exports it from opset {OLDEST[name]} on")
     for is_free in (True, False):
         export(net, tmp_path / "net.onnx", opset, is_free)
         assert_agrees(converters.convert(tmp_path / "net.onnx"), net)
