@@ -146,6 +146,10 @@ def pooling() -> Iterator[tuple[str, Build]]:
             yield one(f"Global{kind}Pooling2D", IMAGE, keepdims=keepdims)
             yield one(f"Global{kind}Pooling1D", SERIES, keepdims=keepdims)
         yield one(f"Global{kind}Pooling2D", (3, 7, 6), **FIRST)
+        yield one(f"Adaptive{kind}Pooling2D", (8, 6, 3), (2, 3))
+        yield one(f"Adaptive{kind}Pooling2D", (6, 6, 2), 3)
+        yield one(f"Adaptive{kind}Pooling2D", (3, 8, 6), (4, 1), **FIRST)
+        yield one(f"Adaptive{kind}Pooling1D", SERIES, 3)
 
 
 def normalization() -> Iterator[tuple[str, Build]]:
