@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from converters.errors import ConversionError
-from converters.onnx_nodes import IR_VERSION, OPSET, needed
+from converters.onnx_nodes import IR_VERSION, OPSET, Array, needed
 
 # Bounds that no model which can be served privately comes near; they keep the time and
 # the memory that a hostile file can cost within what a user expects.
@@ -32,8 +32,6 @@ ELEMENTWISE = frozenset(
     {"Relu", "LeakyRelu", "ThresholdedRelu", "Clip", "Elu", "Selu", "Celu", "Sigmoid",
      "HardSigmoid", "Tanh", "Softplus", "Softsign", "Exp"}
 )  # fmt: skip
-
-Array = NDArray[np.generic]
 
 
 @dataclass(frozen=True)

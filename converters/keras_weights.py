@@ -21,8 +21,6 @@ from converters.keras_layers import kind_of
 from converters.keras_layers.activations import INSIDE, weights_inside
 from converters.network import Layer, Network
 
-Array = NDArray[np.generic]
-
 # Weights that training does not change by gradients; a model in a model stores them last.
 NOT_TRAINED = frozenset({"moving_mean", "moving_variance", "mean", "variance", "count"})
 
@@ -93,7 +91,7 @@ def _trainable_first(slots: list[Slot]) -> list[Slot]:
     return [s for s in slots if is_trained(s)] + [s for s in slots if not is_trained(s)]
 
 
-def _fill(layer: Layer, names: Sequence[str], arrays: Sequence[Array]) -> None:
+def _fill(layer: Layer, names: Sequence[str], arrays: Sequence[NDArray[np.generic]]) -> None:
     """Distribute the arrays of one group over a layer, or over the layers of a model in it.
 
     The order inside a nested model changed between versions and depends on which layers
