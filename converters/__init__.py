@@ -22,10 +22,11 @@ from converters.errors import ConversionError
 from converters.foreign import refuse_other_formats
 from converters.keras1 import depends_on_backend
 from converters.keras_file import parse_architecture, read_file, read_live
-from converters.keras_to_onnx import LayerRow, Tensor, Translated, translate
+from converters.keras_to_onnx import translate
 from converters.network import Network
 from converters.onnx_model import OnnxModule, check
 from converters.onnx_source import export_module, read_onnx
+from converters.translated import LayerRow, Tensor, Translated
 
 __all__ = ["ConversionError", "Converted", "LayerRow", "Tensor", "convert"]
 
@@ -56,7 +57,7 @@ class Converted:
     notes: tuple[str, ...] = ()
 
     def predict(self, x: Any) -> Any:
-        """The network's outputs for a batch of samples, as Keras' predict gives them.
+        """Return the network's outputs for a batch of samples, as Keras' predict gives them.
 
         x: an array (batch, *input shape), or a list of them for several inputs. Returns
         float32 arrays likewise.
@@ -95,7 +96,7 @@ def convert(
     input_shape: Sequence[Any] | None = None,
     backend: str | None = None,
 ) -> Converted:
-    """Converts a trained network.
+    """Convert a trained network.
 
     source: the path of a .h5, .keras or .onnx file, a live Keras model, or a torch module
         (which needs input_shape).

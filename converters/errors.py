@@ -14,5 +14,5 @@ class ConversionError(Exception):
         super().__init__(" ".join(message.split()))
 
     def at(self, place: str) -> ConversionError:
-        """The same error with `place` in front."""
+        """Return the same error with `place` in front."""
         return ConversionError(f"{place}: {self}")

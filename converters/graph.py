@@ -1,6 +1,6 @@
 """Builds an ONNX graph from layers that think in Keras' axis order.
 
-Keras mostly keeps channels last, ONNX's convolutions want them first. A `Value`
+Keras mostly keeps channels last, ONNX's convolutions want them first. A `Symbol`
 therefore knows both: the shape that Keras sees, and in which order of axes the ONNX
 tensor holds it. A Transpose is emitted only where a layer cannot work on the order
 that it finds, so a stack of convolutions begins with one Transpose and has no more;
@@ -20,9 +20,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from converters.errors import ConversionError
-
-OPSET = 17
-IR_VERSION = 8  # the one that opset 17 came with; the checker and old runtimes accept it
+from converters.onnx_nodes import IR_VERSION, OPSET, Array, needed
 
 # Bounds that no model which can be served privately comes near; they keep the time and
 # the memory that a hostile file can cost within what a user expects.
@@ -35,12 +33,12 @@ ELEMENTWISE = frozenset(
      "HardSigmoid", "Tanh", "Softplus", "Softsign", "Exp"}
 )  # fmt: skip
 
-Array = NDArray[np.generic]
-
 
 @dataclass(frozen=True)
-class Value:
-    """A tensor of the network while it is being converted. Shapes leave out the batch.
+class Symbol:
+    """A tensor of the network while it is being converted: no numbers yet, but where they go.
+
+    Shapes leave out the batch.
 
     name: the ONNX tensor.
     shape: the shape in Keras.
@@ -81,7 +79,7 @@ class Graph:
         self.scope = ""
         self._nodes: list[onnx.NodeProto] = []
         self._constants: dict[str, Array] = {}
-        self._inputs: list[Value] = []
+        self._inputs: list[Symbol] = []
         self._outputs: list[tuple[str, str, tuple[int, ...]]] = []  # tensor, its name, its shape
         self._used: dict[str, int] = {}  # names, and how often each was varied
         self._moved: dict[tuple[str, tuple[int, ...]], str] = {}
@@ -89,7 +87,7 @@ class Graph:
     # --- nodes and constants ------------------------------------------------------
 
     def emit(self, op: str, inputs: Sequence[str], **attributes: Any) -> str:
-        """Appends one node with one output and returns the output's name."""
+        """Append one node with one output and return the output's name."""
         if len(self._nodes) >= MAX_NODES:
             raise ConversionError(f"more than {MAX_NODES} operations; such models are not served")
         name = self._unique(f"{self.scope}/{op}" if self.scope else op)
@@ -97,7 +95,7 @@ class Graph:
         return name
 
     def constant(self, array: Array, name: str) -> str:
-        """Stores an initializer; the same array under the same name is stored once."""
+        """Store an initializer; the same array under the same name is stored once."""
         # A float64 model is served in float32: fixed point holds fewer bits than either.
         dtype = np.float32 if array.dtype.kind == "f" else np.int64
         array = np.ascontiguousarray(array, dtype=dtype)
@@ -117,41 +115,41 @@ class Graph:
         self._used[candidate] = 0
         return candidate
 
-    def value(self, name: str, shape: Sequence[int], axes: Sequence[int] | None = None) -> Value:
-        """The value of Keras shape `shape` that ONNX tensor `name` holds in order `axes`."""
+    def value(self, name: str, shape: Sequence[int], axes: Sequence[int] | None = None) -> Symbol:
+        """Return the value of Keras shape `shape` that ONNX tensor `name` holds in order `axes`."""
         shape = tuple(int(n) for n in shape)
         if any(n < 1 for n in shape):
             raise ConversionError(f"its output would have the empty shape {shape}")
         if math.prod(shape) > MAX_ELEMENTS:
             raise ConversionError(f"its output of shape {shape} is too large to be served")
-        return Value(name, shape, shape, tuple(axes) if axes else tuple(range(len(shape))))
+        return Symbol(name, shape, shape, tuple(axes) if axes else tuple(range(len(shape))))
 
     @staticmethod
-    def value_like(value: Value, name: str) -> Value:
-        """ONNX tensor `name`, laid out exactly as `value`."""
+    def value_like(value: Symbol, name: str) -> Symbol:
+        """Return ONNX tensor `name`, laid out exactly as `value`."""
         return replace(value, name=name)
 
-    def input(self, name: str, shape: Sequence[int]) -> Value:
-        """Declares an input of the graph, in Keras' layout."""
+    def input(self, name: str, shape: Sequence[int]) -> Symbol:
+        """Declare an input of the graph, in Keras' layout."""
         value = self.value(self._unique(name), shape)
         self._inputs.append(value)
         return value
 
     # --- layouts ------------------------------------------------------------------
 
-    def arranged(self, value: Value, axes: Sequence[int]) -> Value:
-        """`value` with its axes in the order `axes`; emits a Transpose if it must."""
+    def arranged(self, value: Symbol, axes: Sequence[int]) -> Symbol:
+        """Return `value` with its axes in the order `axes`; emit a Transpose if it must."""
         return self._transposed(value, tuple(axes))
 
-    def channels_first(self, value: Value, data_format: str = "channels_last") -> Value:
-        """`value` as (channels, *spatial), where `data_format` tells which are which."""
+    def channels_first(self, value: Symbol, data_format: str = "channels_last") -> Symbol:
+        """Return `value` as (channels, *spatial), where `data_format` tells which are which."""
         rank = len(value.shape)
         if data_format == "channels_first":
             return self.arranged(value, range(rank))
         return self.arranged(value, (rank - 1, *range(rank - 1)))
 
-    def natural(self, value: Value) -> Value:
-        """`value` as Keras holds it."""
+    def natural(self, value: Symbol) -> Symbol:
+        """Return `value` as Keras holds it."""
         if value.flatten is not None:
             identity = tuple(range(len(value.stored)))
             return self.flat(self._transposed(value, identity))
@@ -161,8 +159,8 @@ class Graph:
             return self.value(name, value.shape)
         return self._transposed(value, tuple(range(len(value.shape))))
 
-    def flat(self, value: Value) -> Value:
-        """A value of one axis with its pending Flatten emitted; the order may stay."""
+    def flat(self, value: Symbol) -> Symbol:
+        """Return a value of one axis with its pending Flatten emitted; the order may stay."""
         if value.flatten is None:
             return value
         scope, self.scope = self.scope, value.flatten
@@ -174,17 +172,17 @@ class Graph:
             self.value(name, value.shape), order=None if is_identity else order.astype(np.int64)
         )
 
-    def flatten(self, value: Value) -> Value:
-        """Keras' Flatten. Nothing is emitted until a layer needs the flat tensor."""
+    def flatten(self, value: Symbol) -> Symbol:
+        """Return Keras' Flatten. Nothing is emitted until a layer needs the flat tensor."""
         if len(value.shape) == 1:
             return value
         return replace(value, shape=(value.size,), stored=value.shape, flatten=self.scope)
 
-    def aligned(self, values: Sequence[Value]) -> list[Value]:
-        """The values in one common layout, for operations on pairs of elements."""
+    def aligned(self, values: Sequence[Symbol]) -> list[Symbol]:
+        """Return the values in one common layout, for operations on pairs of elements."""
         first = next((v for v in values if not v.is_natural), values[0])
 
-        def same_layout(value: Value) -> bool:
+        def same_layout(value: Symbol) -> bool:
             if first.flatten is not None or value.flatten is not None:
                 return first.flatten is not None and (value.stored, value.axes) == (
                     first.stored,
@@ -200,8 +198,8 @@ class Graph:
             return [self.arranged(value, first.axes) for value in values]
         return [self.natural(value) for value in values]
 
-    def along(self, array: Array, value: Value) -> Array:
-        """`array`, which broadcasts against value.shape in Keras, laid out as `value` is."""
+    def along(self, array: Array, value: Symbol) -> Array:
+        """Return `array`, which broadcasts against value.shape in Keras, laid out as `value` is."""
         if array.size == 1:
             return array.reshape(())
         if value.flatten is not None or value.order is not None:
@@ -212,7 +210,7 @@ class Graph:
         array = array.reshape((1,) * (len(value.shape) - array.ndim) + array.shape)
         return array.transpose(value.axes)
 
-    def _transposed(self, value: Value, axes: tuple[int, ...]) -> Value:
+    def _transposed(self, value: Symbol, axes: tuple[int, ...]) -> Symbol:
         if value.axes == axes:
             return value
         moves = tuple(value.axes.index(axis) for axis in axes)
@@ -228,17 +226,17 @@ class Graph:
 
     # --- small compositions -------------------------------------------------------
 
-    def unary(self, op: str, value: Value, **attributes: Any) -> Value:
-        """An elementwise node: the layout stays whatever it is."""
+    def unary(self, op: str, value: Symbol, **attributes: Any) -> Symbol:
+        """Return what an elementwise node gives: the layout stays whatever it is."""
         return replace(value, name=self.emit(op, [value.name], **attributes))
 
-    def with_constant(self, op: str, value: Value, array: Array, name: str) -> Value:
-        """Elementwise `op` between `value` and a constant that broadcasts in Keras."""
+    def with_constant(self, op: str, value: Symbol, array: Array, name: str) -> Symbol:
+        """Return elementwise `op` between `value` and a constant that broadcasts in Keras."""
         laid_out = self.constant(self.along(array, value), name)
         return replace(value, name=self.emit(op, [value.name, laid_out]))
 
-    def reshaped(self, value: Value, shape: tuple[int, ...]) -> Value:
-        """A natural value's elements in another shape."""
+    def reshaped(self, value: Symbol, shape: tuple[int, ...]) -> Symbol:
+        """Return a natural value's elements in another shape."""
         result = self.value("", shape)
         target = self.constant(np.array([-1, *shape]), "shape")
         return replace(result, name=self.emit("Reshape", [value.name, target]))
@@ -250,13 +248,13 @@ class Graph:
         """Names and Keras shapes of the declared outputs."""
         return [(name, shape) for _, name, shape in self._outputs]
 
-    def output(self, value: Value, name: str) -> None:
-        """Declares an output of the graph, in Keras' layout."""
+    def output(self, value: Symbol, name: str) -> None:
+        """Declare an output of the graph, in Keras' layout."""
         value = self.natural(self._with_transpose_first(value))
         self._outputs.append((value.name, self._unique(name), value.shape))
 
-    def _with_transpose_first(self, value: Value) -> Value:
-        """Moves the final layout change in front of a final activation.
+    def _with_transpose_first(self, value: Symbol) -> Symbol:
+        """Move the final layout change in front of a final activation.
 
         Whoever serves the model strips the last Sigmoid and applies it elsewhere, so
         it has to be the last node.
@@ -275,7 +273,7 @@ class Graph:
         return replace(before, name=copy.output[0])
 
     def model(self, metadata: dict[str, str]) -> onnx.ModelProto:
-        """The finished model, without the nodes and constants that nothing needs.
+        """Return the finished model, without the nodes and constants that nothing needs.
 
         The constants move into it: the builder is empty afterwards, so that the weights
         are in memory once.
@@ -288,7 +286,7 @@ class Graph:
         helper.set_model_props(model, metadata)
         graph = model.graph
         graph.name = "network"
-        nodes = self._needed_nodes()
+        nodes = needed(self._nodes, [tensor for tensor, _, _ in self._outputs])
         self._name_outputs(nodes)
         graph.node.extend(nodes)
         graph.input.extend(self._declared(v.name, v.shape) for v in self._inputs)
@@ -300,17 +298,8 @@ class Graph:
                 graph.initializer.append(_tensor(name, array))
         return model
 
-    def _needed_nodes(self) -> list[onnx.NodeProto]:
-        needed = {name for name, _, _ in self._outputs}
-        kept = []
-        for node in reversed(self._nodes):
-            if node.output[0] in needed:
-                needed.update(node.input)
-                kept.append(node)
-        return kept[::-1]
-
     def _name_outputs(self, nodes: list[onnx.NodeProto]) -> None:
-        """Gives the outputs their names; where a tensor has one already, by an Identity."""
+        """Give the outputs their names; where a tensor has one already, by an Identity."""
         named = {value.name: value.name for value in self._inputs}
         copies = []
         for tensor, name, _ in self._outputs:

@@ -39,7 +39,7 @@ class Branch:
     path: str
 
     def onwards(self, name: str) -> Branch | None:
-        """The branch or group `name` below, or None."""
+        """Return the branch or group `name` below, or None."""
         path = f"{self.path}\\{name}"
         exists = any(key == path or key.startswith(f"{path}\\") for key in self.root)
         return Branch(self.root, path) if exists else None
@@ -63,7 +63,7 @@ class Hdf5:
         self.budget = min(MAX_BYTES, FREE_BYTES + MAX_RATIO * stored_bytes)
 
     def text(self, group: h5py.Group, name: str) -> str | None:
-        """A string attribute, or None if there is none."""
+        """Return a string attribute, or None if there is none."""
         if name not in group.attrs:
             return None
         value = group.attrs[name]
@@ -77,7 +77,7 @@ class Hdf5:
             raise ConversionError(f"its attribute {name!r} is not text; {DAMAGED}") from None
 
     def names(self, group: h5py.Group, attribute: str) -> list[str] | None:
-        """A list of names; Keras spreads a long one over `attribute`0, `attribute`1, ..."""
+        """Return a list of names; Keras spreads a long one over `attribute`0, `attribute`1, ..."""
         if attribute in group.attrs:
             return _as_names(group.attrs[attribute])
         names: list[str] = []
@@ -88,7 +88,7 @@ class Hdf5:
         return names if part else None
 
     def group(self, parent: h5py.Group | Branch, name: str) -> h5py.Group | Branch | None:
-        """The group `name` directly under `parent`, or None if there is none."""
+        """Return the group `name` directly under `parent`, or None if there is none."""
         if isinstance(parent, Branch):
             found = self._on_branch(parent, name)
         else:
@@ -108,7 +108,7 @@ class Hdf5:
         return branch.onwards(name)
 
     def array(self, parent: h5py.Group, path: str) -> NDArray[np.generic]:
-        """The numbers at `path` under `parent`."""
+        """Return the numbers at `path` under `parent`."""
         found: Any = parent
         for name in path.split("/"):
             if not name or name == "." or not isinstance(found, h5py.Group):
@@ -139,7 +139,7 @@ class Hdf5:
 
 @contextmanager
 def open_hdf5(file: Path | IO[bytes], stored_bytes: int) -> Iterator[Hdf5]:
-    """Opens an HDF5 file and turns what h5py says about damage into a ConversionError."""
+    """Open an HDF5 file and turn what h5py says about damage into a ConversionError."""
     try:
         with h5py.File(file, "r") as root:
             yield Hdf5(root, stored_bytes)

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 import numpy as np
 from numpy.typing import NDArray
 
 from converters.errors import ConversionError
-
-if TYPE_CHECKING:
-    from converters.network import Network
-
-Config = dict[str, Any]
+from converters.network import Config, Network
 
 _CLASSES = {
     "Convolution1D": "Conv1D",
@@ -41,7 +35,7 @@ _KEYS = {
 
 
 def from_keras1(class_name: str, config: Config) -> tuple[str, Config]:
-    """Class name and settings of a Keras 1 layer, as Keras 2 would have written them.
+    """Return class name and settings of a Keras 1 layer, as Keras 2 would have written them.
 
     Raises: ConversionError for what has no equal in Keras 2.
     """
@@ -84,7 +78,7 @@ _TURNED = ("Conv1D", "Conv2D", "Conv2DTranspose")
 
 
 def depends_on_backend(network: Network) -> bool:
-    """Whether Keras 1 wrote the network, and layers in it mean another thing on Theano."""
+    """Return whether Keras 1 wrote the network, and layers in it mean another thing on Theano."""
     return network.keras[0] == 1 and any(
         layer.class_name in _TURNED
         or (layer.network is not None and depends_on_backend(layer.network))
@@ -93,7 +87,7 @@ def depends_on_backend(network: Network) -> bool:
 
 
 def modernize_weights(network: Network, backend: str | None) -> None:
-    """Brings the kernels of old files into today's order, in place.
+    """Bring the kernels of old files into today's order, in place.
 
     Keras 1 kept kernels of its 'th' ordering as (out, in, rows, columns), those of Conv1D
     with a dummy axis, and those of transposed convolutions with in and out exchanged.

@@ -7,42 +7,19 @@ are called with numbers, arrays and slices too, by place or by name.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from converters.errors import ConversionError
-
-Ref = tuple[str, int, int]  # layer, number of its call, number of the call's output
+from converters.network import Arguments, Ref
 
 CONSTANT = "_CONSTANT_VALUE"  # stands where Keras 2 writes a layer's name
 _MAX_DEPTH = 32
 
 
-@dataclass(frozen=True)
-class TensorAt:
-    """Stands for a tensor in arguments: its place in `Arguments.tensors`."""
-
-    place: int
-
-
-@dataclass
-class Arguments:
-    """The arguments of one call, tensors replaced by `TensorAt`, slices and arrays made such."""
-
-    tensors: list[Ref] = field(default_factory=list)
-    positional: list[Any] = field(default_factory=list)
-    named: dict[str, Any] = field(default_factory=dict)
-
-    def add(self, ref: Ref) -> TensorAt:
-        """A tensor more."""
-        self.tensors.append(ref)
-        return TensorAt(len(self.tensors) - 1)
-
-
 def of_operation(node: object, place: str) -> Arguments:
-    """The arguments of an operation's call; `place` names it in errors."""
+    """Return the arguments of an operation's call; `place` names it in errors."""
     try:
         if isinstance(node, dict | list):
             found = _keras3(node) if isinstance(node, dict) else _keras2(node)
@@ -57,7 +34,7 @@ def of_operation(node: object, place: str) -> Arguments:
 
 
 def of_layer(node: object, place: str) -> list[Ref]:
-    """The tensors of a layer's call; anything else but training= and mask= is refused."""
+    """Return the tensors of a layer's call; refuse anything but training= and mask= besides."""
     if isinstance(node, dict):
         kwargs = node.get("kwargs") or {}
         extra = {k for k, v in kwargs.items() if k not in ("training", "mask") and v is not None}
@@ -97,7 +74,7 @@ def _keras_tensors(value: object, place: str) -> Iterator[Ref]:
 
 
 def as_ref(value: object) -> Ref:
-    """A reference to a layer's output: [layer, call, output, ...]."""
+    """Return a reference to a layer's output: [layer, call, output, ...]."""
     if isinstance(value, list | tuple) and len(value) >= 3:
         name, call, output = value[:3]
         if isinstance(name, str) and type(call) is int and type(output) is int:
@@ -111,7 +88,7 @@ def _tensor_ref(value: dict[str, Any]) -> Ref:
 
 
 def plain(value: object) -> Any:
-    """Numbers, lists, arrays and slices out of the dictionaries that Keras writes for them."""
+    """Return what Keras wrote as dictionaries: numbers, lists, arrays and slices."""
     return _decoded(value, Arguments(), False)
 
 

@@ -17,8 +17,9 @@ from typing import IO, Any
 from converters.errors import ConversionError
 from converters.hdf5 import DAMAGED, MAX_BYTES, MAX_TEXT, Hdf5, open_hdf5
 from converters.keras1 import modernize_weights
+from converters.keras_config import as_dict, read_network
 from converters.keras_weights import assign_legacy, assign_live, assign_v3, check_supported
-from converters.network import Config, Network, as_dict, read_network
+from converters.network import Config, Network
 
 HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 ZIP_SIGNATURE = b"PK\x03\x04"
@@ -41,7 +42,7 @@ _LOOKALIKES = (
 def read_file(
     path: Path, architecture: Config | None, backend: str | None = None
 ) -> tuple[Network, dict[str, str]]:
-    """The network in a Keras file, and what is known about the file.
+    """Return the network in a Keras file, and what is known about the file.
 
     architecture: the model's configuration, for files that hold weights alone.
     backend: what Keras 1 or 2 ran on, "theano" or another, for files that do not say it.
@@ -70,7 +71,7 @@ def read_file(
 
 
 def parse_architecture(architecture: str | Path | Config) -> Config:
-    """A model configuration from a dictionary, a JSON string or a JSON file.
+    """Return a model configuration from a dictionary, a JSON string or a JSON file.
 
     Raises: ConversionError.
     """
@@ -105,7 +106,7 @@ def parse_architecture(architecture: str | Path | Config) -> Config:
 
 
 def read_live(model: Any) -> tuple[Network, dict[str, str]]:
-    """The network of a Keras model in memory, of tf.keras, Keras 2 or Keras 3."""
+    """Return the network of a Keras model in memory, of tf.keras, Keras 2 or Keras 3."""
     try:
         text = model.to_json()
     except (NotImplementedError, TypeError, ValueError) as error:
@@ -206,7 +207,7 @@ def _unpacked(archive: zipfile.ZipFile, name: str) -> bytes:
 
 
 def _unpack_weights(archive: zipfile.ZipFile, target: IO[bytes]) -> int:
-    """Unpacks model.weights.h5 into `target`, within bounds; returns its size."""
+    """Unpack model.weights.h5 into `target`, within bounds, and return its size."""
     info = archive.getinfo("model.weights.h5")
     bound = min(MAX_BYTES, (64 << 20) + _MAX_ZIP_RATIO * info.compress_size)
     size = 0

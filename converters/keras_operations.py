@@ -14,16 +14,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from converters.errors import ConversionError
-from converters.keras_arguments import Arguments, plain
-
-Config = dict[str, Any]
+from converters.keras_arguments import plain
+from converters.network import Arguments, Config
 
 OPERATION_LAYERS = frozenset({"TFOpLambda", "SlicingOpLambda", "TensorFlowOpLayer"})
 _KERAS_MODULES = ("keras.src.ops", "keras.ops", "keras.src.activations")
 
 
 @dataclass(frozen=True)
-class Call:
+class Spec:
     """How one operation is written: which operation, and what its arguments are called.
 
     parameters: the arguments by place. others: arguments by another name than here.
@@ -51,122 +50,130 @@ _FUNCTIONS_OF_ONE = (
 _REDUCTIONS = ("mean", "sum", "max", "min")
 
 
-def _keras3() -> dict[str, Call]:
-    calls = {_camel(name): Call(name, ("x1", "x2")) for name in _BINARY}
-    calls |= {_camel(name): Call(name, ("x",)) for name in _PLAIN}
-    calls |= {_camel(name): Call(name, ("x", "axis", "keepdims")) for name in _REDUCTIONS}
-    calls["TrueDivide"] = calls["Divide"]
-    calls["Abs"] = calls["Absolute"]
-    calls["HardSwish"], calls["Swish"] = calls["HardSilu"], calls["Silu"]
-    calls["StopGradient"] = calls["Identity"]
-    return calls | {
-        "ReLU": Call("relu_layer", ("x",)),
-        "Elu": Call("elu", ("x", "alpha")),
-        "Celu": Call("celu", ("x", "alpha")),
-        "Gelu": Call("gelu", ("x", "approximate"), fixed={"approximate": True}),
-        "LeakyRelu": Call("leaky_relu", ("x", "negative_slope"), fixed={"negative_slope": 0.2}),
-        "Softmax": Call("softmax", ("x", "axis")),
-        "LogSoftmax": Call("log_softmax", ("x", "axis")),
-        "Cast": Call("cast", ("x", "dtype")),
-        "Clip": Call("clip", ("x", "x_min", "x_max")),
-        "Concatenate": Call("concatenate", ("xs", "axis")),
-        "Stack": Call("stack", ("xs", "axis"), {"x": "xs"}),
-        "Reshape": Call("reshape", ("x", "newshape"), {"shape": "newshape"}),
-        "Ravel": Call("reshape", ("x",), fixed={"newshape": [-1]}),
-        "ExpandDims": Call("expand_dims", ("x", "axis")),
-        "Squeeze": Call("squeeze", ("x", "axis")),
-        "Transpose": Call("transpose", ("x", "axes")),
-        "Swapaxes": Call("swapaxes", ("x", "axis1", "axis2")),
-        "Moveaxis": Call("moveaxis", ("x", "source", "destination")),
-        "Flip": Call("flip", ("x", "axis")),
-        "Roll": Call("roll", ("x", "shift", "axis")),
-        "Repeat": Call("repeat", ("x", "repeats", "axis")),
-        "Tile": Call("tile", ("x", "repeats")),
-        "Take": Call("take", ("x", "indices", "axis")),
-        "GetItem": Call("getitem", ("x", "key")),
-        "Split": Call("split", ("x", "indices_or_sections", "axis")),
-        "Pad": Call("pad", ("x", "constant_values")),
-        "Matmul": Call("matmul", ("x1", "x2")),
-        "Dot": Call("matmul", ("x1", "x2")),
-        "Average": Call("mean", ("x", "weights", "axis")),
+def _keras3() -> dict[str, Spec]:
+    specs = {_camel(name): Spec(name, ("x1", "x2")) for name in _BINARY}
+    specs |= {_camel(name): Spec(name, ("x",)) for name in _PLAIN}
+    specs |= {_camel(name): Spec(name, ("x", "axis", "keepdims")) for name in _REDUCTIONS}
+    specs["TrueDivide"] = specs["Divide"]
+    specs["Abs"] = specs["Absolute"]
+    specs["HardSwish"], specs["Swish"] = specs["HardSilu"], specs["Silu"]
+    specs["StopGradient"] = specs["Identity"]
+    return specs | {
+        "ReLU": Spec("relu_layer", ("x",)),
+        "Elu": Spec("elu", ("x", "alpha")),
+        "Celu": Spec("celu", ("x", "alpha")),
+        "Gelu": Spec("gelu", ("x", "approximate"), fixed={"approximate": True}),
+        "LeakyRelu": Spec("leaky_relu", ("x", "negative_slope"), fixed={"negative_slope": 0.2}),
+        "Softmax": Spec("softmax", ("x", "axis")),
+        "LogSoftmax": Spec("log_softmax", ("x", "axis")),
+        "Cast": Spec("cast", ("x", "dtype")),
+        "Clip": Spec("clip", ("x", "x_min", "x_max")),
+        "Concatenate": Spec("concatenate", ("xs", "axis")),
+        "Stack": Spec("stack", ("xs", "axis"), {"x": "xs"}),
+        "Reshape": Spec("reshape", ("x", "newshape"), {"shape": "newshape"}),
+        "Ravel": Spec("reshape", ("x",), fixed={"newshape": [-1]}),
+        "ExpandDims": Spec("expand_dims", ("x", "axis")),
+        "Squeeze": Spec("squeeze", ("x", "axis")),
+        "Transpose": Spec("transpose", ("x", "axes")),
+        "Swapaxes": Spec("swapaxes", ("x", "axis1", "axis2")),
+        "Moveaxis": Spec("moveaxis", ("x", "source", "destination")),
+        "Flip": Spec("flip", ("x", "axis")),
+        "Roll": Spec("roll", ("x", "shift", "axis")),
+        "Repeat": Spec("repeat", ("x", "repeats", "axis")),
+        "Tile": Spec("tile", ("x", "repeats")),
+        "Take": Spec("take", ("x", "indices", "axis")),
+        "GetItem": Spec("getitem", ("x", "key")),
+        "Split": Spec("split", ("x", "indices_or_sections", "axis")),
+        "Pad": Spec("pad", ("x", "constant_values")),
+        "Matmul": Spec("matmul", ("x1", "x2")),
+        "Dot": Spec("matmul", ("x1", "x2")),
+        "Average": Spec("mean", ("x", "weights", "axis")),
     }
 
 
-def _functions() -> dict[str, Call]:
-    """TensorFlow's functions, by their public names."""
-    calls: dict[str, Call] = {}
-    pair = {"x": "x1", "y": "x2"}
+_PAIR = {"x": "x1", "y": "x2"}
+_TENSOR = {"features": "x", "logits": "x", "input": "x", "input_tensor": "x",
+           "tensor": "x", "a": "x", "t": "x"}  # fmt: skip
+"""What TensorFlow calls the arguments that are x1 and x2, or x, here."""
+
+
+def _functions_of_many_names() -> dict[str, Spec]:
+    """TensorFlow's functions that several modules of it have."""
+    specs: dict[str, Spec] = {}
     names = {
         "add": "add", "subtract": "subtract", "multiply": "multiply", "divide": "divide",
         "truediv": "divide", "maximum": "maximum", "minimum": "minimum", "pow": "power",
     }  # fmt: skip
     for name, operation in names.items():
         for prefix in ("math.", "", "__operators__."):
-            calls[prefix + name] = Call(operation, ("x1", "x2"), pair)
+            specs[prefix + name] = Spec(operation, ("x1", "x2"), _PAIR)
     for name in ("sub", "mul", "div"):
         operation = {"sub": "subtract", "mul": "multiply", "div": "divide"}[name]
-        calls[f"__operators__.{name}"] = Call(operation, ("x1", "x2"), pair)
-    renamed = {"features": "x", "logits": "x", "input": "x", "input_tensor": "x",
-               "tensor": "x", "a": "x", "t": "x"}  # fmt: skip
+        specs[f"__operators__.{name}"] = Spec(operation, ("x1", "x2"), _PAIR)
     for name in _FUNCTIONS_OF_ONE:
-        calls[name] = Call(name.rsplit(".", 1)[-1], ("x",), renamed)
-    calls["math.abs"] = calls["abs"] = Call("absolute", ("x",), renamed)
-    calls["__operators__.neg"] = calls["math.negative"]
-    calls["nn.swish"] = calls["nn.silu"]
-    calls["stop_gradient"] = calls["identity"]
+        specs[name] = Spec(name.rsplit(".", 1)[-1], ("x",), _TENSOR)
+    specs["math.abs"] = specs["abs"] = Spec("absolute", ("x",), _TENSOR)
+    specs["__operators__.neg"] = specs["math.negative"]
+    specs["nn.swish"] = specs["nn.silu"]
+    specs["stop_gradient"] = specs["identity"]
     for name in _REDUCTIONS:
         for prefix in ("math.reduce_", "reduce_"):
-            others = {**renamed, "keep_dims": "keepdims"}
-            calls[prefix + name] = Call(name, ("x", "axis", "keepdims"), others)
+            others = {**_TENSOR, "keep_dims": "keepdims"}
+            specs[prefix + name] = Spec(name, ("x", "axis", "keepdims"), others)
     for prefix in ("", "compat.v1."):
-        calls[f"{prefix}transpose"] = Call("transpose", ("x", "axes"), {"a": "x", "perm": "axes"})
-        calls[f"{prefix}squeeze"] = Call("squeeze", ("x", "axis"), renamed)
-        calls[f"{prefix}expand_dims"] = Call("expand_dims", ("x", "axis"), renamed)
-        calls[f"{prefix}concat"] = Call("concatenate", ("xs", "axis"), {"values": "xs"})
-    shape = {**renamed, "shape": "newshape"}
-    pads = {**renamed, "paddings": "pad_width"}
-    bounds = {**renamed, "clip_value_min": "x_min", "clip_value_max": "x_max"}
+        specs[f"{prefix}transpose"] = Spec("transpose", ("x", "axes"), {"a": "x", "perm": "axes"})
+        specs[f"{prefix}squeeze"] = Spec("squeeze", ("x", "axis"), _TENSOR)
+        specs[f"{prefix}expand_dims"] = Spec("expand_dims", ("x", "axis"), _TENSOR)
+        specs[f"{prefix}concat"] = Spec("concatenate", ("xs", "axis"), {"values": "xs"})
+    return specs
+
+
+def _functions() -> dict[str, Spec]:
+    """TensorFlow's functions, by their public names."""
+    shape = {**_TENSOR, "shape": "newshape"}
+    pads = {**_TENSOR, "paddings": "pad_width"}
+    bounds = {**_TENSOR, "clip_value_min": "x_min", "clip_value_max": "x_max"}
     matrices = {"a": "x1", "b": "x2"}
-    return calls | {
-        "nn.elu": Call("elu", ("x",), renamed),
-        "nn.gelu": Call("gelu", ("x", "approximate"), renamed),
-        "nn.leaky_relu": Call(
-            "leaky_relu", ("x", "negative_slope"), {**renamed, "alpha": "negative_slope"},
+    return _functions_of_many_names() | {
+        "nn.elu": Spec("elu", ("x",), _TENSOR),
+        "nn.gelu": Spec("gelu", ("x", "approximate"), _TENSOR),
+        "nn.leaky_relu": Spec(
+            "leaky_relu", ("x", "negative_slope"), {**_TENSOR, "alpha": "negative_slope"},
             {"negative_slope": 0.2},
         ),
-        "nn.softmax": Call("softmax", ("x", "axis"), renamed),
-        "nn.log_softmax": Call("log_softmax", ("x", "axis"), renamed),
-        "nn.bias_add": Call("add", ("x1", "x2"), {"value": "x1", "bias": "x2"}),
-        "math.add_n": Call("add_n", ("xs",), {"inputs": "xs"}),
-        "add_n": Call("add_n", ("xs",), {"inputs": "xs"}),
-        "math.squared_difference": Call("squared_difference", ("x1", "x2"), pair),
-        "cast": Call("cast", ("x", "dtype"), renamed),
-        "clip_by_value": Call("clip", ("x", "x_min", "x_max"), bounds),
-        "stack": Call("stack", ("xs", "axis"), {"values": "xs"}, {"axis": 0}),
-        "reshape": Call("reshape", ("x", "newshape"), shape),
-        "reverse": Call("flip", ("x", "axis"), renamed),
-        "roll": Call("roll", ("x", "shift", "axis"), renamed),
-        "repeat": Call("repeat", ("x", "repeats", "axis"), renamed),
-        "tile": Call("tile", ("x", "repeats"), {**renamed, "multiples": "repeats"}),
-        "gather": Call("take", ("x", "indices", "validate_indices", "axis"),
+        "nn.softmax": Spec("softmax", ("x", "axis"), _TENSOR),
+        "nn.log_softmax": Spec("log_softmax", ("x", "axis"), _TENSOR),
+        "nn.bias_add": Spec("add", ("x1", "x2"), {"value": "x1", "bias": "x2"}),
+        "math.add_n": Spec("add_n", ("xs",), {"inputs": "xs"}),
+        "add_n": Spec("add_n", ("xs",), {"inputs": "xs"}),
+        "math.squared_difference": Spec("squared_difference", ("x1", "x2"), _PAIR),
+        "cast": Spec("cast", ("x", "dtype"), _TENSOR),
+        "clip_by_value": Spec("clip", ("x", "x_min", "x_max"), bounds),
+        "stack": Spec("stack", ("xs", "axis"), {"values": "xs"}, {"axis": 0}),
+        "reshape": Spec("reshape", ("x", "newshape"), shape),
+        "reverse": Spec("flip", ("x", "axis"), _TENSOR),
+        "roll": Spec("roll", ("x", "shift", "axis"), _TENSOR),
+        "repeat": Spec("repeat", ("x", "repeats", "axis"), _TENSOR),
+        "tile": Spec("tile", ("x", "repeats"), {**_TENSOR, "multiples": "repeats"}),
+        "gather": Spec("take", ("x", "indices", "validate_indices", "axis"),
                        {"params": "x"}, {"axis": 0}),
-        "split": Call("split", ("x", "indices_or_sections", "axis"),
+        "split": Spec("split", ("x", "indices_or_sections", "axis"),
                       {"value": "x", "num_or_size_splits": "sizes"}, {"axis": 0}),
-        "pad": Call("pad", ("x", "pad_width", "mode", "constant_values"), pads),
-        "matmul": Call("matmul", ("x1", "x2"), matrices),
-        "linalg.matmul": Call("matmul", ("x1", "x2"), matrices),
-        "nn.depth_to_space": Call("depth_to_space", ("x", "block_size"), renamed),
-        "nn.space_to_depth": Call("space_to_depth", ("x", "block_size"), renamed),
-        "__operators__.getitem": Call(
-            "getitem", ("x", "key"), {**renamed, "slice_spec": "key"}
+        "pad": Spec("pad", ("x", "pad_width", "mode", "constant_values"), pads),
+        "matmul": Spec("matmul", ("x1", "x2"), matrices),
+        "linalg.matmul": Spec("matmul", ("x1", "x2"), matrices),
+        "nn.depth_to_space": Spec("depth_to_space", ("x", "block_size"), _TENSOR),
+        "nn.space_to_depth": Spec("space_to_depth", ("x", "block_size"), _TENSOR),
+        "__operators__.getitem": Spec(
+            "getitem", ("x", "key"), {**_TENSOR, "slice_spec": "key"}
         ),
     }  # fmt: skip
 
 
-def _nodes() -> dict[str, Call]:
+def _nodes() -> dict[str, Spec]:
     """TensorFlow's graph operations."""
-    calls = {
-        name: Call(operation, ("x1", "x2"))
+    specs = {
+        name: Spec(operation, ("x1", "x2"))
         for name, operation in {
             "Add": "add", "AddV2": "add", "BiasAdd": "add", "Sub": "subtract", "Mul": "multiply",
             "RealDiv": "divide", "Maximum": "maximum", "Minimum": "minimum", "Pow": "power",
@@ -175,28 +182,30 @@ def _nodes() -> dict[str, Call]:
     }  # fmt: skip
     unary = ("Relu", "Relu6", "Elu", "Selu", "Sigmoid", "Tanh", "Softplus", "Softsign", "Exp",
              "Log", "Sqrt", "Rsqrt", "Reciprocal", "Square", "Erf", "Identity")  # fmt: skip
-    calls |= {name: Call(name.lower(), ("x",)) for name in unary}
-    calls |= {name: Call(name.lower(), ("x", "axis"), {"keep_dims": "keepdims"})
+    specs |= {name: Spec(name.lower(), ("x",)) for name in unary}
+    specs |= {name: Spec(name.lower(), ("x", "axis"), {"keep_dims": "keepdims"})
               for name in ("Mean", "Sum", "Max", "Min")}  # fmt: skip
-    return calls | {
-        "Abs": Call("absolute", ("x",)),
-        "Neg": Call("negative", ("x",)),
-        "Softmax": Call("softmax", ("x",)),
-        "LeakyRelu": Call("leaky_relu", ("x",), {"alpha": "negative_slope"}),
-        "Cast": Call("cast", ("x",), {"DstT": "dtype"}),
-        "Reshape": Call("reshape", ("x", "newshape")),
-        "ExpandDims": Call("expand_dims", ("x", "axis")),
-        "Squeeze": Call("squeeze", ("x",), {"squeeze_dims": "axis"}),
-        "Transpose": Call("transpose", ("x", "axes")),
-        "Pad": Call("pad", ("x", "pad_width")),
-        "PadV2": Call("pad", ("x", "pad_width", "constant_values")),
-        "MirrorPad": Call("pad", ("x", "pad_width")),
-        "Tile": Call("tile", ("x", "repeats")),
-        "ConcatV2": Call("concatenate", ("xs", "axis")),
-        "AddN": Call("add_n", ("xs",)),
-        "DepthToSpace": Call("depth_to_space", ("x", "block_size")),
-        "SpaceToDepth": Call("space_to_depth", ("x", "block_size")),
-        "StridedSlice": Call("strided_slice", ("x", "begin", "end", "strides")),
+    return specs | {
+        "Abs": Spec("absolute", ("x",)),
+        "Neg": Spec("negative", ("x",)),
+        "Softmax": Spec("softmax", ("x",)),
+        "LeakyRelu": Spec("leaky_relu", ("x",), {"alpha": "negative_slope"}),
+        "Cast": Spec("cast", ("x",), {"DstT": "dtype"}),
+        "Reshape": Spec("reshape", ("x", "newshape")),
+        "ExpandDims": Spec("expand_dims", ("x", "axis")),
+        "Squeeze": Spec("squeeze", ("x",), {"squeeze_dims": "axis"}),
+        "Transpose": Spec("transpose", ("x", "axes")),
+        "Pad": Spec("pad", ("x", "pad_width")),
+        "PadV2": Spec("pad", ("x", "pad_width", "constant_values")),
+        "MirrorPad": Spec("pad", ("x", "pad_width")),
+        "Tile": Spec("tile", ("x", "repeats")),
+        "ConcatV2": Spec("concatenate", ("xs", "axis")),
+        "AddN": Spec("add_n", ("xs",)),
+        "Split": Spec("split", ("axis", "x"), {"num_split": "indices_or_sections"}),
+        "SplitV": Spec("split", ("x", "sizes", "axis")),
+        "DepthToSpace": Spec("depth_to_space", ("x", "block_size")),
+        "SpaceToDepth": Spec("space_to_depth", ("x", "block_size")),
+        "StridedSlice": Spec("strided_slice", ("x", "begin", "end", "strides")),
     }
 
 
@@ -204,11 +213,11 @@ def _camel(name: str) -> str:
     return "".join(part.capitalize() for part in name.split("_"))
 
 
-CALLS: dict[str, dict[str, Call]] = {"ops": _keras3(), "tf": _functions(), "node": _nodes()}
+SPECS: dict[str, dict[str, Spec]] = {"ops": _keras3(), "tf": _functions(), "node": _nodes()}
 
 
 def is_keras3_operation(entry: Config, config: Config, keras: tuple[int, int]) -> bool:
-    """Whether a layer's entry is an operation of Keras 3.
+    """Return whether a layer's entry is an operation of Keras 3.
 
     HDF5 files leave the module out; but every layer there says whether it is trained.
     """
@@ -217,11 +226,11 @@ def is_keras3_operation(entry: Config, config: Config, keras: tuple[int, int]) -
         return False
     if "module" in entry:
         return str(entry["module"]).startswith(_KERAS_MODULES)
-    return "trainable" not in config and str(entry.get("class_name")) in CALLS["ops"]
+    return "trainable" not in config and str(entry.get("class_name")) in SPECS["ops"]
 
 
 def operation_of(class_name: str, config: Config) -> tuple[str, str, Config]:
-    """An operation's name in here, its name for people, and its settings."""
+    """Return an operation's name in here, its name for people, and its settings."""
     if class_name in ("TFOpLambda", "SlicingOpLambda"):
         function = str(config.get("function", class_name))
         return f"tf:{function}", f"tf.{function}" if function != class_name else class_name, {}
@@ -241,12 +250,12 @@ def operation_of(class_name: str, config: Config) -> tuple[str, str, Config]:
 
 
 def bind(operation: str, config: Config, arguments: Arguments) -> tuple[str, Config]:
-    """The operation that a layer stands for and its arguments by name, without those not given.
+    """Return the operation that a layer stands for, and by name the arguments that are given.
 
     Raises ConversionError for an unknown operation, or arguments that it does not take.
     """
     family, name = operation.split(":", 1)
-    call = CALLS[family].get(name)
+    call = SPECS[family].get(name)
     if call is None:
         raise ConversionError(
             "this operation is not supported; docs/keras.md lists the operations that are, or use "
@@ -286,8 +295,9 @@ def _node_arguments(config: Config, arguments: Arguments) -> tuple[list[Any], Co
     return inputs, {}, attributes
 
 
-_ATTRIBUTES = ("keep_dims", "alpha", "squeeze_dims", "mode", "DstT", "block_size", "begin_mask",
-               "end_mask", "shrink_axis_mask", "ellipsis_mask", "new_axis_mask")  # fmt: skip
+_ATTRIBUTES = ("keep_dims", "alpha", "squeeze_dims", "mode", "DstT", "block_size", "num_split",
+               "begin_mask", "end_mask", "shrink_axis_mask", "ellipsis_mask",
+               "new_axis_mask")  # fmt: skip
 
 
 def _attribute(value: Config) -> Any:

@@ -4,54 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-
-import onnx
 
 from converters.errors import ConversionError
-from converters.graph import Graph, Value
-from converters.keras_arguments import Ref
+from converters.graph import Graph, Symbol
+from converters.keras_config import input_shape_of
 from converters.keras_layers import kind_of
 from converters.keras_layers.operations import operate
-from converters.network import Call, Layer, Network, input_shape_of
-
-Shape = tuple[int | None, ...]
-
-
-@dataclass(frozen=True)
-class LayerRow:
-    """One line of the layer table.
-
-    name: the layer, with the models that it is inside of: "encoder/conv2d".
-    shape: its (first) output, the batch as None.
-    nodes: the names of the ONNX nodes that it became.
-    """
-
-    name: str
-    class_name: str
-    shape: Shape
-    parameters: int
-    nodes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Tensor:
-    """An input or an output: its name, and its shape with the batch as None."""
-
-    name: str
-    shape: Shape
-
-
-@dataclass
-class Translated:
-    """An ONNX model and what a user wants to see of it."""
-
-    model: onnx.ModelProto
-    inputs: tuple[Tensor, ...]
-    outputs: tuple[Tensor, ...]
-    layers: tuple[LayerRow, ...]
-    notes: tuple[str, ...] = ()
-    """What the source left open, or holds beside what is served."""
+from converters.network import Call, Layer, Network, Ref
+from converters.translated import LayerRow, Tensor, Translated
 
 
 def translate(
@@ -59,7 +19,7 @@ def translate(
     metadata: dict[str, str],
     input_shapes: Sequence[Sequence[int]] | None = None,
 ) -> Translated:
-    """The network as an ONNX model. Takes the weights out of `network` as it goes.
+    """Return the network as an ONNX model. Take the weights out of `network` as it goes.
 
     input_shapes: one shape per input, without the batch, for models that leave sizes
         open (a convolution on images of any size) or that declare none.
@@ -91,7 +51,7 @@ def translate(
 
 
 def _forget_weights(network: Network) -> None:
-    """Frees the weights, which the graph has copies of."""
+    """Free the weights, which the graph has copies of."""
     for layer in network.layers:
         layer.weights.clear()
         if layer.network is not None:
@@ -105,13 +65,13 @@ class _Walk:
         self.graph = graph
         self.rows: dict[str, tuple[Layer, tuple[int, ...], int]] = {}
 
-    def run(self, network: Network, inputs: list[Value], prefix: str) -> list[Value]:
-        """The values of the network's outputs when it is called on `inputs`."""
+    def run(self, network: Network, inputs: list[Symbol], prefix: str) -> list[Symbol]:
+        """Return the values of the network's outputs when it is called on `inputs`."""
         if len(inputs) != len(network.inputs):
             raise ConversionError(
                 f"it is called on {len(inputs)} tensors but has {len(network.inputs)} inputs"
             )
-        values: dict[Ref, Value] = dict(zip(network.inputs, inputs, strict=True))
+        values: dict[Ref, Symbol] = dict(zip(network.inputs, inputs, strict=True))
         for layer in network.layers:
             if layer.class_name == "InputLayer" and (layer.name, 0, 0) in values:
                 self._note(prefix, layer, values[layer.name, 0, 0])
@@ -135,8 +95,8 @@ class _Walk:
             raise ConversionError(f"the output {error.args[0]} does not exist") from None
 
     def _call(
-        self, call: Call, arguments: list[Value], keras: tuple[int, int], prefix: str
-    ) -> list[Value]:
+        self, call: Call, arguments: list[Symbol], keras: tuple[int, int], prefix: str
+    ) -> list[Symbol]:
         layer = call.layer
         if layer.network is not None:
             return self.run(layer.network, arguments, f"{prefix}{layer.name}/")
@@ -149,7 +109,7 @@ class _Walk:
         self._note(prefix, layer, result)
         return [result]
 
-    def _note(self, prefix: str, layer: Layer, value: Value) -> None:
+    def _note(self, prefix: str, layer: Layer, value: Symbol) -> None:
         count = sum(array.size for array in layer.weights.values())
         self.rows.setdefault(f"{prefix}{layer.name}", (layer, value.shape, count))
 

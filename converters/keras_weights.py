@@ -21,8 +21,6 @@ from converters.keras_layers import kind_of
 from converters.keras_layers.activations import INSIDE, weights_inside
 from converters.network import Layer, Network
 
-Array = NDArray[np.generic]
-
 # Weights that training does not change by gradients; a model in a model stores them last.
 NOT_TRAINED = frozenset({"moving_mean", "moving_variance", "mean", "variance", "count"})
 
@@ -30,12 +28,12 @@ MISMATCH = "the weights and the architecture do not belong together"
 
 
 def roles_of(layer: Layer) -> tuple[str, ...]:
-    """The weights that a layer (not a nested model) has, in Keras' order."""
+    """Return the weights that a layer (not a nested model) has, in Keras' order."""
     return (*kind_of(layer).roles(layer.config), *weights_inside(layer.config))
 
 
 def check_supported(network: Network) -> None:
-    """Raises the ConversionError of the first layer that cannot be converted."""
+    """Raise the ConversionError of the first layer that cannot be converted."""
     for layer in network.layers:
         if layer.network is not None:
             try:
@@ -50,7 +48,7 @@ def check_supported(network: Network) -> None:
 
 
 def assign_legacy(network: Network, file: Hdf5, root: h5py.Group) -> None:
-    """Weights from the legacy layout; `root` has the attribute layer_names.
+    """Assign weights from the legacy layout; `root` has the attribute layer_names.
 
     In order, as Keras' load_weights does it, whatever the layers are called: a name that the
     file has too may belong to another layer there.
@@ -93,8 +91,8 @@ def _trainable_first(slots: list[Slot]) -> list[Slot]:
     return [s for s in slots if is_trained(s)] + [s for s in slots if not is_trained(s)]
 
 
-def _fill(layer: Layer, names: Sequence[str], arrays: Sequence[Array]) -> None:
-    """Distributes the arrays of one group over a layer, or over the layers of a model in it.
+def _fill(layer: Layer, names: Sequence[str], arrays: Sequence[NDArray[np.generic]]) -> None:
+    """Distribute the arrays of one group over a layer, or over the layers of a model in it.
 
     The order inside a nested model changed between versions and depends on which layers
     were frozen; the roles in the weights' names tell which order it is.
@@ -125,7 +123,7 @@ def _agrees(found: Sequence[str], expected: Sequence[str]) -> bool:
 
 
 def assign_v3(network: Network, file: Hdf5, root: h5py.Group) -> None:
-    """Weights from the version 3 layout; `root` holds the tree of the whole model."""
+    """Assign weights from the version 3 layout; `root` holds the tree of the whole model."""
     # tf.keras 2.12 and 2.13 named the list of layers after an attribute of their own.
     group = file.group(root, "layers") or file.group(root, "_layer_checkpoint_dependencies")
     if group is None:
@@ -189,7 +187,7 @@ def _v3_names(layers: Sequence[Layer], twice: bool = False) -> list[tuple[Layer,
 
 
 def snake_case(name: str) -> str:
-    """Keras' own rule: 'SeparableConv2D' -> 'separable_conv2d'."""
+    """Return a class' name by Keras' own rule: 'SeparableConv2D' -> 'separable_conv2d'."""
     name = re.sub(r"\W+", "", name)
     name = re.sub("(.)([A-Z][a-z]+)", r"\1_\2", name)
     return re.sub("([a-z])([A-Z])", r"\1_\2", name).lower()
@@ -199,7 +197,7 @@ def snake_case(name: str) -> str:
 
 
 def assign_live(network: Network, layer_named: Callable[[str], object]) -> None:
-    """Weights from a Keras model in memory; `layer_named` gives its layers."""
+    """Assign weights from a Keras model in memory; `layer_named` gives its layers."""
     for layer in network.layers:
         live = layer_named(layer.name) if _slots(layer) else None
         if live is None:

@@ -20,7 +20,7 @@ MAX_BYTES = 8 << 30
 
 
 def read_weights(model: onnx.ModelProto, path: Path) -> None:
-    """Puts the weights that lie in `path`.data (or `path`_data) into the model, in place.
+    """Put the weights that lie in `path`.data (or `path`_data) into the model, in place.
 
     Raises: ConversionError for any other file, and for one that is missing or too short.
     """

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from onnx import helper, numpy_helper
 from torch import Tensor, nn
 
 from converters.errors import ConversionError
+from converters.onnx_nodes import attributes_of
 from converters.onnx_ops import OPERATORS
 from converters.onnx_reasons import reason
 
@@ -20,7 +20,7 @@ SMALL = 4096  # bytes; what is smaller may be a shape or a bound that shape infe
 
 
 def check(model: onnx.ModelProto) -> None:
-    """Runs onnx.checker with shape inference.
+    """Run onnx.checker with shape inference.
 
     The checker copies the model several times over, so it is given one whose large weights
     are declared as inputs: it knows their types and shapes, not their numbers.
@@ -88,12 +88,13 @@ class OnnxModule(nn.Module):
         self._stored[name] = attribute
 
     def _step(self, node: onnx.NodeProto) -> _Step | None:
-        attributes = {a.name: _attribute(a) for a in node.attribute}
+        attributes = attributes_of(node)
         if node.op_type == "Constant" and not node.domain:
             value = next(iter(attributes.values()), None)
             if value is None:
                 raise ConversionError(f"node {node.name!r} (Constant) has no value")
-            self._store(node.output[0], np.array(value))
+            is_tensor = isinstance(value, onnx.TensorProto)
+            self._store(node.output[0], _array(value) if is_tensor else np.array(value))
             return None
         if node.op_type not in OPERATORS or node.domain not in ("", "ai.onnx"):
             raise ConversionError(f"node {node.name!r} ({node.op_type}): {reason(node.op_type)}")
@@ -104,7 +105,7 @@ class OnnxModule(nn.Module):
         return _Step(node, {**attributes, "op": node.op_type})
 
     def forward(self, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
-        """inputs: float32 with the batch first, one per graph input."""
+        """Return the outputs for inputs: float32 with the batch first, one per graph input."""
         if len(inputs) != len(self.input_names):
             raise TypeError(f"{len(self.input_names)} inputs are needed, not {len(inputs)}")
         values: dict[str, Tensor | None] = {"": None}
@@ -142,15 +143,6 @@ def _array(tensor: onnx.TensorProto) -> np.ndarray[Any, Any]:
         )
     array = numpy_helper.to_array(tensor)
     return array.astype(np.float32) if array.dtype.kind == "f" else np.array(array)
-
-
-def _attribute(attribute: onnx.AttributeProto) -> Any:
-    value = helper.get_attribute_value(attribute)
-    if isinstance(value, bytes):
-        return value.decode(errors="replace")
-    if isinstance(value, onnx.TensorProto):
-        return _array(value)
-    return list(value) if isinstance(value, Iterable) and not isinstance(value, str) else value
 
 
 def _present(value: Tensor | None) -> Tensor:

@@ -50,9 +50,27 @@ _REASONS = {
     "Einsum": "write the product as a linear layer, or as a reshape and a linear layer",
 }
 
+_TREES = "decision trees are not supported; use a linear model or an MLP"
+_VECTORS = "support vector machines are not supported; use a linear model or an MLP"
+_ENCODE = "encode categories before the query, and export the model without it"
+REMEDIES = {
+    "TreeEnsemble": _TREES,
+    "TreeEnsembleClassifier": _TREES,
+    "TreeEnsembleRegressor": _TREES,
+    "SVMClassifier": _VECTORS,
+    "SVMRegressor": _VECTORS,
+    "Imputer": "fill missing values before the query, and export the model without it",
+    "OneHotEncoder": _ENCODE,
+    "LabelEncoder": _ENCODE,
+    "CategoryMapper": _ENCODE,
+    "DictVectorizer": _ENCODE,
+    "Binarizer": "compare with the threshold before the query, and export the model without it",
+}
+"""Why an operator of scikit-learn is not served, and what to do."""
+
 
 def reason(op: str) -> str:
-    """Why the operator is refused, in words that go behind its name."""
+    """Return why the operator is refused, in words that go behind its name."""
     known = _REASONS.get(op)
     if known is None and (
         "Quantize" in op or op.startswith(("QLinear", "QGemm")) or "Integer" in op

@@ -15,11 +15,12 @@ import torch
 from google.protobuf.message import DecodeError
 
 from converters.errors import ConversionError
-from converters.keras_to_onnx import LayerRow, Tensor, Translated
 from converters.onnx_data import read_weights
 from converters.onnx_ml import served_outputs
 from converters.onnx_model import OnnxModule, check
-from converters.onnx_rewrite import OPSET, rewrite
+from converters.onnx_nodes import OPSET
+from converters.onnx_rewrite import rewrite
+from converters.translated import LayerRow, Tensor, Translated
 
 MAX_BYTES = 2 << 30  # protobuf's own limit
 SCALES = (1.0, -0.1, 30.0)
@@ -35,7 +36,7 @@ NOT_EXPORTED = (
 
 
 def read_onnx(path: Path, input_shape: Sequence[Any] | None = None) -> Translated:
-    """The ONNX model in a file, as opset 17 with a free batch axis.
+    """Return the ONNX model in a file, as opset 17 with a free batch axis.
 
     input_shape: without the batch; fixes sizes that the file leaves open.
 
@@ -58,7 +59,7 @@ def read_onnx(path: Path, input_shape: Sequence[Any] | None = None) -> Translate
 
 
 def export_module(module: torch.nn.Module, input_shape: Sequence[Any] | None) -> Translated:
-    """The ONNX model that torch exports for `module`, on inputs of shape (batch, *input_shape).
+    """Return the ONNX model that torch exports for `module` on inputs (batch, *input_shape).
 
     Raises: ConversionError if the shape is missing or torch cannot export the module.
     """
@@ -126,7 +127,7 @@ def _spread(shape: tuple[int, ...], number: int) -> torch.Tensor:
 def _compare(
     module: torch.nn.Module, translated: Translated, shapes: Sequence[tuple[int, ...]]
 ) -> None:
-    """Refuses a module that decides by its data: what was exported is one way through it."""
+    """Refuse a module that decides by its data: what was exported is one way through it."""
     converted = OnnxModule(translated.model)
     served = {tensor.name for tensor in translated.outputs}
     for scale in SCALES:

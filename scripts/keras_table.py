@@ -13,7 +13,7 @@ from pathlib import Path
 
 from converters.keras_layers import LAYERS, LayerKind
 from converters.keras_layers.activations import FUNCTIONS
-from converters.keras_operations import CALLS
+from converters.keras_operations import SPECS
 
 TARGET = Path(__file__).resolve().parents[1] / "docs" / "keras.md"
 
@@ -30,7 +30,7 @@ HEAD = """\
 | `.keras` zip | Keras 3, tf.keras from 2.12 |
 | HDF5 with weights alone, given `--architecture model.json` (`model.to_json()`) | Keras 1, 2, 3 |
 | a live model, `converters.convert(model)` | tf.keras, Keras 2, Keras 3 |
-| `.onnx` of opsets 7 to the newest, fixed or free batch | operators in `converters/onnx_op*.py` |
+| `.onnx` of opsets 7 to the newest, fixed or free batch | operators in `converters/onnx_ops/` |
 | `.onnx` with its weights in `model.onnx.data` beside it | torch's newer exporter |
 | `.onnx` of scikit-learn (skl2onnx): scores; labels are left out | scalers, linear models, MLPs |
 | `torch.nn.Module` with `input_shape` | what torch exports to those |
@@ -98,7 +98,7 @@ def text() -> str:
             lines.append(f"| {', '.join(names)} | {kind.summary} |")
     activations = ", ".join(f"`{name}`" for name in sorted(FUNCTIONS))
     operations = {
-        family: ", ".join(f"`{name}`" for name in sorted(calls)) for family, calls in CALLS.items()
+        family: ", ".join(f"`{name}`" for name in sorted(specs)) for family, specs in SPECS.items()
     }
     return "\n".join(lines) + "\n" + TAIL.format(activations=activations, **operations)
 

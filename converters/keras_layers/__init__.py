@@ -8,6 +8,7 @@ from converters.keras_layers import (
     movements,
     normalization,
     operations,
+    picking,
     pooling,
     reshaping,
 )
@@ -24,6 +25,7 @@ __all__ = [
     "movements",
     "normalization",
     "operations",
+    "picking",
     "pooling",
     "reshaping",
 ]

@@ -11,12 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converters.errors import ConversionError
-from converters.graph import Graph, Value
+from converters.graph import Graph, Symbol
 from converters.keras_layers import settings
 from converters.keras_layers.registry import keras_layer
 from converters.network import Config, Layer
 
-Function = Callable[[Graph, Value], Value]
+Function = Callable[[Graph, Symbol], Symbol]
 
 INSIDE = "activation/"
 """Begins the roles of weights that belong to a layer in a layer's `activation`."""
@@ -29,14 +29,14 @@ def _simple(op: str, **attributes: Any) -> Function:
 def _times(gate: Function) -> Function:
     """x * gate(x)."""
 
-    def function(graph: Graph, value: Value) -> Value:
+    def function(graph: Graph, value: Symbol) -> Symbol:
         gated = gate(graph, value)
         return replace(value, name=graph.emit("Mul", [value.name, gated.name]))
 
     return function
 
 
-def clip(graph: Graph, value: Value, low: float | None, high: float | None) -> Value:
+def clip(graph: Graph, value: Symbol, low: float | None, high: float | None) -> Symbol:
     """Clip to [low, high]; None leaves that side open."""
     bounds = [
         "" if bound is None else graph.constant(np.array(bound, np.float32), name)
@@ -46,22 +46,22 @@ def clip(graph: Graph, value: Value, low: float | None, high: float | None) -> V
     return replace(value, name=name)
 
 
-def softmax(graph: Graph, value: Value, axis: int = -1, op: str = "Softmax") -> Value:
-    """Softmax or LogSoftmax along `axis` of Keras' shape (no batch, may be negative)."""
+def softmax(graph: Graph, value: Symbol, axis: int = -1, op: str = "Softmax") -> Symbol:
+    """Return Softmax or LogSoftmax along `axis` of Keras' shape (no batch, may be negative)."""
     value = graph.natural(value)
     return graph.unary(op, value, axis=axis % len(value.shape) + 1)
 
 
-def gelu(graph: Graph, value: Value) -> Value:
-    """x * (1 + erf(x / sqrt 2)) / 2, the exact form."""
+def gelu(graph: Graph, value: Symbol) -> Symbol:
+    """Return x * (1 + erf(x / sqrt 2)) / 2, the exact form."""
     inner = graph.with_constant("Mul", value, np.array(math.sqrt(0.5), np.float32), "sqrt_half")
     one_more = graph.with_constant("Add", graph.unary("Erf", inner), np.array(1, np.float32), "one")
     half = graph.with_constant("Mul", value, np.array(0.5, np.float32), "half")
     return replace(value, name=graph.emit("Mul", [half.name, one_more.name]))
 
 
-def mish(graph: Graph, value: Value) -> Value:
-    """x * tanh(softplus(x))."""
+def mish(graph: Graph, value: Symbol) -> Symbol:
+    """Return x * tanh(softplus(x))."""
     gate = graph.unary("Tanh", graph.unary("Softplus", value))
     return replace(value, name=graph.emit("Mul", [value.name, gate.name]))
 
@@ -99,7 +99,7 @@ FUNCTIONS: dict[str, Function] = {
 
 
 def function_named(name: str, keras: tuple[int, int]) -> Function:
-    """The activation function that a Keras of version `keras` calls `name`."""
+    """Return the activation function that a Keras of version `keras` calls `name`."""
     if name == "hard_sigmoid" and keras[0] < 3:
         return _hard_sigmoid(0.2)
     if name not in FUNCTIONS:
@@ -109,8 +109,8 @@ def function_named(name: str, keras: tuple[int, int]) -> Function:
     return FUNCTIONS[name]
 
 
-def activate(graph: Graph, layer: Layer, value: Value, keras: tuple[int, int]) -> Value:
-    """Applies the layer's `activation` setting to its result."""
+def activate(graph: Graph, layer: Layer, value: Symbol, keras: tuple[int, int]) -> Symbol:
+    """Apply the layer's `activation` setting to its result."""
     own = {
         role.removeprefix(INSIDE): array
         for role, array in layer.weights.items()
@@ -120,7 +120,7 @@ def activate(graph: Graph, layer: Layer, value: Value, keras: tuple[int, int]) -
 
 
 def weights_inside(config: Config) -> tuple[str, ...]:
-    """Roles of the weights that a layer has by its `activation`: those of a PReLU in it."""
+    """Return the roles of weights that a layer has by its `activation`: those of a PReLU."""
     activation = config.get("activation")
     is_prelu = isinstance(activation, dict) and activation.get("class_name") == "PReLU"
     return (f"{INSIDE}alpha",) if is_prelu else ()
@@ -129,11 +129,11 @@ def weights_inside(config: Config) -> tuple[str, ...]:
 def apply(
     graph: Graph,
     activation: object,
-    value: Value,
+    value: Symbol,
     keras: tuple[int, int],
     weights: dict[str, NDArray[np.generic]],
-) -> Value:
-    """Applies an activation as Keras writes it down: None, a name, or a serialized object."""
+) -> Symbol:
+    """Apply an activation as Keras writes it down: None, a name, or a serialized object."""
     if activation is None:
         return value
     if isinstance(activation, str):
@@ -157,13 +157,13 @@ def apply(
 
 
 @keras_layer("Activation")
-def activation(graph: Graph, layer: Layer, inputs: list[Value], keras: tuple[int, int]) -> Value:
+def activation(graph: Graph, layer: Layer, inputs: list[Symbol], keras: tuple[int, int]) -> Symbol:
     """Every function of the activation table."""
     return activate(graph, layer, inputs[0], keras)
 
 
 @keras_layer("ReLU")
-def relu(graph: Graph, layer: Layer, inputs: list[Value], keras: tuple[int, int]) -> Value:
+def relu(graph: Graph, layer: Layer, inputs: list[Symbol], keras: tuple[int, int]) -> Symbol:
     """max_value, negative_slope, threshold."""
     value, config = inputs[0], layer.config
     high = None if config.get("max_value") is None else settings.number(config, "max_value")
@@ -178,8 +178,8 @@ def relu(graph: Graph, layer: Layer, inputs: list[Value], keras: tuple[int, int]
 
 
 def _thresholded(
-    graph: Graph, value: Value, high: float | None, slope: float, threshold: float
-) -> Value:
+    graph: Graph, value: Symbol, high: float | None, slope: float, threshold: float
+) -> Symbol:
     """x where x > threshold, slope * (x - threshold) elsewhere, and at most `high`."""
     # ThresholdedRelu is 0 up to its alpha also when that is negative, as Keras is.
     above = graph.unary("ThresholdedRelu", value, alpha=threshold)
@@ -194,36 +194,38 @@ def _thresholded(
 
 
 @keras_layer("LeakyReLU")
-def leaky_relu(graph: Graph, layer: Layer, inputs: list[Value], keras: tuple[int, int]) -> Value:
+def leaky_relu(graph: Graph, layer: Layer, inputs: list[Symbol], keras: tuple[int, int]) -> Symbol:
     """alpha / negative_slope."""
     key = "negative_slope" if "negative_slope" in layer.config else "alpha"
     return graph.unary("LeakyRelu", inputs[0], alpha=settings.number(layer.config, key, 0.3))
 
 
 @keras_layer("ELU")
-def elu(graph: Graph, layer: Layer, inputs: list[Value], keras: tuple[int, int]) -> Value:
+def elu(graph: Graph, layer: Layer, inputs: list[Symbol], keras: tuple[int, int]) -> Symbol:
     """alpha."""
     return graph.unary("Elu", inputs[0], alpha=settings.number(layer.config, "alpha", 1.0))
 
 
 @keras_layer("ThresholdedReLU")
 def thresholded_relu(
-    graph: Graph, layer: Layer, inputs: list[Value], keras: tuple[int, int]
-) -> Value:
+    graph: Graph, layer: Layer, inputs: list[Symbol], keras: tuple[int, int]
+) -> Symbol:
     """theta."""
     theta = settings.number(layer.config, "theta", 1.0)
     return graph.unary("ThresholdedRelu", inputs[0], alpha=theta)
 
 
 @keras_layer("Softmax")
-def softmax_layer(graph: Graph, layer: Layer, inputs: list[Value], keras: tuple[int, int]) -> Value:
+def softmax_layer(
+    graph: Graph, layer: Layer, inputs: list[Symbol], keras: tuple[int, int]
+) -> Symbol:
     """A single axis."""
     value = inputs[0]
     return softmax(graph, value, settings.axis(layer.config, "axis", len(value.shape)))
 
 
 @keras_layer("PReLU", weights=("alpha",))
-def prelu(graph: Graph, layer: Layer, inputs: list[Value], keras: tuple[int, int]) -> Value:
+def prelu(graph: Graph, layer: Layer, inputs: list[Symbol], keras: tuple[int, int]) -> Symbol:
     """shared_axes."""
     value, alpha = inputs[0], layer.weights["alpha"]
     try:

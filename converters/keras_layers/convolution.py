@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from converters.errors import ConversionError
-from converters.graph import Graph, Value
+from converters.graph import Graph, Symbol
 from converters.keras_layers import settings
 from converters.keras_layers.activations import activate
 from converters.keras_layers.core import kernel_and_bias, only, weight
@@ -17,7 +17,7 @@ from converters.network import Config, Layer
 
 
 @keras_layer("Conv1D", "Conv2D", weights=kernel_and_bias)
-def conv(graph: Graph, layer: Layer, inputs: list[Value], keras: tuple[int, int]) -> Value:
+def conv(graph: Graph, layer: Layer, inputs: list[Symbol], keras: tuple[int, int]) -> Symbol:
     """valid, same and (Conv1D) causal padding, strides, dilation, groups, both data formats."""
     value, config = only(inputs), layer.config
     sliding = _Sliding(value, layer)
@@ -36,7 +36,7 @@ def _depthwise_weights(config: Config) -> tuple[str, ...]:
 
 
 @keras_layer("DepthwiseConv1D", "DepthwiseConv2D", weights=_depthwise_weights)
-def depthwise(graph: Graph, layer: Layer, inputs: list[Value], keras: tuple[int, int]) -> Value:
+def depthwise(graph: Graph, layer: Layer, inputs: list[Symbol], keras: tuple[int, int]) -> Symbol:
     """depth_multiplier and all options of Conv."""
     value = only(inputs)
     sliding = _Sliding(value, layer)
@@ -52,7 +52,7 @@ def _separable_weights(config: Config) -> tuple[str, ...]:
 
 
 @keras_layer("SeparableConv1D", "SeparableConv2D", weights=_separable_weights)
-def separable(graph: Graph, layer: Layer, inputs: list[Value], keras: tuple[int, int]) -> Value:
+def separable(graph: Graph, layer: Layer, inputs: list[Symbol], keras: tuple[int, int]) -> Symbol:
     """depth_multiplier and all options of Conv."""
     value = only(inputs)
     sliding = _Sliding(value, layer)
@@ -78,7 +78,7 @@ def _depthwise_kernel(layer: Layer, sliding: _Sliding) -> np.ndarray:
 
 
 @keras_layer("Conv1DTranspose", "Conv2DTranspose", weights=kernel_and_bias)
-def transposed(graph: Graph, layer: Layer, inputs: list[Value], keras: tuple[int, int]) -> Value:
+def transposed(graph: Graph, layer: Layer, inputs: list[Symbol], keras: tuple[int, int]) -> Symbol:
     """valid and same padding, strides, dilation, output_padding, both data formats."""
     value, config = only(inputs), layer.config
     rank = 1 if layer.class_name.startswith("Conv1D") else 2
@@ -133,7 +133,7 @@ def transposed(graph: Graph, layer: Layer, inputs: list[Value], keras: tuple[int
 class _Sliding:
     """What the convolutions share: where the window goes and how the node is emitted."""
 
-    def __init__(self, value: Value, layer: Layer, pointwise: bool = False) -> None:
+    def __init__(self, value: Symbol, layer: Layer, pointwise: bool = False) -> None:
         config: Config = {} if pointwise else layer.config
         rank = 1 if layer.class_name.endswith("1D") else 2
         self.data_format = settings.data_format(layer.config)
@@ -151,13 +151,13 @@ class _Sliding:
     def apply(
         self,
         graph: Graph,
-        value: Value,
+        value: Symbol,
         kernel: np.ndarray,
         groups: int,
         bias: np.ndarray | None,
         names: tuple[str, str] = ("kernel", "bias"),
-    ) -> Value:
-        """Emits the Conv of `value` with `kernel`: float32[out, in / groups, *spatial]."""
+    ) -> Symbol:
+        """Emit the Conv of `value` with `kernel`: float32[out, in / groups, *spatial]."""
         value = graph.channels_first(value, self.data_format)
         operands = [value.name, graph.constant(kernel, names[0])]
         if bias is not None:

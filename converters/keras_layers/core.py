@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from converters.errors import ConversionError
-from converters.graph import Graph, Value
+from converters.graph import Graph, Symbol
 from converters.keras_layers import settings
 from converters.keras_layers.activations import activate
 from converters.keras_layers.registry import keras_layer
@@ -13,7 +13,7 @@ from converters.network import Config, Layer
 
 
 def kernel_and_bias(config: Config) -> tuple[str, ...]:
-    """The weights of Dense and of the plain convolutions."""
+    """Return the weights of Dense and of the plain convolutions."""
     return ("kernel", "bias") if config.get("use_bias", True) else ("kernel",)
 
 
@@ -22,19 +22,19 @@ def kernel_and_bias(config: Config) -> tuple[str, ...]:
     "AlphaDropout", "ActivityRegularization", "RandomFlip", "RandomRotation", "RandomZoom",
     "RandomTranslation", "RandomContrast", "RandomBrightness", "RandomHeight", "RandomWidth",
 )  # fmt: skip
-def identity(graph: Graph, layer: Layer, inputs: list[Value], keras: tuple[int, int]) -> Value:
+def identity(graph: Graph, layer: Layer, inputs: list[Symbol], keras: tuple[int, int]) -> Symbol:
     """Left out: the identity at inference."""
     return only(inputs)
 
 
 @keras_layer("InputLayer")
-def input_layer(graph: Graph, layer: Layer, inputs: list[Value], keras: tuple[int, int]) -> Value:
+def input_layer(graph: Graph, layer: Layer, inputs: list[Symbol], keras: tuple[int, int]) -> Symbol:
     """The model's input; sizes left open are given at conversion."""
     return only(inputs)
 
 
 @keras_layer("Dense", weights=kernel_and_bias)
-def dense(graph: Graph, layer: Layer, inputs: list[Value], keras: tuple[int, int]) -> Value:
+def dense(graph: Graph, layer: Layer, inputs: list[Symbol], keras: tuple[int, int]) -> Symbol:
     """Any rank, any activation.
 
     On (features,) it is a Gemm; if a Flatten left the features in another order than
@@ -48,8 +48,8 @@ def dense(graph: Graph, layer: Layer, inputs: list[Value], keras: tuple[int, int
     return activate(graph, layer, pointwise(graph, value, kernel, bias), keras)
 
 
-def pointwise(graph: Graph, value: Value, kernel: np.ndarray, bias: np.ndarray | None) -> Value:
-    """The last axis times a matrix; float32[..., in] -> [..., out]."""
+def pointwise(graph: Graph, value: Symbol, kernel: np.ndarray, bias: np.ndarray | None) -> Symbol:
+    """Multiply the last axis by a matrix; float32[..., in] -> [..., out]."""
     if len(value.shape) == 1:
         units = kernel.shape[1]
         value = graph.flat(value)
@@ -72,15 +72,15 @@ def pointwise(graph: Graph, value: Value, kernel: np.ndarray, bias: np.ndarray |
     return graph.value(name, (*value.shape[:-1], units), value.axes)
 
 
-def only(inputs: list[Value]) -> Value:
-    """The single input of a layer that takes one."""
+def only(inputs: list[Symbol]) -> Symbol:
+    """Return the single input of a layer that takes one."""
     if len(inputs) != 1:
         raise ConversionError(f"it is called on {len(inputs)} tensors instead of one")
     return inputs[0]
 
 
 def weight(layer: Layer, role: str, shape: tuple[int, ...]) -> np.ndarray:
-    """The layer's weight `role`, which must have the shape that its settings ask for."""
+    """Return the layer's weight `role`, which must have the shape that its settings ask for."""
     array = layer.weights[role]
     if array.shape != shape:
         raise ConversionError(

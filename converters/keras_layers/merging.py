@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from converters.errors import ConversionError
-from converters.graph import Graph, Value
+from converters.graph import Graph, Symbol
 from converters.keras_layers import settings
 from converters.keras_layers.registry import keras_layer
 from converters.network import Layer
@@ -24,7 +24,7 @@ _OPERATORS = {
 
 
 @keras_layer("Add", "Subtract", "Multiply", "Average", "Maximum", "Minimum")
-def merge(graph: Graph, layer: Layer, inputs: list[Value], keras: tuple[int, int]) -> Value:
+def merge(graph: Graph, layer: Layer, inputs: list[Symbol], keras: tuple[int, int]) -> Symbol:
     """Any number of inputs, broadcast as Keras does."""
     if not inputs or (layer.class_name == "Subtract" and len(inputs) != 2):
         raise ConversionError(f"it cannot be called on {len(inputs)} tensors")
@@ -35,8 +35,8 @@ def merge(graph: Graph, layer: Layer, inputs: list[Value], keras: tuple[int, int
     return result
 
 
-def joined(graph: Graph, operator: str, inputs: Sequence[Value]) -> Value:
-    """The values joined element by element, one after the other, broadcast as Keras does."""
+def joined(graph: Graph, operator: str, inputs: Sequence[Symbol]) -> Symbol:
+    """Return the values joined element by element, one after the other, broadcast as Keras does."""
     rank = max(len(value.shape) for value in inputs)
     values = [with_rank(graph, value, rank) for value in inputs]
     result = values[0]
@@ -54,8 +54,8 @@ def joined(graph: Graph, operator: str, inputs: Sequence[Value]) -> Value:
     return result
 
 
-def with_rank(graph: Graph, value: Value, rank: int) -> Value:
-    """`value` with axes of length 1 put in front, as Keras does before it merges."""
+def with_rank(graph: Graph, value: Symbol, rank: int) -> Symbol:
+    """Return `value` with axes of length 1 put in front, as Keras does before it merges."""
     if len(value.shape) == rank:
         return value
     value = graph.natural(value)
@@ -65,8 +65,8 @@ def with_rank(graph: Graph, value: Value, rank: int) -> Value:
 
 @keras_layer("CustomScaleLayer")
 def scaled_residual(
-    graph: Graph, layer: Layer, inputs: list[Value], keras: tuple[int, int]
-) -> Value:
+    graph: Graph, layer: Layer, inputs: list[Symbol], keras: tuple[int, int]
+) -> Symbol:
     """Of Keras' InceptionResNetV2: the first input and a part of the second."""
     if len(inputs) != 2:
         raise ConversionError(f"it is called on {len(inputs)} tensors instead of two")
@@ -78,15 +78,15 @@ def scaled_residual(
 
 
 @keras_layer("Concatenate")
-def concatenate(graph: Graph, layer: Layer, inputs: list[Value], keras: tuple[int, int]) -> Value:
+def concatenate(graph: Graph, layer: Layer, inputs: list[Symbol], keras: tuple[int, int]) -> Symbol:
     """Any axis but the batch."""
     if not inputs:
         raise ConversionError("it is called on nothing")
     return concatenated(graph, inputs, settings.axis(layer.config, "axis", len(inputs[0].shape)))
 
 
-def concatenated(graph: Graph, inputs: list[Value], axis: int) -> Value:
-    """The values one after the other along an axis that does not count the batch."""
+def concatenated(graph: Graph, inputs: list[Symbol], axis: int) -> Symbol:
+    """Return the values one after the other along an axis that does not count the batch."""
     rank = len(inputs[0].shape)
     rests = {value.shape[:axis] + value.shape[axis + 1 :] for value in inputs}
     if len(rests) > 1 or any(len(value.shape) != rank for value in inputs):
@@ -104,7 +104,7 @@ def concatenated(graph: Graph, inputs: list[Value], axis: int) -> Value:
     return graph.value(name, shape, axes)
 
 
-def _concatenate_features(graph: Graph, inputs: list[Value], length: int) -> Value:
+def _concatenate_features(graph: Graph, inputs: list[Symbol], length: int) -> Symbol:
     """Flat tensors one after the other; each may be in an order of its own."""
     values = [graph.flat(value) for value in inputs]
     name = graph.emit("Concat", [value.name for value in values], axis=1)

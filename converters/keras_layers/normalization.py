@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from converters.errors import ConversionError
-from converters.graph import Graph, Value
+from converters.graph import Graph, Symbol
 from converters.keras_layers import settings
 from converters.keras_layers.core import only, weight
 from converters.keras_layers.registry import keras_layer
@@ -22,8 +22,8 @@ def _batch_weights(config: Config) -> tuple[str, ...]:
 
 @keras_layer("BatchNormalization", weights=_batch_weights)
 def batch_normalization(
-    graph: Graph, layer: Layer, inputs: list[Value], keras: tuple[int, int]
-) -> Value:
+    graph: Graph, layer: Layer, inputs: list[Symbol], keras: tuple[int, int]
+) -> Symbol:
     """Any single axis, with or without gamma and beta."""
     value, config = only(inputs), layer.config
     if config.get("renorm"):
@@ -54,7 +54,9 @@ def _statistics(config: Config) -> tuple[str, ...]:
 
 
 @keras_layer("Normalization", weights=_statistics)
-def normalization(graph: Graph, layer: Layer, inputs: list[Value], keras: tuple[int, int]) -> Value:
+def normalization(
+    graph: Graph, layer: Layer, inputs: list[Symbol], keras: tuple[int, int]
+) -> Symbol:
     """Adapted or given statistics, any axes, invert."""
     value, config = only(inputs), layer.config
     rank = len(value.shape)
@@ -84,7 +86,7 @@ def normalization(graph: Graph, layer: Layer, inputs: list[Value], keras: tuple[
 
 
 @keras_layer("Rescaling")
-def rescaling(graph: Graph, layer: Layer, inputs: list[Value], keras: tuple[int, int]) -> Value:
+def rescaling(graph: Graph, layer: Layer, inputs: list[Symbol], keras: tuple[int, int]) -> Symbol:
     """scale and offset, single or per channel."""
     value = only(inputs)
     scale = settings.array(layer.config, "scale")

@@ -1,7 +1,7 @@
 """Operations on tensors: arithmetic, functions of each element, reductions, joins.
 
-Those that only move elements are in `movements`. Axes count the batch, as they do in Keras'
-operations, though not in its layers; nothing may work across it.
+Those that only move elements are in `movements`, those that pick some in `picking`. Axes count
+the batch, as they do in Keras' operations, though not in its layers; nothing may work across it.
 """
 
 from __future__ import annotations
@@ -16,35 +16,35 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converters.errors import ConversionError
-from converters.graph import Graph, Value
-from converters.keras_arguments import Arguments, TensorAt
+from converters.graph import Graph, Symbol
 from converters.keras_layers import activations
 from converters.keras_layers.core import pointwise
 from converters.keras_layers.merging import concatenated, joined
+from converters.keras_layers.operands import axis_of, constant, listed, scalar, tensor
 from converters.keras_operations import bind
-from converters.network import Layer
+from converters.network import Arguments, Layer, TensorAt
+from converters.registry import enter
 
-Bound = dict[str, Any]
-"""Arguments by name: values of the network, numbers, arrays, lists, slices."""
-Operation = Callable[..., Value | list[Value]]
+Operation = Callable[..., Symbol | list[Symbol]]
 F = TypeVar("F", bound=Operation)
 OPERATIONS: dict[str, Operation] = {}
 
 
 def operation(*names: str) -> Callable[[F], F]:
-    """Registers what the operations of these names compute: f(graph, **arguments)."""
+    """Register what the operations of these names compute: f(graph, **arguments)."""
 
     def register(function: F) -> F:
-        OPERATIONS.update(dict.fromkeys(names, function))
+        entry: Operation = function
+        enter(OPERATIONS, names, entry)
         return function
 
     return register
 
 
 def operate(
-    graph: Graph, layer: Layer, arguments: Arguments, inputs: Sequence[Value]
-) -> list[Value]:
-    """The outputs of an operation's call."""
+    graph: Graph, layer: Layer, arguments: Arguments, inputs: Sequence[Symbol]
+) -> list[Symbol]:
+    """Return the outputs of an operation's call."""
     assert layer.operation is not None
     name, bound = bind(layer.operation, layer.config, arguments)
     function = OPERATIONS[name]
@@ -66,62 +66,12 @@ def operate(
     return result if isinstance(result, list) else [result]
 
 
-def _with_values(argument: Any, inputs: Sequence[Value]) -> Any:
+def _with_values(argument: Any, inputs: Sequence[Symbol]) -> Any:
     if isinstance(argument, TensorAt):
         return inputs[argument.place]
     if isinstance(argument, list):
         return [_with_values(item, inputs) for item in argument]
     return argument
-
-
-def tensor(x: Any) -> Value:
-    """An argument that must be a tensor of the network."""
-    if not isinstance(x, Value):
-        raise ConversionError("one of its arguments is a constant where a tensor is expected")
-    return x
-
-
-def constant(x: Any) -> NDArray[np.float64]:
-    """An argument that must be a number or an array."""
-    if isinstance(x, Value) or x is None or isinstance(x, str | slice):
-        raise ConversionError("one of its arguments must be a number or an array")
-    try:
-        array = np.array(x, np.float64)
-    except (TypeError, ValueError):
-        raise ConversionError("one of its arguments is neither a tensor nor a number") from None
-    if not np.isfinite(array).all():
-        raise ConversionError("one of its arguments is not finite")
-    return array
-
-
-def scalar(x: Any) -> float:
-    """An argument that must be one number."""
-    array = constant(x)
-    if array.size != 1:
-        raise ConversionError(f"one of its arguments has shape {array.shape}, not one number")
-    return float(array.item())
-
-
-def whole(x: Any, what: str) -> int:
-    """An argument that must be a whole number."""
-    if isinstance(x, float) and x.is_integer():
-        return int(x)
-    if isinstance(x, np.ndarray) and x.size == 1:
-        return int(x.item())
-    if type(x) is not int:
-        raise ConversionError(f"its {what} {x!r} is not a whole number")
-    return int(x)
-
-
-def axis_of(axis: Any, rank: int) -> int:
-    """An axis counted with the batch, as one counted without; rank: without the batch."""
-    number = whole(axis, "axis")
-    number = number + rank + 1 if number < 0 else number
-    if number == 0:
-        raise ConversionError("it works across the batch, and samples are served one by one")
-    if not 0 < number <= rank:
-        raise ConversionError(f"its axis {number} does not exist")
-    return number - 1
 
 
 # --- arithmetic --------------------------------------------------------------------------
@@ -133,18 +83,18 @@ _OPERATORS = {
 
 
 @operation(*_OPERATORS)
-def arithmetic(graph: Graph, name: str, x1: Any, x2: Any) -> Value:
+def arithmetic(graph: Graph, name: str, x1: Any, x2: Any) -> Symbol:
     operator = _OPERATORS[name]
-    if isinstance(x1, Value) and isinstance(x2, Value):
+    if isinstance(x1, Symbol) and isinstance(x2, Symbol):
         return joined(graph, operator, [x1, x2])
-    if isinstance(x1, Value):
+    if isinstance(x1, Symbol):
         return _with_constant(graph, operator, x1, constant(x2), False)
     return _with_constant(graph, operator, tensor(x2), constant(x1), True)
 
 
 def _with_constant(
-    graph: Graph, operator: str, value: Value, array: NDArray[np.float64], first: bool
-) -> Value:
+    graph: Graph, operator: str, value: Symbol, array: NDArray[np.float64], first: bool
+) -> Symbol:
     """`value` op `array`, or, if the constant is `first`, `array` op `value`."""
     rank = len(value.shape)
     if array.ndim == rank + 1 and array.shape[0] == 1:
@@ -172,7 +122,7 @@ def _with_constant(
     return replace(value, name=graph.emit(operator, operands))
 
 
-def _bound_by(graph: Graph, operator: str, value: Value, array: NDArray[np.float64]) -> Value:
+def _bound_by(graph: Graph, operator: str, value: Symbol, array: NDArray[np.float64]) -> Symbol:
     """Maximum or minimum with a constant: a Clip, about the constant if it has elements."""
     lower = operator == "Max"
     if array.size == 1:
@@ -185,28 +135,28 @@ def _bound_by(graph: Graph, operator: str, value: Value, array: NDArray[np.float
 
 
 @operation("add_n")
-def add_n(graph: Graph, xs: Any) -> Value:
-    return joined(graph, "Add", [tensor(x) for x in _listed(xs)])
+def add_n(graph: Graph, xs: Any) -> Symbol:
+    return joined(graph, "Add", [tensor(x) for x in listed(xs)])
 
 
 @operation("squared_difference")
-def squared_difference(graph: Graph, x1: Any, x2: Any) -> Value:
+def squared_difference(graph: Graph, x1: Any, x2: Any) -> Symbol:
     difference = arithmetic(graph, "subtract", x1, x2)
     return joined(graph, "Mul", [difference, difference])
 
 
 @operation("square")
-def square(graph: Graph, x: Any) -> Value:
+def square(graph: Graph, x: Any) -> Symbol:
     return joined(graph, "Mul", [tensor(x), tensor(x)])
 
 
 @operation("power")
-def power(graph: Graph, x1: Any, x2: Any) -> Value:
+def power(graph: Graph, x1: Any, x2: Any) -> Symbol:
     return graph.with_constant("Pow", tensor(x1), constant(scalar(x2)), "exponent")
 
 
 @operation("matmul")
-def matmul(graph: Graph, x1: Any, x2: Any) -> Value:
+def matmul(graph: Graph, x1: Any, x2: Any) -> Symbol:
     """A tensor times a constant matrix."""
     value, kernel = tensor(x1), constant(x2)
     if kernel.ndim != 2 or kernel.shape[0] != value.shape[-1]:
@@ -224,7 +174,7 @@ _UNARY = {"exp": "Exp", "log": "Log", "sqrt": "Sqrt", "reciprocal": "Reciprocal"
 
 
 @operation(*_UNARY)
-def unary(graph: Graph, name: str, x: Any) -> Value:
+def unary(graph: Graph, name: str, x: Any) -> Symbol:
     return graph.unary(_UNARY[name], tensor(x))
 
 
@@ -232,31 +182,31 @@ def unary(graph: Graph, name: str, x: Any) -> Value:
     "relu", "relu6", "selu", "sigmoid", "tanh", "hard_tanh", "softplus", "softsign", "silu",
     "hard_silu", "mish", "hard_sigmoid",
 )  # fmt: skip
-def activation(graph: Graph, name: str, x: Any) -> Value:
+def activation(graph: Graph, name: str, x: Any) -> Symbol:
     return activations.FUNCTIONS[name](graph, tensor(x))
 
 
 @operation("relu_layer")
 def relu_layer(
     graph: Graph, x: Any, negative_slope: Any = 0.0, max_value: Any = None, threshold: Any = 0.0
-) -> Value:
+) -> Symbol:
     """keras.activations.relu, which is written with the options of the layer."""
     config = {"negative_slope": negative_slope, "max_value": max_value, "threshold": threshold}
     return activations.relu(graph, Layer("relu", "ReLU", config), [tensor(x)], (3, 0))
 
 
 @operation("elu", "celu")
-def elu(graph: Graph, name: str, x: Any, alpha: Any = 1.0) -> Value:
+def elu(graph: Graph, name: str, x: Any, alpha: Any = 1.0) -> Symbol:
     return graph.unary(name.capitalize(), tensor(x), alpha=scalar(alpha))
 
 
 @operation("leaky_relu")
-def leaky_relu(graph: Graph, x: Any, negative_slope: Any) -> Value:
+def leaky_relu(graph: Graph, x: Any, negative_slope: Any) -> Symbol:
     return graph.unary("LeakyRelu", tensor(x), alpha=scalar(negative_slope))
 
 
 @operation("gelu")
-def gelu(graph: Graph, x: Any, approximate: Any = False) -> Value:
+def gelu(graph: Graph, x: Any, approximate: Any = False) -> Symbol:
     value = tensor(x)
     if not approximate:
         return activations.gelu(graph, value)
@@ -273,29 +223,29 @@ def gelu(graph: Graph, x: Any, approximate: Any = False) -> Value:
 
 
 @operation("softmax", "log_softmax")
-def softmax(graph: Graph, name: str, x: Any, axis: Any = -1) -> Value:
+def softmax(graph: Graph, name: str, x: Any, axis: Any = -1) -> Symbol:
     value = tensor(x)
     op = "Softmax" if name == "softmax" else "LogSoftmax"
     return activations.softmax(graph, value, axis_of(axis, len(value.shape)), op)
 
 
 @operation("rsqrt")
-def rsqrt(graph: Graph, x: Any) -> Value:
+def rsqrt(graph: Graph, x: Any) -> Symbol:
     return graph.unary("Reciprocal", graph.unary("Sqrt", tensor(x)))
 
 
 @operation("negative")
-def negative(graph: Graph, x: Any) -> Value:
+def negative(graph: Graph, x: Any) -> Symbol:
     return graph.with_constant("Mul", tensor(x), np.array(-1, np.float32), "minus_one")
 
 
 @operation("identity")
-def identity(graph: Graph, x: Any) -> Value:
+def identity(graph: Graph, x: Any) -> Symbol:
     return tensor(x)
 
 
 @operation("cast")
-def cast(graph: Graph, x: Any, dtype: Any) -> Value:
+def cast(graph: Graph, x: Any, dtype: Any) -> Symbol:
     """Between floats; whole numbers would cut off what fixed point holds."""
     name = dtype if isinstance(dtype, str) else str((dtype or {}).get("config", ""))
     name = name.lower().removeprefix("dt_").removeprefix("tf.")
@@ -306,7 +256,7 @@ def cast(graph: Graph, x: Any, dtype: Any) -> Value:
 
 
 @operation("clip")
-def clip(graph: Graph, x: Any, x_min: Any = None, x_max: Any = None) -> Value:
+def clip(graph: Graph, x: Any, x_min: Any = None, x_max: Any = None) -> Symbol:
     low, high = (None if bound is None else scalar(bound) for bound in (x_min, x_max))
     return activations.clip(graph, tensor(x), low, high)
 
@@ -315,7 +265,7 @@ def clip(graph: Graph, x: Any, x_min: Any = None, x_max: Any = None) -> Value:
 
 
 @operation("mean", "sum", "max", "min")
-def reduce(graph: Graph, name: str, x: Any, axis: Any = None, keepdims: Any = False) -> Value:
+def reduce(graph: Graph, name: str, x: Any, axis: Any = None, keepdims: Any = False) -> Symbol:
     value = tensor(x)
     rank = len(value.shape)
     if axis is None:
@@ -346,7 +296,7 @@ def reduce(graph: Graph, name: str, x: Any, axis: Any = None, keepdims: Any = Fa
     return graph.reshaped(pooled, shape) if shape != pooled.shape else pooled
 
 
-def _pooled(graph: Graph, value: Value, kept: list[int], reduced: list[int], name: str) -> Value:
+def _pooled(graph: Graph, value: Symbol, kept: list[int], reduced: list[int], name: str) -> Symbol:
     """A global pooling over `reduced`: in natural order, the kept axes and ones."""
     op = "GlobalMaxPool" if name in ("max", "min") else "GlobalAveragePool"
     rank = len(value.shape)
@@ -360,29 +310,22 @@ def _pooled(graph: Graph, value: Value, kept: list[int], reduced: list[int], nam
     return graph.value(graph.emit(op, [value.name]), (*shape, *(1 for _ in reduced)))
 
 
-def _count(value: Value, axes: list[int]) -> int:
+def _count(value: Symbol, axes: list[int]) -> int:
     return math.prod(value.shape[a] for a in axes)
 
 
 # --- joins -------------------------------------------------------------------------------
 
 
-def _listed(xs: Any) -> list[Any]:
-    xs = [xs] if isinstance(xs, Value) else xs
-    if not isinstance(xs, list) or not xs:
-        raise ConversionError("it is called on something that is no list of tensors")
-    return xs
-
-
 @operation("concatenate")
-def concatenate(graph: Graph, xs: Any, axis: Any = 0) -> Value:
-    values = [tensor(x) for x in _listed(xs)]
+def concatenate(graph: Graph, xs: Any, axis: Any = 0) -> Symbol:
+    values = [tensor(x) for x in listed(xs)]
     return concatenated(graph, values, axis_of(axis, len(values[0].shape)))
 
 
 @operation("stack")
-def stack(graph: Graph, xs: Any, axis: Any = 0) -> Value:
-    values = [tensor(x) for x in _listed(xs)]
+def stack(graph: Graph, xs: Any, axis: Any = 0) -> Symbol:
+    values = [tensor(x) for x in listed(xs)]
     rank = len(values[0].shape)
     place = axis_of(axis, rank + 1)
     if any(value.shape != values[0].shape for value in values):

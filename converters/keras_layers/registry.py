@@ -7,10 +7,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from converters.errors import ConversionError
-from converters.graph import Graph, Value
+from converters.graph import Graph, Symbol
 from converters.network import Config, Layer
+from converters.registry import enter
 
-Emit = Callable[[Graph, Layer, list[Value], tuple[int, int]], Value]
+Emit = Callable[[Graph, Layer, list[Symbol], tuple[int, int]], Symbol]
 Roles = Callable[[Config], Sequence[str]]
 
 LAYERS: dict[str, LayerKind] = {}
@@ -31,7 +32,7 @@ class LayerKind:
 
 
 def keras_layer(*class_names: str, weights: Roles | Sequence[str] = ()) -> Callable[[Emit], Emit]:
-    """Registers the decorated function for Keras layer classes of these names.
+    """Register the decorated function for Keras layer classes of these names.
 
     The function gets the graph, the layer, its input values and the Keras version
     (major, minor) of the file, and returns the layer's output value. The first
@@ -42,15 +43,14 @@ def keras_layer(*class_names: str, weights: Roles | Sequence[str] = ()) -> Calla
     def register(emit: Emit) -> Emit:
         summary = " ".join((inspect.getdoc(emit) or "").split("\n\n")[0].split())
         family = emit.__module__.rsplit(".", 1)[-1]
-        for name in class_names:
-            LAYERS[name] = LayerKind(emit, roles, family, summary)
+        enter(LAYERS, class_names, LayerKind(emit, roles, family, summary))
         return emit
 
     return register
 
 
 def kind_of(layer: Layer) -> LayerKind:
-    """The kind of a layer; a ConversionError that says what to do if there is none."""
+    """Return the kind of a layer, or raise the ConversionError that says what to do."""
     if layer.operation is not None:
         return OPERATION
     kind = LAYERS.get(layer.class_name)
@@ -72,7 +72,7 @@ def _why_not(class_name: str) -> str:
     return "this class is not supported; docs/keras.md lists the classes that are"
 
 
-def _no_layer(graph: Graph, layer: Layer, inputs: list[Value], keras: tuple[int, int]) -> Value:
+def _no_layer(graph: Graph, layer: Layer, inputs: list[Symbol], keras: tuple[int, int]) -> Symbol:
     raise ConversionError("an operation was called as a layer")
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from converters.errors import ConversionError
-from converters.graph import Graph, Value
+from converters.graph import Graph, Symbol
 from converters.keras_layers import settings
 from converters.keras_layers.core import only
 from converters.keras_layers.registry import keras_layer
@@ -17,7 +17,7 @@ from converters.network import Layer
 
 
 @keras_layer("Flatten")
-def flatten(graph: Graph, layer: Layer, inputs: list[Value], keras: tuple[int, int]) -> Value:
+def flatten(graph: Graph, layer: Layer, inputs: list[Symbol], keras: tuple[int, int]) -> Symbol:
     """Keras' order of elements, both data formats."""
     value = only(inputs)
     if settings.data_format(layer.config) == "channels_first" and len(value.shape) > 1:
@@ -26,7 +26,7 @@ def flatten(graph: Graph, layer: Layer, inputs: list[Value], keras: tuple[int, i
 
 
 @keras_layer("Reshape")
-def reshape(graph: Graph, layer: Layer, inputs: list[Value], keras: tuple[int, int]) -> Value:
+def reshape(graph: Graph, layer: Layer, inputs: list[Symbol], keras: tuple[int, int]) -> Symbol:
     """Any target shape, also with -1."""
     value = only(inputs)
     target = layer.config.get("target_shape")
@@ -46,7 +46,7 @@ def reshape(graph: Graph, layer: Layer, inputs: list[Value], keras: tuple[int, i
 
 
 @keras_layer("Permute")
-def permute(graph: Graph, layer: Layer, inputs: list[Value], keras: tuple[int, int]) -> Value:
+def permute(graph: Graph, layer: Layer, inputs: list[Symbol], keras: tuple[int, int]) -> Symbol:
     """Any order of the axes; costs nothing until a layer needs another layout."""
     value = only(inputs)
     dims = settings.integers(layer.config, "dims", len(value.shape))
@@ -56,15 +56,17 @@ def permute(graph: Graph, layer: Layer, inputs: list[Value], keras: tuple[int, i
     return value if len(axes) == 1 else permuted(value, axes)
 
 
-def permuted(value: Value, axes: tuple[int, ...]) -> Value:
-    """Keras' transpose: axis i of the result is axis axes[i] of `value` (no batch)."""
+def permuted(value: Symbol, axes: tuple[int, ...]) -> Symbol:
+    """Return Keras' transpose: axis i of the result is axis axes[i] of `value` (no batch)."""
     places = tuple(axes.index(axis) for axis in value.axes)
     shape = tuple(value.shape[axis] for axis in axes)
-    return Value(value.name, shape, shape, places)
+    return Symbol(value.name, shape, shape, places)
 
 
 @keras_layer("RepeatVector")
-def repeat_vector(graph: Graph, layer: Layer, inputs: list[Value], keras: tuple[int, int]) -> Value:
+def repeat_vector(
+    graph: Graph, layer: Layer, inputs: list[Symbol], keras: tuple[int, int]
+) -> Symbol:
     """n."""
     value = only(inputs)
     count = settings.integer(layer.config, "n")
@@ -76,7 +78,9 @@ def repeat_vector(graph: Graph, layer: Layer, inputs: list[Value], keras: tuple[
 
 
 @keras_layer("ZeroPadding1D", "ZeroPadding2D")
-def zero_padding(graph: Graph, layer: Layer, inputs: list[Value], keras: tuple[int, int]) -> Value:
+def zero_padding(
+    graph: Graph, layer: Layer, inputs: list[Symbol], keras: tuple[int, int]
+) -> Symbol:
     """Each side its own width, both data formats."""
     value = only(inputs)
     rank = 1 if layer.class_name.endswith("1D") else 2
@@ -90,7 +94,7 @@ def zero_padding(graph: Graph, layer: Layer, inputs: list[Value], keras: tuple[i
 
 
 @keras_layer("Cropping1D", "Cropping2D")
-def cropping(graph: Graph, layer: Layer, inputs: list[Value], keras: tuple[int, int]) -> Value:
+def cropping(graph: Graph, layer: Layer, inputs: list[Symbol], keras: tuple[int, int]) -> Symbol:
     """Each side its own width, both data formats."""
     value = only(inputs)
     rank = 1 if layer.class_name.endswith("1D") else 2
@@ -99,7 +103,7 @@ def cropping(graph: Graph, layer: Layer, inputs: list[Value], keras: tuple[int, 
 
 
 @keras_layer("CenterCrop")
-def center_crop(graph: Graph, layer: Layer, inputs: list[Value], keras: tuple[int, int]) -> Value:
+def center_crop(graph: Graph, layer: Layer, inputs: list[Symbol], keras: tuple[int, int]) -> Symbol:
     """Inputs at least as large as the crop."""
     value = only(inputs)
     axes = spatial_axes(value, 2, settings.data_format(layer.config))
@@ -111,9 +115,9 @@ def center_crop(graph: Graph, layer: Layer, inputs: list[Value], keras: tuple[in
 
 
 def cropped(
-    graph: Graph, value: Value, axes: tuple[int, ...], widths: tuple[tuple[int, int], ...]
-) -> Value:
-    """`value` without widths[i] = (before, after) of its axis axes[i]."""
+    graph: Graph, value: Symbol, axes: tuple[int, ...], widths: tuple[tuple[int, int], ...]
+) -> Symbol:
+    """Return `value` without widths[i] = (before, after) of its axis axes[i]."""
     shape = list(value.shape)
     for axis, width in zip(axes, widths, strict=True):
         shape[axis] -= sum(width)
@@ -129,7 +133,7 @@ def cropped(
 
 
 @keras_layer("UpSampling1D", "UpSampling2D")
-def up_sampling(graph: Graph, layer: Layer, inputs: list[Value], keras: tuple[int, int]) -> Value:
+def up_sampling(graph: Graph, layer: Layer, inputs: list[Symbol], keras: tuple[int, int]) -> Symbol:
     """nearest; bilinear from Keras 2.4 on."""
     value, config = only(inputs), layer.config
     rank = 1 if layer.class_name.endswith("1D") else 2
@@ -147,7 +151,7 @@ def up_sampling(graph: Graph, layer: Layer, inputs: list[Value], keras: tuple[in
 
 
 @keras_layer("Resizing")
-def resizing(graph: Graph, layer: Layer, inputs: list[Value], keras: tuple[int, int]) -> Value:
+def resizing(graph: Graph, layer: Layer, inputs: list[Symbol], keras: tuple[int, int]) -> Symbol:
     """nearest and bilinear, without antialiasing or keeping the aspect ratio."""
     value, config = only(inputs), layer.config
     for key in ("crop_to_aspect_ratio", "pad_to_aspect_ratio", "antialias"):
@@ -162,12 +166,12 @@ def resizing(graph: Graph, layer: Layer, inputs: list[Value], keras: tuple[int, 
 
 def _resize(
     graph: Graph,
-    value: Value,
+    value: Symbol,
     data_format: str,
     axes: tuple[int, ...],
     lengths: tuple[int, ...],
     mode: str,
-) -> Value:
+) -> Symbol:
     """`value` with its spatial axes resized to `lengths`, by TensorFlow's half-pixel rule."""
     shape = list(value.shape)
     for axis, length in zip(axes, lengths, strict=True):
@@ -197,7 +201,7 @@ def _resize(
     return graph.value(name, shape, value.axes)
 
 
-def _picked(graph: Graph, value: Value, axes: tuple[int, ...], lengths: tuple[int, ...]) -> Value:
+def _picked(graph: Graph, value: Symbol, axes: tuple[int, ...], lengths: tuple[int, ...]) -> Symbol:
     """Nearest by any factor: element i comes from floor((i + 1/2) * old / new)."""
     for axis, length in zip(axes, lengths, strict=True):
         old = value.shape[axis]

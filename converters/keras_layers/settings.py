@@ -15,7 +15,7 @@ MAX_SETTING = 1 << 20  # no size, stride or factor of a servable network comes n
 
 
 def integer(config: Config, key: str, default: int | None = None, least: int = 1) -> int:
-    """A whole number, at least `least`."""
+    """Return a whole number, at least `least`."""
     value = config.get(key, default)
     if isinstance(value, list | tuple) and len(value) == 1:
         value = value[0]
@@ -27,7 +27,7 @@ def integer(config: Config, key: str, default: int | None = None, least: int = 1
 def integers(
     config: Config, key: str, count: int, default: int | None = None, least: int = 1
 ) -> tuple[int, ...]:
-    """`count` whole numbers; a single one stands for all."""
+    """Return `count` whole numbers; a single one stands for all."""
     value = _plain(config.get(key, default))
     values = [value] * count if type(value) is int else value
     if not isinstance(values, list | tuple) or len(values) != count:
@@ -40,7 +40,7 @@ def integers(
 
 
 def pairs(config: Config, key: str, count: int, default: int = 1) -> tuple[tuple[int, int], ...]:
-    """(before, after) for each of `count` axes, as padding and cropping write it.
+    """Return (before, after) for each of `count` axes, as padding and cropping write it.
 
     One axis may be written as n or (n, m); two as n, (n, m) or ((a, b), (c, d)).
     """
@@ -59,7 +59,7 @@ def pairs(config: Config, key: str, count: int, default: int = 1) -> tuple[tuple
 
 
 def number(config: Config, key: str, default: float | None = None) -> float:
-    """A finite number; Keras 2 wrote some as 0-d arrays, {"type": "ndarray", "value": x}."""
+    """Return a finite number; Keras 2 wrote some as 0-d arrays, {"type": "ndarray", "value": x}."""
     value = config.get(key, default)
     if isinstance(value, dict):
         value = value.get("value", (value.get("config") or {}).get("value"))
@@ -69,7 +69,7 @@ def number(config: Config, key: str, default: float | None = None) -> float:
 
 
 def array(config: Config, key: str, default: float | None = None) -> NDArray[np.float64]:
-    """A number or nested lists of numbers, also as Keras writes numpy arrays down."""
+    """Return a number or nested lists of numbers, also as Keras writes numpy arrays down."""
     value = config.get(key, default)
     for _ in range(2):
         if isinstance(value, dict):
@@ -85,7 +85,7 @@ def array(config: Config, key: str, default: float | None = None) -> NDArray[np.
 
 
 def choice(config: Config, key: str, default: str, *allowed: str) -> str:
-    """One of the words `allowed`."""
+    """Return one of the words `allowed`."""
     value = config.get(key)
     value = default if value is None else str(value).lower()
     if value not in allowed:
@@ -94,12 +94,12 @@ def choice(config: Config, key: str, default: str, *allowed: str) -> str:
 
 
 def data_format(config: Config) -> str:
-    """channels_last or channels_first."""
+    """Return channels_last or channels_first."""
     return choice(config, "data_format", "channels_last", "channels_last", "channels_first")
 
 
 def axis(config: Config, key: str, rank: int, default: int = -1) -> int:
-    """The axis that `key` names, counted without the batch; rank: axes without the batch."""
+    """Return the axis that `key` names, counted without the batch; rank: axes without the batch."""
     value = _plain(config.get(key, default))
     if isinstance(value, list | tuple) and len(value) == 1:
         value = value[0]

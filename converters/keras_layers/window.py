@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from converters.errors import ConversionError
-from converters.graph import MAX_ELEMENTS, Value
+from converters.graph import MAX_ELEMENTS, Symbol
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Window:
         dilations: tuple[int, ...],
         mode: str,
     ) -> Window:
-        """The window over axes of the given lengths; mode: valid, same or causal.
+        """Return the window over axes of the given lengths; mode: valid, same or causal.
 
         Raises: ConversionError where the window is larger than what it slides over.
         """
@@ -62,7 +62,7 @@ class Window:
         return cls(kernel, strides, dilations, tuple(before), tuple(after), tuple(output))
 
     def attributes(self) -> dict[str, Any]:
-        """The attributes of an ONNX Conv or pooling node; what is at its default is left out."""
+        """Return the attributes of a Conv or pooling node; what is at its default is left out."""
         attributes: dict[str, Any] = {"kernel_shape": self.kernel, "strides": self.strides}
         if any(self.before + self.after):
             attributes["pads"] = self.before + self.after
@@ -71,8 +71,8 @@ class Window:
         return attributes
 
 
-def spatial_axes(value: Value, rank: int, data_format: str) -> tuple[int, ...]:
-    """The spatial axes of `value` in Keras' order, which must have `rank` of them."""
+def spatial_axes(value: Symbol, rank: int, data_format: str) -> tuple[int, ...]:
+    """Return the spatial axes of `value` in Keras' order, which must have `rank` of them."""
     if len(value.shape) != rank + 1:
         raise ConversionError(
             f"it needs an input of {rank + 1} axes besides the batch, not {value.shape}"
@@ -80,6 +80,6 @@ def spatial_axes(value: Value, rank: int, data_format: str) -> tuple[int, ...]:
     return tuple(range(1, rank + 1)) if data_format == "channels_first" else tuple(range(rank))
 
 
-def channel_axis(value: Value, data_format: str) -> int:
-    """The channels' axis of `value` in Keras' order."""
+def channel_axis(value: Symbol, data_format: str) -> int:
+    """Return the channels' axis of `value` in Keras' order."""
     return 0 if data_format == "channels_first" else len(value.shape) - 1

@@ -4,18 +4,21 @@ For developers; the fixtures are committed. Run it where Keras 3 and tf-keras ar
 on the TensorFlow backend, because TensorFlow's arithmetic is the reference (other backends
 round differently and pad some averages differently):
 
+    export PYTHONPATH=tests/support
     KERAS_BACKEND=tensorflow python tests/converters/make_fixtures.py
-    KERAS_BACKEND=torch python tests/converters/make_fixtures.py     # channels_first alone
+    KERAS_BACKEND=torch python tests/converters/make_fixtures.py     # layers_keras3_torch alone
     python tests/converters/make_fixtures.py     # with tensorflow 2.12: its own .keras files alone
 
 files/<name>.h5|.keras  a model as Keras saved it; <name>.npz holds x, y (x_1, y_1, ...)
-layers_<keras>.npz      many models, each as to_json() text, weights, inputs and outputs
+layers_<keras>.npz      many models, each as to_json() text, weights, inputs and outputs; cases
+                        that are not in there yet are added, and those that are stay as they are
 """
 
 from __future__ import annotations
 
 import json
 import os
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +31,7 @@ DATA = Path(__file__).parents[1] / "data" / "keras"
 
 
 def shake(model, seed: int) -> None:
-    """Replaces all weights by random ones, so that biases and statistics are not trivial."""
+    """Replace all weights by random ones, so that biases and statistics are not trivial."""
     random = np.random.default_rng(seed)
     weights = []
     for variable, value in zip(model.weights, model.get_weights(), strict=True):
@@ -57,7 +60,7 @@ def sample(model, seed: int, batch: int = 3) -> tuple[list[np.ndarray], list[np.
 
 
 def save(model, file_name: str, seed: int, weights_only: bool = False, **options: str) -> None:
-    """Saves one model as a file with its golden values; options go to Keras' save."""
+    """Save one model as a file with its golden values; options go to Keras' save."""
     shake(model, seed)
     folder = DATA / "files"
     folder.mkdir(parents=True, exist_ok=True)
@@ -121,31 +124,37 @@ def is_wanted(label: str, backend: str) -> bool:
 
     On a CPU, TensorFlow cannot run most of channels_first, and its optimizer adds a bias
     along the wrong axis in the rest; torch averages asymmetric padding in its own way.
+    Adaptive pooling is torch's, and newer than the Keras that has written the rest.
     """
-    is_first = "channels_first" in label or "channels first" in label
+    of_torch = "channels_first" in label or "channels first" in label or "Adaptive" in label
     if backend == "torch":
-        return is_first and not ("Average" in label and "same" in label)
-    return not is_first
+        return of_torch and not ("Average" in label and "same" in label)
+    return not of_torch
 
 
 def layer_cases(keras, name: str, seed: int, backend: str = "tensorflow") -> None:
-    """Writes layers_<name>.npz with every case that `backend` is the reference for.
+    """Add to layers_<name>.npz every case that it lacks and that `backend` is the reference for.
 
     Two arrays, because many small ones would take more room than the numbers: `numbers`,
     float32, and `cases`, JSON that says per label the configuration and where the arrays
     are: x0, y0, w/<layer>/<number>, ... -> [start, *shape].
     """
+    target = DATA / f"layers_{name}.npz"
     numbers: list[np.ndarray] = []
     cases: dict[str, dict] = {}
-    end = 0
-    for number, (label, build) in enumerate(all_cases()):
-        if not is_wanted(label, backend):
+    if target.exists():
+        with np.load(target) as archive:
+            numbers, cases = [archive["numbers"]], json.loads(archive["cases"].tobytes())
+    end = sum(map(len, numbers))
+    for label, build in all_cases():
+        if label in cases or not is_wanted(label, backend):
             continue
         keras.backend.clear_session()
+        of_its_own = seed + zlib.crc32(label.encode())  # whatever other cases there are
         try:
             model = build(keras)
-            shake(model, seed + number)
-            inputs, outputs = sample(model, seed + number, batch=2)
+            shake(model, of_its_own)
+            inputs, outputs = sample(model, of_its_own, batch=2)
         except Exception as error:  # whatever this Keras lacks or cannot run on this machine
             print(f"{name}: left out: {label}: {str(error).splitlines()[0]}")
             continue
@@ -160,7 +169,7 @@ def layer_cases(keras, name: str, seed: int, backend: str = "tensorflow") -> Non
             end += array.size
         cases[label] = case
     np.savez_compressed(
-        DATA / f"layers_{name}.npz",
+        target,
         numbers=np.concatenate(numbers),
         cases=np.frombuffer(json.dumps(cases).encode(), np.uint8),
     )
@@ -184,7 +193,7 @@ if __name__ == "__main__":
             # "keras" alone still meant HDF5 for this version.
             save(model, f"{kind}_tf_keras212.keras", 30 + number, save_format="keras_v3")
     elif keras.backend.backend() == "torch":
-        layer_cases(keras, "keras3_first", 900, backend="torch")
+        layer_cases(keras, "keras3_torch", 900, backend="torch")
     else:
         import tf_keras
 

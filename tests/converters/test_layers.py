@@ -12,7 +12,7 @@ from golden import DATA, assert_agrees
 
 import converters
 
-WRITERS = ("keras3", "keras3_first", "tf_keras2")
+WRITERS = ("keras3", "keras3_torch", "tf_keras2")
 
 
 class Live:

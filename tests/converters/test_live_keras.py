@@ -106,14 +106,14 @@ def test_a_model_built_only_by_its_data_converts_given_a_shape(keras: Any) -> No
 
 def test_the_committed_golden_values_are_what_keras_gives_today(keras: Any) -> None:
     builders = dict(all_cases())
-    for label, case in list(cases("keras3_first").items())[::4]:
+    for label, case in list(cases("keras3_torch").items())[::4]:
         model = builders[label](keras)
         arrays = case["arrays"]
         model.set_weights([array for name, array in arrays.items() if name.startswith("w/")])
         inputs = numbered(arrays, "x")
         found = model.predict(inputs if len(inputs) > 1 else inputs[0], verbose=0)
         np.testing.assert_allclose(found, arrays["y0"], atol=1e-5, err_msg=label)
-    assert (DATA / "layers_keras3_first.npz").exists()
+    assert (DATA / "layers_keras3_torch.npz").exists()
 
 
 # --- random networks -------------------------------------------------------------------

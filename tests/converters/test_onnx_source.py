@@ -66,7 +66,7 @@ def test_a_file_that_is_not_onnx_is_refused(tmp_path: Path, content: bytes) -> N
 
 
 def in_two_files(path: Path, location: str) -> converters.Converted:
-    """Writes a model with its weights in a second file; returns it as it was before."""
+    """Write a model with its weights in a second file; return it as it was before."""
     converted = converters.convert(small_net(), input_shape=(2, 6, 6))
     onnx.save_model(
         converted.onnx, path, save_as_external_data=True, location=location, size_threshold=0

@@ -160,6 +160,14 @@ def test_an_unsupported_layer_is_named_with_its_class(
     assert remedy in message
 
 
+def test_adaptive_pooling_to_a_size_that_does_not_divide_is_refused(tmp_path: Path) -> None:
+    config = sequential(("AdaptiveAveragePooling2D", {"output_size": [3, 3]}))
+    config["config"]["layers"][0]["config"]["batch_shape"] = [None, 7, 6, 3]
+    message = refusal(write_model(tmp_path / "m.h5", config, {}))
+    assert "output_size (3, 3) does not divide its input's (7, 6)" in message
+    assert "Resizing" in message
+
+
 def test_a_custom_class_is_refused_even_under_the_name_of_a_keras_layer(tmp_path: Path) -> None:
     config = sequential(DENSE)
     config["config"]["layers"][1] |= {"module": "my.layers", "registered_name": "Mine>Dense"}

@@ -146,6 +146,10 @@ def pooling() -> Iterator[tuple[str, Build]]:
             yield one(f"Global{kind}Pooling2D", IMAGE, keepdims=keepdims)
             yield one(f"Global{kind}Pooling1D", SERIES, keepdims=keepdims)
         yield one(f"Global{kind}Pooling2D", (3, 7, 6), **FIRST)
+        yield one(f"Adaptive{kind}Pooling2D", (8, 6, 3), (2, 3))
+        yield one(f"Adaptive{kind}Pooling2D", (6, 6, 2), 3)
+        yield one(f"Adaptive{kind}Pooling2D", (3, 8, 6), (4, 1), **FIRST)
+        yield one(f"Adaptive{kind}Pooling1D", SERIES, 3)
 
 
 def normalization() -> Iterator[tuple[str, Build]]:
@@ -244,67 +248,79 @@ def orders() -> Iterator[tuple[str, Build]]:
                 ("Flatten", FIRST), dense)  # fmt: skip
 
 
+# Several layers, wired as functional models: (inputs, outputs) of each.
+
+
+def flattened_branches(keras: Any, layers: Any) -> Any:
+    x = keras.Input(IMAGE)
+    a = layers.Flatten()(layers.Conv2D(2, 2)(x))
+    b = layers.Flatten()(layers.Conv2D(3, 3)(x))
+    joined = layers.Concatenate()([a, b])
+    return x, layers.Dense(4)(layers.BatchNormalization()(joined))
+
+
+def joined_output(keras: Any, layers: Any) -> Any:
+    x = keras.Input(IMAGE)
+    a = layers.Flatten()(layers.Conv2D(2, 2)(x))
+    b = layers.Flatten()(x)
+    return x, layers.Concatenate()([a, b])
+
+
+def added_flat(keras: Any, layers: Any) -> Any:
+    x = keras.Input(IMAGE)
+    a = layers.Flatten()(layers.Conv2D(3, 1)(x))
+    return x, layers.Dense(3)(layers.Add()([a, layers.Flatten()(x)]))
+
+
+def several(keras: Any, layers: Any) -> Any:
+    x, y = keras.Input(IMAGE), keras.Input(ROW)
+    a = layers.GlobalAveragePooling2D()(layers.Conv2D(4, 3, activation="relu")(x))
+    joined = layers.Concatenate()([a, layers.Dense(5)(y)])
+    first = layers.Dense(3, activation="softmax", name="classes")(joined)
+    return [x, y], [first, layers.Dense(1, name="score")(joined)]
+
+
+def shared(keras: Any, layers: Any) -> Any:
+    x, y = keras.Input(ROW), keras.Input(ROW)
+    dense = layers.Dense(4, activation="tanh")
+    return [x, y], layers.Subtract()([dense(x), dense(y)])
+
+
+def residual(keras: Any, layers: Any) -> Any:
+    x = keras.Input(IMAGE)
+    a = layers.Conv2D(3, 3, padding="same", use_bias=False)(x)
+    a = layers.ReLU()(layers.BatchNormalization()(a))
+    a = layers.Add()([x, a])
+    gate = layers.GlobalAveragePooling2D(keepdims=True)(a)
+    gate = layers.Conv2D(3, 1, activation="hard_sigmoid")(gate)
+    return x, layers.Multiply()([a, gate])
+
+
+def nested(keras: Any, layers: Any) -> Any:
+    inner_in = keras.Input(ROW)
+    hidden = layers.BatchNormalization()(layers.Dense(4)(inner_in))
+    inner = keras.Model(inner_in, [layers.Dense(3)(hidden), hidden], name="inner")
+    tower = keras.Sequential(
+        [keras.Input(ROW), layers.Dense(6), layers.BatchNormalization()], name="tower"
+    )
+    x = keras.Input(ROW)
+    a, b = inner(tower(tower(x)))
+    c, _ = inner(x)
+    return x, [layers.Add()([a, c]), b]
+
+
+def open_sigmoid(keras: Any, layers: Any) -> Any:
+    x = keras.Input(IMAGE)
+    return x, layers.Conv2D(2, 3, activation="sigmoid")(x)
+
+
+def input_is_output(keras: Any, layers: Any) -> Any:
+    x = keras.Input(ROW)
+    y = layers.Dense(2)(x)
+    return x, [y, layers.Activation("relu")(y)]
+
+
 def graphs() -> Iterator[tuple[str, Build]]:
-    def flattened_branches(keras: Any, layers: Any) -> Any:
-        x = keras.Input(IMAGE)
-        a = layers.Flatten()(layers.Conv2D(2, 2)(x))
-        b = layers.Flatten()(layers.Conv2D(3, 3)(x))
-        joined = layers.Concatenate()([a, b])
-        return x, layers.Dense(4)(layers.BatchNormalization()(joined))
-
-    def joined_output(keras: Any, layers: Any) -> Any:
-        x = keras.Input(IMAGE)
-        a = layers.Flatten()(layers.Conv2D(2, 2)(x))
-        b = layers.Flatten()(x)
-        return x, layers.Concatenate()([a, b])
-
-    def added_flat(keras: Any, layers: Any) -> Any:
-        x = keras.Input(IMAGE)
-        a = layers.Flatten()(layers.Conv2D(3, 1)(x))
-        return x, layers.Dense(3)(layers.Add()([a, layers.Flatten()(x)]))
-
-    def several(keras: Any, layers: Any) -> Any:
-        x, y = keras.Input(IMAGE), keras.Input(ROW)
-        a = layers.GlobalAveragePooling2D()(layers.Conv2D(4, 3, activation="relu")(x))
-        joined = layers.Concatenate()([a, layers.Dense(5)(y)])
-        first = layers.Dense(3, activation="softmax", name="classes")(joined)
-        return [x, y], [first, layers.Dense(1, name="score")(joined)]
-
-    def shared(keras: Any, layers: Any) -> Any:
-        x, y = keras.Input(ROW), keras.Input(ROW)
-        dense = layers.Dense(4, activation="tanh")
-        return [x, y], layers.Subtract()([dense(x), dense(y)])
-
-    def residual(keras: Any, layers: Any) -> Any:
-        x = keras.Input(IMAGE)
-        a = layers.Conv2D(3, 3, padding="same", use_bias=False)(x)
-        a = layers.ReLU()(layers.BatchNormalization()(a))
-        a = layers.Add()([x, a])
-        gate = layers.GlobalAveragePooling2D(keepdims=True)(a)
-        gate = layers.Conv2D(3, 1, activation="hard_sigmoid")(gate)
-        return x, layers.Multiply()([a, gate])
-
-    def nested(keras: Any, layers: Any) -> Any:
-        inner_in = keras.Input(ROW)
-        hidden = layers.BatchNormalization()(layers.Dense(4)(inner_in))
-        inner = keras.Model(inner_in, [layers.Dense(3)(hidden), hidden], name="inner")
-        tower = keras.Sequential(
-            [keras.Input(ROW), layers.Dense(6), layers.BatchNormalization()], name="tower"
-        )
-        x = keras.Input(ROW)
-        a, b = inner(tower(tower(x)))
-        c, _ = inner(x)
-        return x, [layers.Add()([a, c]), b]
-
-    def open_sigmoid(keras: Any, layers: Any) -> Any:
-        x = keras.Input(IMAGE)
-        return x, layers.Conv2D(2, 3, activation="sigmoid")(x)
-
-    def input_is_output(keras: Any, layers: Any) -> Any:
-        x = keras.Input(ROW)
-        y = layers.Dense(2)(x)
-        return x, [y, layers.Activation("relu")(y)]
-
     for wire in (
         flattened_branches, joined_output, added_flat, several, shared, residual, nested,
         open_sigmoid, input_is_output,

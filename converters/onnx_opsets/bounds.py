@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import onnx
 
-from converters.onnx_opsets import Nodes, Scope, make, refusal, rule
+from converters.onnx_nodes import Nodes, make, refusal
+from converters.onnx_opsets.rules import Scope, rule
 
 
 @rule("Max", "Min")
