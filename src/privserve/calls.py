@@ -7,15 +7,7 @@ from pathlib import Path
 
 import httpx
 
-from privserve.errors import (
-    ClusterError,
-    ConfigError,
-    InputError,
-    LimitReached,
-    NotServing,
-    QueryError,
-    StaleSession,
-)
+from privserve.errors import BY_CODE, ClusterError, ConfigError, InputError, QueryError
 
 
 def tls_context(ca: Path) -> ssl.SSLContext:
@@ -39,16 +31,13 @@ def raise_for_answer(response: httpx.Response, who: str) -> None:
         body = response.json()
         message, code = str(body["error"]), str(body["code"])
     except (ValueError, KeyError, TypeError):
-        message, code = f"{who} answers HTTP {response.status_code}; is it privserve?", "refused"
-    if code == "limit_reached":
-        raise LimitReached(message, response.status_code)
-    if code == "not_serving":
-        raise NotServing(message, response.status_code)
-    if code == "stale_session":
-        raise StaleSession(message, response.status_code)
-    if code == "bad_input":
+        message, code = (
+            f"{who} answers HTTP {response.status_code}; is it privserve?",
+            QueryError.code,
+        )
+    if code == InputError.code:
         raise InputError(f"{who} refuses: {message}")
-    raise QueryError(message, response.status_code)
+    raise BY_CODE.get(code, QueryError)(message, response.status_code)
 
 
 def unreachable(who: str, address: str, error: Exception) -> ClusterError:

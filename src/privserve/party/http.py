@@ -19,14 +19,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from privserve import __version__, oip
-from privserve.errors import (
-    InputError,
-    LimitReached,
-    NotServing,
-    PrivserveError,
-    QueryError,
-    StaleSession,
-)
+from privserve.errors import InputError, PrivserveError, QueryError, StaleSession
 from privserve.fixedpoint import RingArray
 from privserve.party.queries import Pending
 from privserve.party.session import SessionSpec
@@ -69,22 +62,9 @@ def create_app(party: Party) -> Starlette:
     return Starlette(routes=routes, exception_handlers=handlers)
 
 
-def _code(error: PrivserveError) -> str:
-    if isinstance(error, LimitReached):
-        return "limit_reached"
-    if isinstance(error, NotServing):
-        return "not_serving"
-    if isinstance(error, StaleSession):
-        return "stale_session"
-    if isinstance(error, InputError):
-        return "bad_input"
-    return "refused"
-
-
 async def _on_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, PrivserveError)
-    status = error.status if isinstance(error, QueryError) else 400
-    return _refusal(str(error), _code(error), status)
+    return _refusal(str(error), error.code, error.status)
 
 
 def _refusal(message: str, code: str, status: int) -> Response:
@@ -96,7 +76,7 @@ def _refusal(message: str, code: str, status: int) -> Response:
 async def _on_unknown_path(request: Request, error: Exception) -> Response:
     status = getattr(error, "status_code", 404)
     message = f"{request.method} {request.url.path} is not part of this server's protocol"
-    return _refusal(message, "refused", status)
+    return _refusal(message, PrivserveError.code, status)
 
 
 async def _on_bug(request: Request, error: Exception) -> Response:

@@ -12,9 +12,9 @@ import threading
 import time
 from collections import OrderedDict, deque
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from privserve.errors import LimitReached, NotServing, QueryError
+from privserve.errors import BY_CODE, LimitReached, NotServing, QueryError
 from privserve.fixedpoint import RingArray
 
 MAX_PENDING = 1024
@@ -36,13 +36,14 @@ class Refusal:
     """What the leader tells the followers of a query that will not run."""
 
     id: str
+    code: str
+    """Of the error's class."""
     status: int
     reason: str
 
     def error(self) -> QueryError:
-        """The exception for the waiting client."""
-        kind = {429: LimitReached, 503: NotServing}.get(self.status, QueryError)
-        return kind(self.reason, self.status)
+        """Return the exception for the waiting client."""
+        return BY_CODE.get(self.code, QueryError)(self.reason, self.status)
 
 
 class PendingQueries:
@@ -102,7 +103,6 @@ class LeaderQueue:
         self.changed = threading.Condition()
         self.pending = PendingQueries()
         self.answered = 0
-        self.refused = 0
         self._n = compute_parties
         self._max_rows = max_rows
         self._share_timeout = share_timeout
@@ -113,7 +113,8 @@ class LeaderQueue:
         self._limit: int | None = None
         self._why_not = Refusal(
             "",
-            503,
+            NotServing.code,
+            NotServing.status,
             "the model is shared, but nobody serves it yet; the model owner has to call serve()",
         )
         self._remembered: OrderedDict[str, Refusal] = OrderedDict()
@@ -143,7 +144,7 @@ class LeaderQueue:
         """Refuse what waits and what comes; a batch that runs is finished."""
         with self.changed:
             if self._serving:
-                self._close(503, "the model owner stopped serving; the model stays shared")
+                self._close(NotServing, "the model owner stopped serving; the model stays shared")
 
     def submit(self, query: Pending) -> None:
         """The leader's own share of a query came in."""
@@ -152,7 +153,7 @@ class LeaderQueue:
             if known is not None:
                 raise known.error()
             if not self._serving:
-                refusal = Refusal(query.id, self._why_not.status, self._why_not.reason)
+                refusal = replace(self._why_not, id=query.id)
                 self._refuse(refusal)
                 raise refusal.error()
             self.pending.add(query)
@@ -177,11 +178,11 @@ class LeaderQueue:
             if len(set(arrival.rows.values())) == 1:
                 self._ready.append(query_id)
             else:
-                self._refuse(Refusal(query_id, 400, "the parties' shares differ in shape"))
+                why = "the parties' shares differ in shape"
+                self._refuse(Refusal(query_id, QueryError.code, 400, why))
         self.changed.notify_all()
 
     def _refuse(self, refusal: Refusal) -> None:
-        self.refused += 1
         self._arrivals.pop(refusal.id, None)
         self._remembered[refusal.id] = refusal
         while len(self._remembered) > MAX_REMEMBERED:
@@ -192,12 +193,12 @@ class LeaderQueue:
             query.future.set_exception(refusal.error())
         self.changed.notify_all()
 
-    def _close(self, status: int, reason: str) -> None:
+    def _close(self, kind: type[QueryError], reason: str) -> None:
         self._serving = False
-        self._why_not = Refusal("", status, reason)
+        self._why_not = Refusal("", kind.code, kind.status, reason)
         self._ready.clear()
         for query_id in list(self._arrivals):
-            self._refuse(Refusal(query_id, status, reason))
+            self._refuse(replace(self._why_not, id=query_id))
         self.changed.notify_all()
 
     def expire(self) -> float | None:
@@ -213,6 +214,7 @@ class LeaderQueue:
                 self._refuse(
                     Refusal(
                         query_id,
+                        QueryError.code,
                         504,
                         f"only {len(arrival.rows)} of {self._n} compute parties received a share "
                         f"of this query within {self._share_timeout:g} s; send one to each",
@@ -246,7 +248,7 @@ class LeaderQueue:
                 self._remaining -= len(batch)
                 if self._remaining <= 0 and self._serving:
                     self._close(
-                        429,
+                        LimitReached,
                         f"the limit of {self._limit} queries is reached; ask the model owner "
                         "to serve again",
                     )

@@ -414,7 +414,7 @@ class LeaderSession(ComputeSession):
                     continue
             order = {
                 "run": [query.id for query in batch],
-                "refuse": [[r.id, r.status, r.reason] for r in refusals],
+                "refuse": [[r.id, r.code, r.status, r.reason] for r in refusals],
             }
             frame = json.dumps(order).encode()
             for peer in range(1, self._n):
@@ -460,10 +460,11 @@ class FollowerSession(ComputeSession):
         while True:
             order = json.loads(bytes(self._lanes[ORDERS].recv(0)))
             with self._lock:
-                for query_id, status, reason in order["refuse"]:
-                    refused = self._pending.take(query_id)
+                for fields in order["refuse"]:
+                    refusal = Refusal(*fields)
+                    refused = self._pending.take(refusal.id)
                     if refused is not None:
-                        refused.future.set_exception(Refusal(query_id, status, reason).error())
+                        refused.future.set_exception(refusal.error())
                 batch = [self._pending.take(query_id) for query_id in order["run"]]
             queries = [query for query in batch if query is not None]
             if len(queries) != len(batch):
