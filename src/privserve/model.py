@@ -26,6 +26,7 @@ import converters
 from privserve import oip, sharing
 from privserve.cluster import POLL_SECONDS, Cluster
 from privserve.config import PartyConfig
+from privserve.description import read_description
 from privserve.engines import ENGINES, Prepared, load_engine
 from privserve.errors import (
     ClusterError,
@@ -291,7 +292,7 @@ def _check_memory(cluster: Cluster, prepared: Prepared, options: Mapping[str, An
 
 def _tell(prepared: Prepared, report: Callable[[str], None] | None) -> None:
     """Say what errors to expect, and whatever was guessed."""
-    notes = [f"note: {note}" for note in prepared.description.get("notes", [])]
+    notes = [f"note: {note}" for note in read_description(prepared.description)["notes"]]
     for line in (*prepared.report, *notes):
         if report is not None:
             report(line)

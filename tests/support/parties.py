@@ -66,7 +66,7 @@ def _party(
             return
         compute = engine.Compute(prepared[1], shares, lanes, **options)
         outputs = [compute.run(batch) for batch in batches]
-        stats = getattr(compute, "stats", None)
+        stats = compute.stats
         compute.close()
         for lane in lanes.values():
             lane.close()

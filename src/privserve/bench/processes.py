@@ -58,11 +58,7 @@ def _traffic(lanes: dict[str, LaneMesh], dealer: int) -> tuple[int, int, int]:
 
 
 def _engine_times(compute: Any) -> tuple[float, float]:
-    stats = getattr(compute, "stats", None)
-    return (
-        float(getattr(stats, "exchange_seconds", 0.0)),
-        float(getattr(stats, "waiting_seconds", 0.0)),
-    )
+    return compute.stats.exchange_seconds, compute.stats.waiting_seconds
 
 
 def _meet(lanes: dict[str, LaneMesh], dealer: int, times: int) -> None:

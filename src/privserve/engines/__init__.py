@@ -26,23 +26,11 @@ class Prepared:
 
     engine: str
     description: dict[str, Any]
-    """JSON-able and public: the program, its shapes and formats; no weights.
-
-    Every engine's description has the keys of `REQUIRED_DESCRIPTION`.
-    """
+    """JSON-able and public, no weights: a `description.Description`, and what the engine adds."""
     parameters: dict[str, RingArray] = field(repr=False)
     """Secret: the encoded weights, which the owner shares additively."""
     report: tuple[str, ...] = ()
     """For the model owner alone: what errors to expect of the outputs."""
-
-
-REQUIRED_DESCRIPTION = (
-    "inputs",  # [{"name", "shape" (Keras layout, no batch axis)}]
-    "outputs",  # [{"name", "shape", "activation": null or {"op": "Softmax", "axis": -1}}]
-    "fraction_bits",  # of the query's shares; the answer's are in "output_fraction_bits"
-    "output_fraction_bits",
-    "input_range",  # [lowest, highest] value that a query may hold
-)
 
 
 @dataclass
@@ -53,10 +41,18 @@ class RunStats:
     bytes_sent: int = 0
     bytes_received: int = 0
     bytes_dealt: int = 0
+    exchange_seconds: float = 0.0
+    """Spent in exchanges; 0 where an engine does not count them."""
+    waiting_seconds: float = 0.0
+    """Spent waiting for dealt randomness; 0 where an engine does not count it."""
 
 
 class Compute(Protocol):
     """One compute party's side of a session."""
+
+    @property
+    def stats(self) -> RunStats:
+        """What it counted since its session began."""
 
     def run(self, inputs: Sequence[RingArray]) -> list[RingArray]:
         """Evaluate the program on shares: int64[B, ...] per input, B alike at all parties.

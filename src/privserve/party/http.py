@@ -19,6 +19,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from privserve import __version__, oip
+from privserve.description import TensorDescription, read_description
 from privserve.errors import InputError, PrivserveError, QueryError, StaleSession
 from privserve.fixedpoint import RingArray
 from privserve.party.queries import Pending
@@ -140,7 +141,7 @@ class _Front:
                     "output_fraction_bits": description["output_fraction_bits"],
                     "input_range": description["input_range"],
                     "max_rows": MAX_ROWS,
-                    "guards": description.get("guards", []),
+                    "guards": description["guards"],
                 },
             }
         )
@@ -203,9 +204,9 @@ class _Front:
             id=_text(message, "session"),
             model=request.path_params["model"],
             engine=_text(message, "engine"),
-            description=_object(message, "description"),
-            shares=shares,
             options=_object(message, "options"),
+            description=read_description(message.get("description")),
+            shares=shares,
         )
         await asyncio.to_thread(self.party.load, spec)
         return JSONResponse(self.party.status(), 202)
@@ -238,11 +239,13 @@ class _Front:
         return JSONResponse(self.party.status())
 
 
-def _tensor_metadata(tensor: dict[str, Any]) -> dict[str, Any]:
+def _tensor_metadata(tensor: TensorDescription) -> dict[str, Any]:
     return {"name": tensor["name"], "datatype": oip.DATATYPE, "shape": [-1, *tensor["shape"]]}
 
 
-def _check_inputs(tensors: dict[str, RingArray], wanted: list[dict[str, Any]]) -> list[RingArray]:
+def _check_inputs(
+    tensors: dict[str, RingArray], wanted: list[TensorDescription]
+) -> list[RingArray]:
     names = [t["name"] for t in wanted]
     if set(tensors) != set(names):
         takes = ", ".join(f"'{t['name']}' {[-1, *t['shape']]}" for t in wanted)

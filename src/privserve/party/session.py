@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from privserve.config import ClusterConfig, PartyConfig, Timeouts
+from privserve.description import Description
 from privserve.engines import Compute, load_engine
 from privserve.errors import NotServing, PeerLost, PrivserveError, QueryError, TooManyRows
 from privserve.fixedpoint import RingArray
@@ -49,7 +50,7 @@ class SessionSpec:
     id: str
     model: str
     engine: str
-    description: dict[str, Any]
+    description: Description
     shares: Mapping[str, RingArray] = field(repr=False)
     options: dict[str, Any] = field(default_factory=dict)
 
@@ -363,7 +364,7 @@ class ComputeSession(Session):
                 "bytes_dealt": dealt,
                 "frames": frames,
                 "recent": [[rows, seconds] for rows, seconds in runs],
-                "exchanges": getattr(getattr(compute, "stats", None), "exchanges", None),
+                "exchanges": compute.stats.exchanges,
             }
         return facts
 
