@@ -22,15 +22,9 @@ from typing import Any
 from privserve.config import ClusterConfig, PartyConfig
 from privserve.errors import ClusterError, PeerLost
 from privserve.mesh import Payload
-from privserve.party.channel import (
-    CONTROL_BYTES,
-    Channel,
-    Tap,
-    TlsStream,
-    exchange_duplex,
-    frame_of,
-    reason_of,
-)
+from privserve.party.channel import CONTROL_BYTES, Channel, Tap, frame_of
+from privserve.party.duplex import exchange_duplex
+from privserve.party.stream import TlsStream, reason_of
 
 log = logging.getLogger("privserve")
 
@@ -83,7 +77,7 @@ class LaneMesh:
         return self.channels[peer].recv()
 
     def exchange(self, payload: Payload) -> list[memoryview | None]:
-        """Everyone's payloads by rank (None at the own rank); see `engines.Mesh`."""
+        """Everyone's payloads by rank (None at the own rank); see `mesh.Mesh`."""
         received: list[Any] = [None] * self.n
         if memoryview(payload).nbytes <= DIRECT_BYTES:
             parts = frame_of((payload,))

@@ -12,15 +12,8 @@ from typing import Any
 from privserve.config import ClusterConfig, Timeouts
 from privserve.errors import NotServing, QueryError
 from privserve.party.lanes import Listener
-from privserve.party.queries import Pending
-from privserve.party.session import (
-    ComputeSession,
-    LeaderSession,
-    Seat,
-    Session,
-    SessionSpec,
-    open_session,
-)
+from privserve.party.roles import ComputeSession, LeaderSession, open_session
+from privserve.party.session import Seat, Session, SessionSpec
 
 
 class Party:
@@ -92,10 +85,6 @@ class Party:
             raise QueryError(f"there is no model '{model}'; '{session.spec.model}' is served", 404)
         assert isinstance(session, ComputeSession)
         return session
-
-    def submit(self, model: str, query: Pending) -> None:
-        """Take this party's share of a query; see `ComputeSession.submit`."""
-        self.compute_session(model).submit(query)
 
     def status(self) -> dict[str, Any]:
         """Public facts about the party."""
