@@ -20,8 +20,8 @@ from pathlib import Path
 
 from privserve.bench.large import run_large
 from privserve.bench.measure import measure, measure_plaintext
-from privserve.bench.processes import Bench
 from privserve.bench.report import Result, machine, plot, ratios, table
+from privserve.bench.runs import Bench
 from privserve.bench.subjects import EXAMPLES, Subject, digits_subject, resnet_subject, wide_subject
 from privserve.engines import load_engine
 from privserve.errors import PrivserveError

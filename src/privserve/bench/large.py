@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from privserve.bench.processes import Bench
+from privserve.bench.runs import Bench
 from privserve.bench.subjects import Subject
 from privserve.compiler.ranges import synthetic_samples
 from privserve.engines import load_engine

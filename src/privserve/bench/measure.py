@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from privserve.bench.processes import QUIET_ROWS, Bench, Report
 from privserve.bench.report import Result
+from privserve.bench.runs import QUIET_ROWS, Bench, Report
 from privserve.bench.subjects import Subject
 
 PAUSE_SECONDS = 0.3  # in which the dealer fills the pools
