@@ -260,6 +260,7 @@ def test_a_cluster_needs_three_workers_and_starts_once(digits: Digits) -> None:
 def test_workers_have_addresses_that_can_be_used() -> None:
     assert ps.Worker("localhost:4000").peer == "localhost:4100"
     assert ps.Worker("localhost:0").peer == "localhost:0"
+    assert ps.Worker("[::1]:4000").peer == "[::1]:4100"
     with pytest.raises(ps.ConfigError, match="needs a port"):
         ps.Worker("localhost:0", auto_managed=False)
     with pytest.raises(ps.ConfigError, match="write host:port"):

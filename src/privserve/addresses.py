@@ -15,14 +15,9 @@ def split_address(address: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
-def bracketed(host: str) -> str:
-    """The host as an address or URL has it: IPv6 in brackets."""
-    return f"[{host}]" if ":" in host else host
-
-
 def join_address(host: str, port: int) -> str:
-    """The inverse of `split_address`."""
-    return f"{bracketed(host)}:{port}"
+    """The inverse of `split_address`: IPv6 in brackets, as URLs have it too."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def bind(address: tuple[str, int], what: str) -> socket.socket:
@@ -40,7 +35,7 @@ def bind(address: tuple[str, int], what: str) -> socket.socket:
     except (OSError, OverflowError) as error:
         why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise ConfigError(
-            f"{what}: cannot listen on {host}:{port} ({why.lower()}); stop what uses that port "
-            "or choose another with --port"
+            f"{what}: cannot listen on {join_address(host, port)} ({why.lower()}); stop what uses "
+            "that port or choose another with --port"
         ) from None
     return sock

@@ -46,7 +46,7 @@ class Worker:
     def __post_init__(self) -> None:
         host, port = split_address(self.address)
         if self.peer is None:
-            self.peer = f"{host}:{port + PEER_PORT_OFFSET if port else 0}"
+            self.peer = join_address(host, port + PEER_PORT_OFFSET if port else 0)
         split_address(self.peer)
         if not self.auto_managed and port == 0:
             raise ConfigError(f"'{self.address}': a party that is started by hand needs a port")
@@ -132,7 +132,7 @@ class Cluster:
                     ]
                     sockets[name] = bound
                     http, peer = (
-                        f"{split_address(address)[0]}:{sock.getsockname()[1]}"
+                        join_address(split_address(address)[0], sock.getsockname()[1])
                         for address, sock in zip((http, peer), bound, strict=True)
                     )
                 parties.append((name, http, peer))

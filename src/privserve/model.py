@@ -36,6 +36,7 @@ from privserve.errors import (
     QueryError,
     UnknownOpError,
 )
+from privserve.fixedpoint import RingArray
 from privserve.inputs import Inputs, by_name
 
 DEFAULT_ENGINE = "ottt"
@@ -142,36 +143,42 @@ class SecureModel:
             range_check=range_check,
         )
         _tell(prepared, report)
-        config = cluster.config
-        compute = len(config.compute)
         if not force:
             _check_memory(cluster, prepared, options or {})
+        compute = len(cluster.config.compute)
         split = {name: sharing.split(p, compute) for name, p in prepared.parameters.items()}
-        session = secrets.token_hex(16)
         message = {
-            "session": session,
+            "session": secrets.token_hex(16),
             "engine": prepared.engine,
             "description": prepared.description,
             "options": dict(options or {}),
         }
+        self._cluster = cluster
+        try:
+            self._send(cluster, message, split)
+            for party in cluster.config.parties:
+                self._wait_loaded(cluster, party, str(message["session"]))
+        except BaseException:
+            self.stop()
+            raise
+
+    def _send(
+        self, cluster: Cluster, message: Mapping[str, Any], split: Mapping[str, list[RingArray]]
+    ) -> None:
+        """Send every party the message, and each compute party its shares of the parameters."""
+        config = cluster.config
 
         def send(rank: int) -> None:
-            shares = {name: s[rank] for name, s in split.items()} if rank < compute else {}
+            dealer = rank == len(config.compute)
+            shares = {} if dealer else {name: s[rank] for name, s in split.items()}
             parts, headers = oip.format_message(message, shares, "inputs")
             path = f"/v2/repository/models/{self.name}/load"
             cluster.call(
                 config.parties[rank], "POST", path, content=b"".join(parts), headers=headers
             )
 
-        self._cluster = cluster
-        try:
-            with ThreadPoolExecutor(len(config.parties)) as pool:
-                list(pool.map(send, range(len(config.parties))))
-            for party in config.parties:
-                self._wait_loaded(cluster, party, session)
-        except BaseException:
-            self.stop()
-            raise
+        with ThreadPoolExecutor(len(config.parties)) as pool:
+            list(pool.map(send, range(len(config.parties))))
 
     def _wait_loaded(self, cluster: Cluster, party: PartyConfig, session: str) -> None:
         while True:

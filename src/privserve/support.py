@@ -15,13 +15,10 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from privserve.activations import CLIENT_ACTIVATIONS
-from privserve.engines import load_engine
+from privserve.engines import ENGINES, load_engine
 from privserve.errors import ModelError
 
 SOURCE = "privserve/source"  # no tensor of a model is called so
-
-
-ENGINES = ("ottt", "crypten")
 
 
 class Support:

@@ -109,8 +109,8 @@ class EngineModule(Protocol):
 
 
 ENGINES = {
-    "crypten": "privserve.engines.crypten.engine",
     "ottt": "privserve.engines.ottt",
+    "crypten": "privserve.engines.crypten.engine",
 }
 
 

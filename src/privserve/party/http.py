@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -33,8 +32,6 @@ MAX_ID = 128
 HEADER_ALLOWANCE = 64 * 1024
 JSON_BYTES_PER_NUMBER = 24  # the longest int64 in decimal, a comma and a space
 MAX_MODEL_BYTES = 8 << 30
-
-Handler = Callable[[Request], Awaitable[Response]]
 
 
 def create_app(party: Party) -> Starlette:

@@ -60,15 +60,8 @@ class PendingQueries:
             raise NotServing(f"{MAX_PENDING} queries are waiting already; try again later")
         self._pending[query.id] = query
 
-    def __contains__(self, query_id: str) -> bool:
-        return query_id in self._pending
-
     def __len__(self) -> int:
         return len(self._pending)
-
-    def ids(self) -> list[str]:
-        """All ids, oldest first."""
-        return list(self._pending)
 
     def get(self, query_id: str) -> Pending:
         """The query with this id, kept."""

@@ -233,7 +233,7 @@ def _make_provider(communicator: MeshCommunicator, stream: Stream) -> Any:
     from crypten.mpc.primitives import ArithmeticSharedTensor
     from crypten.mpc.provider import ttp_provider
 
-    class Client:
+    class DealerClient:
         """Stands where CrypTen looks for its TTPClient."""
 
         def get_generator(self, device: Any = None) -> Stream:
@@ -267,7 +267,7 @@ def _make_provider(communicator: MeshCommunicator, stream: Stream) -> Any:
     def stream_tensor(size: Any) -> torch.Tensor:
         return generate_random_ring_element(size, generator=stream)
 
-    ttp_provider.TTPClient._TTPClient__instance = Client()
+    ttp_provider.TTPClient._TTPClient__instance = DealerClient()
     return Provider()
 
 
