@@ -11,7 +11,7 @@ from privserve.errors import BY_CODE, ClusterError, ConfigError, InputError, Que
 
 
 def tls_context(ca: Path) -> ssl.SSLContext:
-    """TLS 1.3 that trusts the cluster's own authority and nobody else."""
+    """Return a TLS 1.3 context that trusts the cluster's own authority and nobody else."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     try:
@@ -41,7 +41,7 @@ def raise_for_answer(response: httpx.Response, who: str) -> None:
 
 
 def unreachable(who: str, address: str, error: Exception) -> ClusterError:
-    """The error for a party that HTTP cannot reach."""
+    """Return the error for a party that HTTP cannot reach."""
     if isinstance(error, httpx.TimeoutException):
         return ClusterError(f"{who} at {address} did not answer in time; is the cluster alive?")
     if "CERTIFICATE_VERIFY_FAILED" in str(error):

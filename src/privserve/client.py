@@ -101,7 +101,7 @@ class Client:
             peer.http.close()
 
     def query_model(self, x: Inputs, *, logits: bool = False, named: bool = False) -> Any:
-        """The model's prediction for `x`, as Keras would give it, learnt by nobody else.
+        """Return the model's prediction for `x`, as Keras would give it, learnt by nobody else.
 
         x: real numbers in the Keras layout with a batch axis, such as (B, 28, 28, 1); for
         several inputs a list in the model's order or a dict by name. Returns float32 of
@@ -129,7 +129,7 @@ class Client:
     def query_model_async(
         self, x: Inputs, *, logits: bool = False, named: bool = False
     ) -> Future[Any]:
-        """As `query_model`, in the background: a future of its result."""
+        """Begin `query_model` in the background; returns a future of its result."""
         return self._queries.submit(self.query_model, x, logits=logits, named=named)
 
     # -- with the parties -----------------------------------------------------------------

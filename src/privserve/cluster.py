@@ -80,7 +80,7 @@ class Cluster:
 
     @classmethod
     def connect(cls, config: str | Path) -> Cluster:
-        """A cluster whose parties run already; needs owner.token beside cluster.toml."""
+        """Return a cluster whose parties run already; needs owner.token beside cluster.toml."""
         found = read_config(config)
         workers = [Worker(p.http, auto_managed=False, peer=p.peer) for p in found.parties]
         cluster = cls(*workers)
@@ -237,7 +237,7 @@ class Cluster:
         return (self._temporary or self._directory or Path()) / name / "party.log"
 
     def call(self, party: PartyConfig, method: str, path: str, **options: Any) -> httpx.Response:
-        """One HTTP call to a party as the model owner; raises the error it stands for."""
+        """Make one HTTP call to a party as the model owner; raises the error it stands for."""
         if self._http is None:
             raise ClusterError("the cluster is not running; call start() first")
         host, port = party.http_address

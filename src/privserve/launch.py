@@ -90,7 +90,7 @@ def _add_sharing(parser: argparse.ArgumentParser) -> None:
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The command line's options."""
+    """Parse the command line's options."""
     parser = _parser()
     given = sys.argv[1:] if arguments is None else list(arguments)
     options = parser.parse_args(_with_ranges(given))
@@ -119,7 +119,7 @@ def _with_ranges(arguments: list[str]) -> list[str]:
 
 
 def parse_range(text: str | None) -> tuple[float, float] | None:
-    """(0.0, 1.0) from "0,1"."""
+    """Return (0.0, 1.0) from "0,1"."""
     if text is None:
         return None
     try:
@@ -130,7 +130,7 @@ def parse_range(text: str | None) -> tuple[float, float] | None:
 
 
 def read_samples(path: Path | None) -> Any:
-    """The array of an .npy file, or the arrays of an .npz file by name."""
+    """Read the array of an .npy file, or the arrays of an .npz file by name."""
     if path is None:
         return None
     import numpy as np
@@ -252,7 +252,7 @@ def fresh_directory(directory: Path) -> Path:
 
 
 def say(line: str) -> None:
-    """Progress goes to stdout at once, also through a pipe."""
+    """Print progress to stdout at once, also through a pipe."""
     print(line, flush=True)
 
 
@@ -261,7 +261,7 @@ def _show_warning(message: Warning | str, *_: object) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
+    """Run the command line; returns the exit code."""
     options = parse(arguments)
     if options.party:
         return run_one_party(options.party, options.config)

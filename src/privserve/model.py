@@ -68,7 +68,7 @@ class SecureModel:
         calibration: Inputs | None = None,
         range_check: bool = True,
     ) -> Prepared:
-        """The public description and the secret parameters for `engine`; nothing is sent.
+        """Return the public description and the secret parameters for `engine`; send nothing.
 
         engine: "ottt", "crypten", or "auto": ottt, or crypten with a warning that says why
         ottt cannot run the model. calibration, range_check: see `share`.
@@ -250,7 +250,7 @@ class SecureModel:
         return self._cluster, self._cluster.config.compute[0]
 
     def status(self) -> list[dict[str, Any]]:
-        """Every party's state and counters."""
+        """Return every party's state and counters."""
         cluster, _ = self._shared()
         config = cluster.config
         return [cluster.call(p, "GET", "/privserve/status").json() for p in config.parties]
@@ -316,7 +316,7 @@ def load_model(
     input_shape: Sequence[int] | None = None,
     name: str | None = None,
 ) -> SecureModel:
-    """A model to share: from a .h5, .keras or .onnx file, a torch module or a Keras model.
+    """Make a model to share of a .h5, .keras or .onnx file, a torch module or a Keras model.
 
     architecture: the JSON (file) that goes with a weights-only file. input_shape: without
     the batch axis; needed for a torch.nn.Module. name: what clients call it; the file's

@@ -52,7 +52,7 @@ class Support:
         """The names of the final activations, which the client applies to the joined answer."""
 
     def engines(self, names: Collection[str]) -> list[str] | None:
-        """The engines that can run the nodes of these names; None if there is nothing to run."""
+        """Return the engines that can run the nodes of these names; None: nothing to run."""
         nodes = [
             node
             for node in self._nodes

@@ -198,7 +198,7 @@ class PartyProcesses:
         self._pipes[name].send(order)
 
     def hear(self, name: str, seconds: float = START_SECONDS) -> Any:
-        """What the body of party `name` says next; ClusterError where nothing comes."""
+        """Return what the body of party `name` says next; ClusterError where nothing comes."""
         if not self._pipes[name].poll(seconds):
             raise ClusterError(f"{self._public.engine}: a party does not answer")
         try:

@@ -123,7 +123,7 @@ def _measured(
 
 
 def run_batches(member: Member) -> None:
-    """A party's process: measures the batches that come over the pipe until it closes."""
+    """Be a party's process: measure the batches that come over the pipe until it closes."""
     logging.disable(logging.CRITICAL)
     lanes = member.open("bench", START_SECONDS)
     if member.deals:
@@ -174,7 +174,7 @@ class Bench:
         return leader, logits
 
     def peak_memory_mb(self) -> dict[str, float]:
-        """By party: the most resident memory that its process ever had (Linux)."""
+        """Return, by party, the most resident memory that its process ever had (Linux)."""
         peaks = {}
         for name, process in self._processes.processes.items():
             lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()

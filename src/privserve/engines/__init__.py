@@ -74,15 +74,15 @@ class EngineModule(Protocol):
     """The ONNX ops that it has, if their settings fit."""
 
     def frame_limits(self, description: Mapping[str, Any], **options: Any) -> Mapping[str, int]:
-        """By lane, the bytes of the largest frame that a session of this model may see."""
+        """Return by lane the bytes of the largest frame that a session of this model may see."""
 
     def memory(
         self, description: Mapping[str, Any], parties: int, **options: Any
     ) -> tuple[int, int]:
-        """About how many bytes the model takes at a compute party, and at the dealer."""
+        """Return about how many bytes the model takes at a compute party, and at the dealer."""
 
     def summary(self, description: Mapping[str, Any]) -> str:
-        """What the model consists of and costs, for people."""
+        """Say what the model consists of and costs, for people."""
 
     def prepare(self, model: onnx.ModelProto, **options: Any) -> Prepared:
         """Make `model` ready, or raise `errors.ModelError` saying what does not fit."""
@@ -115,7 +115,7 @@ ENGINES = {
 
 
 def load_engine(name: str) -> EngineModule:
-    """The engine called `name`; imported on first use, because CrypTen takes seconds."""
+    """Return the engine called `name`, imported on first use: CrypTen takes seconds."""
     try:
         path = ENGINES[name]
     except KeyError:

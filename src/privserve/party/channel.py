@@ -55,7 +55,7 @@ class Channel:
         self._closed = False
 
     def fileno(self) -> int:
-        """The socket's descriptor, for `select`."""
+        """Return the socket's descriptor, for `select`."""
         return self._sock.fileno()
 
     def set_timeout(self, seconds: float | None) -> None:
@@ -63,7 +63,7 @@ class Channel:
         self._timeout = seconds
 
     def lost(self, why: str) -> PeerLost:
-        """The error for a connection that is of no use any more."""
+        """Return the error for a connection that is of no use any more."""
         return PeerLost(f"the connection to {self.peer} ({self.lane}) broke: {why}")
 
     def send(self, *buffers: Payload) -> None:
@@ -87,7 +87,7 @@ class Channel:
         self.count_sent(parts)
 
     def recv(self, spin: float = 0.0) -> memoryview:
-        """The next frame; the view is valid until the next `recv` on this channel.
+        """Return the next frame; the view is valid until the next `recv` on this channel.
 
         Frames of one size come in one view again and again, for callers who keep what they
         made of it; a larger frame than ever before ends that.
@@ -147,14 +147,14 @@ class Channel:
     # The steps, for `duplex`.
 
     def encrypt(self, chunk: Payload) -> bytes:
-        """What has to be sent for a chunk."""
+        """Encrypt a chunk; returns what has to be sent for it."""
         try:
             return self._stream.encrypt(chunk)
         except (OSError, ValueError) as error:
             raise self.lost(reason_of(error)) from None
 
     def try_send(self, encrypted: Payload) -> int:
-        """How much of it the socket takes now."""
+        """Send as much of it as the socket takes now; returns how much that is."""
         try:
             return self._sock.send(encrypted)
         except BlockingIOError:
@@ -163,14 +163,14 @@ class Channel:
             raise self.lost(reason_of(error)) from None
 
     def try_read(self, view: memoryview) -> int:
-        """How many decrypted bytes were put into `view`, without waiting."""
+        """Decrypt what has come into `view`, without waiting; returns how many bytes."""
         try:
             return self._stream.read(view)
         except (OSError, ValueError) as error:
             raise self.lost(reason_of(error)) from None
 
     def parse_header(self, header: memoryview) -> int:
-        """The size that a frame's header announces."""
+        """Return the size that a frame's header announces."""
         size: int = HEADER.unpack_from(header)[0]
         if size > self.limit:
             raise self.lost(
@@ -180,7 +180,7 @@ class Channel:
         return size
 
     def enlarge(self, size: int, done: int) -> memoryview:
-        """A receive buffer of `size` bytes that keeps the first `done` ones."""
+        """Return a receive buffer of `size` bytes that keeps the first `done` ones."""
         self._frames.clear()
         larger = memoryview(bytearray(size))
         larger[:done] = self._buffer[:done]
@@ -217,7 +217,7 @@ class Channel:
 
 
 def frame_of(buffers: Sequence[Payload]) -> list[Payload]:
-    """The header and `buffers` as the pieces to send: joined where that is cheaper.
+    """Return header and `buffers` as the pieces to send: joined where that is cheaper.
 
     A small frame is one TLS record or a few. Joining a large one would touch a megabyte of
     fresh pages, which costs as much as encrypting it.
@@ -232,7 +232,7 @@ def frame_of(buffers: Sequence[Payload]) -> list[Payload]:
 
 
 def chunks_of(parts: Sequence[Payload]) -> Iterable[Payload]:
-    """The parts of a frame in pieces that are encrypted at once."""
+    """Yield the parts of a frame in pieces that are encrypted at once."""
     for part in parts:
         if len(part) <= CHUNK_BYTES:
             if len(part):

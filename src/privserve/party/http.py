@@ -35,7 +35,7 @@ MAX_MODEL_BYTES = 8 << 30
 
 
 def create_app(party: Party) -> Starlette:
-    """The ASGI application of `party`."""
+    """Return the ASGI application of `party`."""
     front = _Front(party)
     routes = [
         Route("/v2", front.server_metadata),
@@ -90,16 +90,16 @@ class _Front:
     # -- Open Inference Protocol ----------------------------------------------------------
 
     async def live(self, request: Request) -> Response:
-        """The process answers."""
+        """Say that the process answers."""
         return JSONResponse({"live": True})
 
     async def ready(self, request: Request) -> Response:
-        """The party takes part in a loaded session."""
+        """Say whether the party takes part in a loaded session."""
         ready = self.party.status()["state"] == "loaded"
         return JSONResponse({"ready": ready}, 200 if ready else 503)
 
     async def server_metadata(self, request: Request) -> Response:
-        """Which party this is, its role, and what is served."""
+        """Say which party this is, its role, and what is served."""
         session = self.party.session
         loaded = session is not None and session.state == "loaded"
         return JSONResponse(
@@ -115,12 +115,12 @@ class _Front:
         )
 
     async def model_ready(self, request: Request) -> Response:
-        """The model of this name is loaded here."""
+        """Say that the model of this name is loaded here."""
         self.party.compute_session(request.path_params["model"])
         return JSONResponse({"ready": True})
 
     async def model_metadata(self, request: Request) -> Response:
-        """Shapes in the Keras layout, the fixed-point format, the client-side activation."""
+        """Describe the model: shapes in the Keras layout, fixed-point formats, activations."""
         spec = self.party.compute_session(request.path_params["model"]).spec
         description = spec.description
         return JSONResponse(
@@ -231,7 +231,7 @@ class _Front:
         return JSONResponse(self.party.status())
 
     async def status(self, request: Request) -> Response:
-        """The state of party and session, and what the queries cost."""
+        """Describe the state of party and session, and what the queries cost."""
         self._owner_only(request)
         return JSONResponse(self.party.status())
 

@@ -64,11 +64,11 @@ class PendingQueries:
         return len(self._pending)
 
     def get(self, query_id: str) -> Pending:
-        """The query with this id, kept."""
+        """Return the query with this id, kept."""
         return self._pending[query_id]
 
     def take(self, query_id: str) -> Pending | None:
-        """The query with this id, no longer held; None if there is none."""
+        """Return the query with this id, no longer held; None if there is none."""
         return self._pending.pop(query_id, None)
 
     def fail_all(self, error: QueryError) -> None:
@@ -140,7 +140,7 @@ class LeaderQueue:
                 self._close(NotServing, "the model owner stopped serving; the model stays shared")
 
     def submit(self, query: Pending) -> None:
-        """The leader's own share of a query came in."""
+        """Take the leader's own share of a query."""
         with self.changed:
             known = self._remembered.get(query.id)
             if known is not None:
@@ -153,7 +153,7 @@ class LeaderQueue:
             self._arrive(query.id, 0, query.rows)
 
     def announced(self, rank: int, query_id: str, rows: int) -> None:
-        """Follower `rank` has its share of a query with this many rows."""
+        """Note that follower `rank` has its share of a query with this many rows."""
         with self.changed:
             known = self._remembered.get(query_id)
             if known is not None:
@@ -216,7 +216,7 @@ class LeaderQueue:
             return None
 
     def next_batch(self) -> list[Pending]:
-        """Queries to run now, in order, of at most max_rows rows together; maybe none."""
+        """Return queries to run now, in order, of at most max_rows rows together; maybe none."""
         with self.changed:
             batch: list[Pending] = []
             rows = 0
@@ -234,7 +234,7 @@ class LeaderQueue:
             return batch
 
     def finished(self, batch: list[Pending]) -> None:
-        """`batch` was answered; closes the queue when that was the last query of the limit."""
+        """Count `batch` as answered; close the queue when that was the last of the limit."""
         with self.changed:
             self.answered += len(batch)
             if self._remaining is not None:
@@ -248,7 +248,7 @@ class LeaderQueue:
             self.changed.notify_all()
 
     def take_refusals(self) -> list[Refusal]:
-        """Refusals that the followers have not been told yet."""
+        """Return refusals that the followers have not been told yet."""
         with self.changed:
             refusals, self._outbox = self._outbox, []
             return refusals

@@ -112,7 +112,7 @@ class ComputeSession(Session):
         return True
 
     def status(self) -> dict[str, Any]:
-        """The session's state, with what its queries cost so far."""
+        """Return the session's state, with what its queries cost so far."""
         facts = super().status()
         compute = self._compute  # the session's thread forgets it in the end
         with self._counting:
@@ -156,7 +156,7 @@ class LeaderSession(ComputeSession):
             self._refuse_all(self._over())
 
     def status(self) -> dict[str, Any]:
-        """The session's state, with the leader's counts."""
+        """Return the session's state, with the leader's counts."""
         return {
             **super().status(),
             "serving": self.queue.serving,
@@ -243,7 +243,7 @@ class FollowerSession(ComputeSession):
 
 
 def open_session(seat: Seat, spec: SessionSpec) -> Session:
-    """The session of this seat's role, not started yet."""
+    """Return the session of this seat's role, not started yet."""
     if seat.rank == 0:
         return LeaderSession(seat, spec)
     is_dealer = seat.rank == len(seat.config.compute)

@@ -95,7 +95,7 @@ class Session(ABC):
                 thread.join(10)
 
     def status(self) -> dict[str, Any]:
-        """Public facts about the session, JSON-able."""
+        """Return public facts about the session, JSON-able."""
         return {
             "session": self.spec.id,
             "model": self.spec.model,

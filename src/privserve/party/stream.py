@@ -62,12 +62,12 @@ class TlsStream:
         self.sock.setblocking(False)
 
     def certified_names(self) -> set[str]:
-        """The DNS names in the peer's verified certificate."""
+        """Return the DNS names in the peer's verified certificate."""
         entries = (self._tls.getpeercert() or {}).get("subjectAltName", ())
         return {str(entry[1]) for entry in entries if entry[0] == "DNS"}
 
     def encrypt(self, plain: Payload) -> bytes:
-        """What has to be sent for `plain`, which is at most a chunk."""
+        """Encrypt `plain`, at most a chunk; returns what has to be sent for it."""
         done = self._tls.write(plain)
         while done < len(plain):  # OpenSSL may be told to stop after each record
             done += self._tls.write(memoryview(plain)[done:])
@@ -98,7 +98,7 @@ class TlsStream:
 
 
 def reason_of(error: Exception) -> str:
-    """Why a connection broke, in a few words."""
+    """Say why a connection broke, in a few words."""
     if isinstance(error, ssl.SSLError):
         return error.reason or "TLS error"
     if isinstance(error, OSError) and error.strerror:
