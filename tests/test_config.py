@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from privserve.addresses import split_address
+from privserve.addresses import join_address, split_address
 from privserve.config import format_config, party_names, read_config
 from privserve.errors import ConfigError
 
@@ -94,6 +94,7 @@ def test_a_directory_is_not_a_cluster_file(tmp_path: Path) -> None:
 )
 def test_addresses_are_split_into_host_and_port(text: str, parts: tuple[str, int]) -> None:
     assert split_address(text) == parts
+    assert join_address(*parts) == text
 
 
 @pytest.mark.parametrize("text", ["", "localhost", ":4000", "host:", "host:x", "h:65536", "h:-1"])

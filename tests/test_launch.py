@@ -11,15 +11,13 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pytest
 import torch
-from serving import ROOT, SAMPLE_MODEL, tagged_processes, wait_until
+from serving import ROOT, tagged_processes, wait_until, write_unsupported_layer
 
 import converters
 import privserve as ps
-from privserve import launch
 
 
 class Launch:
@@ -102,6 +100,8 @@ def small(tmp_path: Path, small_model: bytes) -> str:
 
 
 X = np.array([[0.5, -1.0, 2.0, 0.25]])
+
+
 LOCAL = ["--parties", "3", "--port", "0", "--model", "small.onnx"]
 
 
@@ -224,64 +224,6 @@ def free_ports(count: int) -> list[int]:
     raise AssertionError("no free ports")
 
 
-def write_nothing(path: Path) -> None:
-    pass
-
-
-def write_text(path: Path) -> None:
-    path.write_text("this is no model")
-
-
-def write_empty_hdf5(path: Path) -> None:
-    with h5py.File(path, "w") as file:
-        file["numbers"] = np.arange(5)
-
-
-def write_unsupported_layer(path: Path) -> None:
-    path.write_bytes(SAMPLE_MODEL.read_bytes())
-    with h5py.File(path, "r+") as file:
-        config = file.attrs["model_config"]
-        config = config.decode() if isinstance(config, bytes) else config
-        file.attrs["model_config"] = config.replace('"AveragePooling2D"', '"Teleport2D"')
-
-
-BAD_MODELS = {
-    "a missing file": ("m.h5", write_nothing, "m.h5"),
-    "no HDF5": ("m.h5", write_text, "HDF5"),
-    "HDF5 without a model": ("m.h5", write_empty_hdf5, "no Keras model"),
-    "an unsupported layer": ("m.h5", write_unsupported_layer, "Teleport2D"),
-    "no ONNX": ("m.onnx", write_text, "m.onnx"),
-    "another ending": ("m.txt", write_text, "m.txt"),
-}
-
-
-@pytest.mark.parametrize(("name", "write", "complaint"), BAD_MODELS.values(), ids=BAD_MODELS)
-def test_a_bad_model_is_refused_before_anything_is_started(
-    tag: str,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-    name: str,
-    write: Callable[[Path], None],
-    complaint: str,
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    write(tmp_path / name)
-    assert launch.main(["--model", name, "--port", "0"]) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: ")
-    assert complaint in error
-    assert not (tmp_path / ".privserve").exists()
-
-
-def test_no_model_at_all_says_how_to_make_one(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert launch.main(["--parties", "3"]) == 2
-    assert "scripts/convert.py model.h5" in capsys.readouterr().err
-
-
 def test_a_bad_model_ends_the_process_with_code_2(start: Start, tmp_path: Path) -> None:
     write_unsupported_layer(tmp_path / "m.h5")
     run = start("--model", "m.h5", "--port", "0")
@@ -299,110 +241,6 @@ def test_a_port_in_use_is_named_with_the_remedy(start: Start, tag: str, tmp_path
     assert "choose another with --port" in run.output
 
 
-BAD_OPTIONS = {
-    "no queries": (["--num-requests", "0"], "at least 1"),
-    "two parties": (["--parties", "2"], "at least 3"),
-    "a party without files": (["--party", "bob"], "needs --config"),
-    "a new cluster and an old one": (["--parties", "3", "--config", "x"], "leave --config"),
-    "hosts alone": (["--hosts", "a:1,b:2,c:3"], "go together"),
-    "a text for a number": (["--port", "x"], "invalid int value"),
-    "an unknown option": (["--speed"], "unrecognized"),
-}
-
-
-@pytest.mark.parametrize(("arguments", "complaint"), BAD_OPTIONS.values(), ids=BAD_OPTIONS)
-def test_bad_options_end_with_code_2_and_their_cause(
-    capsys: pytest.CaptureFixture[str], arguments: list[str], complaint: str
-) -> None:
-    with pytest.raises(SystemExit) as ended:
-        launch.main(arguments)
-    assert ended.value.code == 2
-    assert complaint in capsys.readouterr().err
-
-
-REFUSED = {
-    "an unknown engine": (["--engine", "spdz"], "no engine 'spdz'"),
-    "a range of one number": (["--input-range", "3"], "takes two numbers"),
-    "a range upside down": (["--input-range=1,0"], "low < high"),
-    "a missing cluster": (["--config", "nowhere.toml"], "there is no nowhere.toml"),
-    "a port beyond all ports": (["--port", "70000"], "70000"),
-    "an unknown host": (["--host", "no.such.host.invalid", "--port", "0"], "not known here"),
-    "two hosts": (["--init", "d", "--hosts", "a:1,b:2"], "at least 3"),
-}
-
-
-@pytest.mark.parametrize(("arguments", "complaint"), REFUSED.values(), ids=REFUSED)
-def test_what_cannot_be_done_ends_with_code_2_and_its_cause(
-    tag: str,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-    arguments: list[str],
-    complaint: str,
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert launch.main(["--model", str(SAMPLE_MODEL), *arguments]) == 2
-    assert complaint in capsys.readouterr().err
-
-
-def test_a_party_says_what_its_files_lack(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    files = tmp_path / "files"
-    assert (
-        launch.main(["--init", str(files), "--hosts", "localhost:1,localhost:2,localhost:3"]) == 0
-    )
-    config = str(files / "bob" / "cluster.toml")
-    assert launch.main(["--party", "mallory", "--config", config]) == 2
-    assert "knows no party 'mallory'" in capsys.readouterr().err
-    (files / "bob" / "bob.key").unlink()
-    assert launch.main(["--party", "bob", "--config", config]) == 2
-    assert "bob.key is missing; copy the directory" in capsys.readouterr().err
-
-
-def test_a_dry_run_starts_nothing(
-    tag: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert launch.main(["--model", str(SAMPLE_MODEL), "--dry-run"]) == 0
-    assert len(capsys.readouterr().out.splitlines()) > 3
-    assert not (tmp_path / ".privserve").exists()
-
-
-def test_samples_for_calibration_are_read_from_a_file(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    name = ps.load_model(SAMPLE_MODEL).converted.inputs[0].name
-    samples = np.zeros((2, 28, 28, 1))
-    np.save(tmp_path / "good.npy", samples)
-    np.savez(tmp_path / "good.npz", **{name: samples})
-    np.save(tmp_path / "small.npy", samples[:, :5])
-    np.savez(tmp_path / "other.npz", pixels=samples)
-    (tmp_path / "text.npy").write_text("no array")
-    dry_run = ["--model", str(SAMPLE_MODEL), "--dry-run", "--calibration"]
-    for file in ("good.npy", "good.npz"):
-        assert launch.main([*dry_run, str(tmp_path / file)]) == 0
-    for file, complaint in (
-        ("small.npy", "calibration samples have shape"),
-        ("other.npz", f"the model takes the inputs '{name}' (B, 28, 28, 1), not ['pixels']"),
-        ("text.npy", "text.npy is no .npy or .npz file"),
-        ("none.npy", "there is no"),
-    ):
-        assert launch.main([*dry_run, str(tmp_path / file)]) == 2
-        assert complaint in capsys.readouterr().err
-
-
-def test_the_files_of_an_earlier_cluster_are_replaced_and_others_kept(tmp_path: Path) -> None:
-    old = tmp_path / ".privserve"
-    old.mkdir()
-    (old / "notes.txt").write_text("mine")
-    assert launch.fresh_directory(old) == old
-    assert (old / "notes.txt").exists(), "not a cluster's directory"
-    (old / "cluster.toml").write_text("")
-    launch.fresh_directory(old)
-    assert not old.exists()
-
-
 def test_the_demo_runs_from_conversion_to_the_end(tag: str, tmp_path: Path) -> None:
     ended = subprocess.run(
         [sys.executable, str(ROOT / "scripts" / "demo.py")],
@@ -417,8 +255,3 @@ def test_the_demo_runs_from_conversion_to_the_end(tag: str, tmp_path: Path) -> N
     assert "all parties are gone" in ended.stdout
     assert not tagged_processes(tag)
     assert not list(tmp_path.iterdir())
-
-
-def test_torch_is_not_needed_to_be_a_client() -> None:
-    code = "import sys, privserve; privserve.Client; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

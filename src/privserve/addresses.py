@@ -8,25 +8,20 @@ from privserve.errors import ConfigError
 
 
 def split_address(address: str) -> tuple[str, int]:
-    """("localhost", 4000) from "localhost:4000"; IPv6 as "[::1]:4000"."""
+    """Return ("localhost", 4000) from "localhost:4000"; IPv6 as "[::1]:4000"."""
     host, colon, port = address.rpartition(":")
     if not colon or not host or not port.isdecimal() or int(port) > 65535:
         raise ConfigError(f"'{address}' is not an address; write host:port, like localhost:4000")
     return host.strip("[]"), int(port)
 
 
-def bracketed(host: str) -> str:
-    """The host as an address or URL has it: IPv6 in brackets."""
-    return f"[{host}]" if ":" in host else host
-
-
 def join_address(host: str, port: int) -> str:
-    """The inverse of `split_address`."""
-    return f"{bracketed(host)}:{port}"
+    """Return the inverse of `split_address`: IPv6 in brackets, as URLs have it too."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def bind(address: tuple[str, int], what: str) -> socket.socket:
-    """A listening-ready socket, or a ConfigError that names the port and the remedy."""
+    """Return a listening-ready socket, or raise a ConfigError that names port and remedy."""
     host, port = address
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
@@ -40,7 +35,7 @@ def bind(address: tuple[str, int], what: str) -> socket.socket:
     except (OSError, OverflowError) as error:
         why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise ConfigError(
-            f"{what}: cannot listen on {host}:{port} ({why.lower()}); stop what uses that port "
-            "or choose another with --port"
+            f"{what}: cannot listen on {join_address(host, port)} ({why.lower()}); stop what uses "
+            "that port or choose another with --port"
         ) from None
     return sock

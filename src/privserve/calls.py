@@ -7,19 +7,11 @@ from pathlib import Path
 
 import httpx
 
-from privserve.errors import (
-    ClusterError,
-    ConfigError,
-    InputError,
-    LimitReached,
-    NotServing,
-    QueryError,
-    StaleSession,
-)
+from privserve.errors import BY_CODE, ClusterError, ConfigError, InputError, QueryError
 
 
 def tls_context(ca: Path) -> ssl.SSLContext:
-    """TLS 1.3 that trusts the cluster's own authority and nobody else."""
+    """Return a TLS 1.3 context that trusts the cluster's own authority and nobody else."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     try:
@@ -39,20 +31,17 @@ def raise_for_answer(response: httpx.Response, who: str) -> None:
         body = response.json()
         message, code = str(body["error"]), str(body["code"])
     except (ValueError, KeyError, TypeError):
-        message, code = f"{who} answers HTTP {response.status_code}; is it privserve?", "refused"
-    if code == "limit_reached":
-        raise LimitReached(message, response.status_code)
-    if code == "not_serving":
-        raise NotServing(message, response.status_code)
-    if code == "stale_session":
-        raise StaleSession(message, response.status_code)
-    if code == "bad_input":
+        message, code = (
+            f"{who} answers HTTP {response.status_code}; is it privserve?",
+            QueryError.code,
+        )
+    if code == InputError.code:
         raise InputError(f"{who} refuses: {message}")
-    raise QueryError(message, response.status_code)
+    raise BY_CODE.get(code, QueryError)(message, response.status_code)
 
 
 def unreachable(who: str, address: str, error: Exception) -> ClusterError:
-    """The error for a party that HTTP cannot reach."""
+    """Return the error for a party that HTTP cannot reach."""
     if isinstance(error, httpx.TimeoutException):
         return ClusterError(f"{who} at {address} did not answer in time; is the cluster alive?")
     if "CERTIFICATE_VERIFY_FAILED" in str(error):

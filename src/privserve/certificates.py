@@ -66,7 +66,7 @@ def write_cluster(directory: Path, parties: Sequence[tuple[str, str, str]]) -> P
 
 
 def token_digest(token: str) -> str:
-    """What cluster.toml says of the owner's token; the token has 256 bits of entropy."""
+    """Return what cluster.toml says of the owner's token, which has 256 bits of entropy."""
     return hashlib.sha256(token.encode()).hexdigest()
 
 

@@ -24,6 +24,7 @@ from privserve.activations import apply_activation
 from privserve.addresses import join_address, split_address
 from privserve.calls import raise_for_answer, tls_context, unreachable
 from privserve.config import ClusterConfig, read_config
+from privserve.description import Description, TensorDescription, read_description
 from privserve.errors import (
     ClusterError,
     ConfigError,
@@ -56,14 +57,8 @@ class _Model:
 
     name: str
     session: str
-    inputs: list[dict[str, Any]]
-    outputs: list[dict[str, Any]]
-    fraction_bits: int
-    output_fraction_bits: int
-    input_range: tuple[float, float]
+    description: Description
     max_rows: int
-    guards: list[str]
-    """The layers whose guessed ranges are checked, in the order of an answer's flags."""
 
 
 class Client:
@@ -106,7 +101,7 @@ class Client:
             peer.http.close()
 
     def query_model(self, x: Inputs, *, logits: bool = False, named: bool = False) -> Any:
-        """The model's prediction for `x`, as Keras would give it, learnt by nobody else.
+        """Return the model's prediction for `x`, as Keras would give it, learnt by nobody else.
 
         x: real numbers in the Keras layout with a batch axis, such as (B, 28, 28, 1); for
         several inputs a list in the model's order or a dict by name. Returns float32 of
@@ -118,13 +113,14 @@ class Client:
         party is gone.
         """
         model, shares = self._asked(x)
-        if model.guards:
-            _check_guards(model.guards, sharing.join([parts[-1] for parts in shares]))
+        described = model.description
+        if described["guards"]:
+            _check_guards(described["guards"], sharing.join([parts[-1] for parts in shares]))
             shares = [parts[:-1] for parts in shares]
         outputs = {}
-        for tensor, parts in zip(model.outputs, zip(*shares, strict=True), strict=True):
-            values = fixedpoint.decode(sharing.join(parts), model.output_fraction_bits)
-            activation = None if logits else tensor["parameters"]["activation"]
+        for tensor, parts in zip(described["outputs"], zip(*shares, strict=True), strict=True):
+            values = fixedpoint.decode(sharing.join(parts), described["output_fraction_bits"])
+            activation = None if logits else tensor["activation"]
             outputs[tensor["name"]] = apply_activation(values, activation).astype(np.float32)
         if named:
             return outputs
@@ -133,7 +129,7 @@ class Client:
     def query_model_async(
         self, x: Inputs, *, logits: bool = False, named: bool = False
     ) -> Future[Any]:
-        """As `query_model`, in the background: a future of its result."""
+        """Begin `query_model` in the background; returns a future of its result."""
         return self._queries.submit(self.query_model, x, logits=logits, named=named)
 
     # -- with the parties -----------------------------------------------------------------
@@ -187,8 +183,8 @@ class Client:
             message, tensors = oip.parse_message(response.content, length, "outputs")
             if message.get("id") != query_id:
                 raise InputError("it answers another query")
-            answers = [tensors[tensor["name"]] for tensor in model.outputs]
-            return [*answers, tensors[oip.GUARDS]] if model.guards else answers
+            answers = [tensors[tensor["name"]] for tensor in model.description["outputs"]]
+            return [*answers, tensors[oip.GUARDS]] if model.description["guards"] else answers
         except (InputError, KeyError) as error:
             raise ClusterError(f"{peer.name} gave a malformed answer: {error}") from None
 
@@ -202,22 +198,30 @@ class Client:
         raise_for_answer(response, peer.name)
         return response
 
+    def _facts(self, peer: _Peer, path: str) -> dict[str, Any]:
+        """The JSON object that a party answers with."""
+        try:
+            facts = self._call(peer, "GET", path).json()
+        except ValueError:
+            facts = None
+        if not isinstance(facts, dict):
+            raise ClusterError(f"{peer.name} gave a malformed answer: it is no JSON object")
+        return facts
+
     def _read_model(self) -> _Model:
         """Check that these are all compute parties of one cluster, and read their model."""
         with self._lock:
             if self._model is not None:
                 return self._model
-            about = [self._call(peer, "GET", "/v2").json() for peer in self._peers]
+            about = [self._facts(peer, "/v2") for peer in self._peers]
             _check_roles(self._peers, about)
-            served = about[0]["models"]
-            name = served[0] if served else "none"
-            described = [
-                self._call(peer, "GET", f"/v2/models/{name}").json() for peer in self._peers
-            ]
+            served = about[0].get("models")
+            name = served[0] if isinstance(served, list) and served else "none"
+            described = [self._facts(peer, f"/v2/models/{name}") for peer in self._peers]
             for peer, other in zip(self._peers, described, strict=True):
                 if other != described[0]:
                     raise ClusterError(f"{peer.name} describes another model than the others do")
-            self._model = _parse_model(described[0])
+            self._model = _parse_model(self._peers[0].name, described[0])
             return self._model
 
 
@@ -256,7 +260,7 @@ def _check_roles(peers: Sequence[_Peer], about: Sequence[Mapping[str, Any]]) -> 
                 f"{facts.get('party')} at {peer.address} is the dealer and takes no queries; "
                 f"name the compute parties ({', '.join(expected)}) instead"
             )
-    found = [facts["party"] for facts in about]
+    found = [str(facts.get("party")) for facts in about]
     if sorted(found) != sorted(expected):
         raise ConfigError(
             f"a query needs every compute party ({', '.join(expected)}), "
@@ -264,20 +268,28 @@ def _check_roles(peers: Sequence[_Peer], about: Sequence[Mapping[str, Any]]) -> 
         )
 
 
-def _parse_model(described: Mapping[str, Any]) -> _Model:
-    facts = described["parameters"]
-    low, high = facts["input_range"]
-    return _Model(
-        name=described["name"],
-        session=described["versions"][0],
-        inputs=described["inputs"],
-        outputs=described["outputs"],
-        fraction_bits=int(facts["fraction_bits"]),
-        output_fraction_bits=int(facts["output_fraction_bits"]),
-        input_range=(float(low), float(high)),
-        max_rows=int(facts["max_rows"]),
-        guards=[str(layer) for layer in facts.get("guards", [])],
-    )
+def _parse_model(party: str, described: Mapping[str, Any]) -> _Model:
+    """Read what a party's front says of its model; raises ClusterError where it is malformed."""
+    try:
+        outputs = [
+            {**_unbatched(tensor), "activation": tensor["parameters"]["activation"]}
+            for tensor in described["outputs"]
+        ]
+        inputs = [_unbatched(tensor) for tensor in described["inputs"]]
+        facts = described["parameters"]
+        return _Model(
+            name=str(described["name"]),
+            session=str(described["versions"][0]),
+            description=read_description({**facts, "inputs": inputs, "outputs": outputs}),
+            max_rows=int(facts["max_rows"]),
+        )
+    except (InputError, LookupError, TypeError, ValueError) as error:
+        raise ClusterError(f"{party} gave a malformed answer: {error}") from None
+
+
+def _unbatched(tensor: Mapping[str, Any]) -> dict[str, Any]:
+    """A tensor's name and its shape without the batch axis."""
+    return {"name": tensor["name"], "shape": tensor["shape"][1:]}
 
 
 def _check_guards(layers: Sequence[str], flags: RingArray) -> None:
@@ -302,21 +314,22 @@ def _check_guards(layers: Sequence[str], flags: RingArray) -> None:
 
 def _encode(model: _Model, x: Inputs) -> dict[str, RingArray]:
     """Check every input and encode it; int64 by input name."""
-    given = by_name({t["name"]: t["shape"][1:] for t in model.inputs}, x)
+    described = model.description
+    given = by_name({tensor["name"]: tensor["shape"] for tensor in described["inputs"]}, x)
     elements: dict[str, RingArray] = {}
     rows: dict[str, int] = {}
-    for tensor in model.inputs:
+    for tensor in described["inputs"]:
         values = _check(tensor, given[tensor["name"]], model)
         rows[tensor["name"]] = len(values)
-        elements[tensor["name"]] = fixedpoint.encode(values, model.fraction_bits)
+        elements[tensor["name"]] = fixedpoint.encode(values, described["fraction_bits"])
     if len(set(rows.values())) != 1:
         found = ", ".join(f"{count} of '{name}'" for name, count in rows.items())
         raise InputError(f"all inputs need the same number of rows, not {found}")
     return elements
 
 
-def _check(tensor: Mapping[str, Any], values: ArrayLike, model: _Model) -> NDArray[np.float64]:
-    name, shape = tensor["name"], tuple(tensor["shape"][1:])
+def _check(tensor: TensorDescription, values: ArrayLike, model: _Model) -> NDArray[np.float64]:
+    name, shape = tensor["name"], tuple(tensor["shape"])
     try:
         array = np.asarray(values)
     except ValueError:
@@ -335,7 +348,7 @@ def _check(tensor: Mapping[str, Any], values: ArrayLike, model: _Model) -> NDArr
     array = array.astype(np.float64)
     if not np.isfinite(array).all():
         raise RangeError(f"input '{name}' contains NaN or infinity")
-    low, high = model.input_range
+    low, high = model.description["input_range"]
     if array.min() < low or array.max() > high:
         raise RangeError(
             f"input '{name}' holds values from {array.min():g} to {array.max():g}, outside "

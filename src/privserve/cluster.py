@@ -46,7 +46,7 @@ class Worker:
     def __post_init__(self) -> None:
         host, port = split_address(self.address)
         if self.peer is None:
-            self.peer = f"{host}:{port + PEER_PORT_OFFSET if port else 0}"
+            self.peer = join_address(host, port + PEER_PORT_OFFSET if port else 0)
         split_address(self.peer)
         if not self.auto_managed and port == 0:
             raise ConfigError(f"'{self.address}': a party that is started by hand needs a port")
@@ -80,7 +80,7 @@ class Cluster:
 
     @classmethod
     def connect(cls, config: str | Path) -> Cluster:
-        """A cluster whose parties run already; needs owner.token beside cluster.toml."""
+        """Return a cluster whose parties run already; needs owner.token beside cluster.toml."""
         found = read_config(config)
         workers = [Worker(p.http, auto_managed=False, peer=p.peer) for p in found.parties]
         cluster = cls(*workers)
@@ -132,7 +132,7 @@ class Cluster:
                     ]
                     sockets[name] = bound
                     http, peer = (
-                        f"{split_address(address)[0]}:{sock.getsockname()[1]}"
+                        join_address(split_address(address)[0], sock.getsockname()[1])
                         for address, sock in zip((http, peer), bound, strict=True)
                     )
                 parties.append((name, http, peer))
@@ -237,7 +237,7 @@ class Cluster:
         return (self._temporary or self._directory or Path()) / name / "party.log"
 
     def call(self, party: PartyConfig, method: str, path: str, **options: Any) -> httpx.Response:
-        """One HTTP call to a party as the model owner; raises the error it stands for."""
+        """Make one HTTP call to a party as the model owner; raises the error it stands for."""
         if self._http is None:
             raise ClusterError("the cluster is not running; call start() first")
         host, port = party.http_address

@@ -28,7 +28,7 @@ EXTRA_NAMES = ("dave", "erin", "frank", "grace", "heidi", "ivan", "judy", "karl"
 
 
 def party_names(count: int) -> list[str]:
-    """Names for `count` >= 3 parties; the dealer, always carol, comes last."""
+    """Return names for `count` >= 3 parties; the dealer, always carol, comes last."""
     if count < 3:
         raise ConfigError(
             f"a cluster needs at least 3 parties (two that compute, one dealer), not {count}"
@@ -90,7 +90,7 @@ class ClusterConfig:
         return self.parties[-1]
 
     def rank(self, name: str) -> int:
-        """The position of party `name`; the dealer's is the number of compute parties."""
+        """Return the position of party `name`; the dealer's is the number of compute parties."""
         for index, party in enumerate(self.parties):
             if party.name == name:
                 return index
@@ -98,7 +98,7 @@ class ClusterConfig:
         raise ConfigError(f"{self.path} knows no party '{name}'; it has: {known}")
 
     def role(self, name: str) -> str:
-        """ "dealer" or "compute"."""
+        """Return "dealer" or "compute"."""
         return "dealer" if self.rank(name) == len(self.parties) - 1 else "compute"
 
 
@@ -154,7 +154,7 @@ def _text(path: Path, table: dict[str, object], key: str, default: str | None = 
 
 
 def format_config(parties: Sequence[tuple[str, str, str]], owner_token_sha256: str) -> str:
-    """cluster.toml for (name, http, peer) triples, with the default file names."""
+    """Return cluster.toml for (name, http, peer) triples, with the default file names."""
     lines = [
         "# A privserve cluster: compute parties first, the dealer last.",
         'ca = "ca.pem"',

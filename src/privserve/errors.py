@@ -1,7 +1,8 @@
-"""Every error that privserve raises on purpose.
+"""Every error that privserve raises on purpose, and what stands for it between processes.
 
 Each message names the cause and what the reader can do about it, and carries no share,
-seed or plaintext.
+seed or plaintext. An error that a party answers with travels as its `code` and its HTTP
+`status`, which its class owns; `BY_CODE` is the way back.
 """
 
 from __future__ import annotations
@@ -11,6 +12,11 @@ from collections.abc import Mapping, Sequence
 
 class PrivserveError(Exception):
     """Base of all errors that privserve raises on purpose."""
+
+    code = "refused"
+    """What a party's answer calls the error."""
+    status: int = 400
+    """The HTTP status of that answer."""
 
 
 class ConfigError(PrivserveError):
@@ -31,6 +37,8 @@ class UnknownOpError(ModelError):
 
 class InputError(PrivserveError, ValueError):
     """A query's input has the wrong shape or dtype, or holds values that do not fit."""
+
+    code = "bad_input"
 
 
 class RangeError(InputError):
@@ -59,34 +67,43 @@ class PeerLost(ClusterError):
 class QueryError(PrivserveError):
     """A query was refused or failed; `status` is the HTTP status of the refusal."""
 
-    def __init__(self, message: str, status: int = 500) -> None:
+    status = 500
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        """status: where it is not the one of the class."""
         super().__init__(message)
-        self.status = status
+        if status is not None:
+            self.status = status
 
 
 class LimitReached(QueryError):
     """The cluster has answered its `num_requests` and serves no more for now."""
 
-    def __init__(self, message: str, status: int = 429) -> None:
-        super().__init__(message, status)
+    code = "limit_reached"
+    status = 429
 
 
 class TooManyRows(QueryError):
     """A party has no memory for this many rows at a time; the session goes on."""
 
-    def __init__(self, message: str, status: int = 413) -> None:
-        super().__init__(message, status)
+    status = 413
 
 
 class StaleSession(QueryError):
     """The query was encoded for a session that is over; its client has to read the model anew."""
 
-    def __init__(self, message: str, status: int = 409) -> None:
-        super().__init__(message, status)
+    code = "stale_session"
+    status = 409
 
 
 class NotServing(QueryError):
     """No model is shared, or the model is shared but `serve` is not running."""
 
-    def __init__(self, message: str, status: int = 503) -> None:
-        super().__init__(message, status)
+    code = "not_serving"
+    status = 503
+
+
+BY_CODE: dict[str, type[QueryError]] = {
+    kind.code: kind for kind in (QueryError, LimitReached, NotServing, StaleSession)
+}
+"""What a code of an answer stands for, InputError's apart; QueryError where it is not known."""

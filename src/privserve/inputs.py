@@ -13,7 +13,7 @@ Inputs = ArrayLike | Mapping[str, ArrayLike] | Sequence[ArrayLike]
 
 
 def by_name(wanted: Mapping[str, Sequence[int | None]], x: Inputs) -> dict[str, Any]:
-    """What is given for each input of a model, in the model's order.
+    """Return what is given for each input of a model, in the model's order.
 
     wanted: the inputs' shapes, without the batch, by name. x: one array where there is one
     input; else a list in that order or a dict. Raises InputError saying what the model takes.
@@ -41,5 +41,5 @@ def by_name(wanted: Mapping[str, Sequence[int | None]], x: Inputs) -> dict[str, 
 
 
 def batched(shape: Sequence[int | None]) -> str:
-    """(3, 4) as "(B, 3, 4)"."""
+    """Return (3, 4) as "(B, 3, 4)"."""
     return f"({', '.join(['B', *map(str, shape)])})"

@@ -15,21 +15,24 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from zipfile import BadZipFile
 
-from privserve.addresses import bracketed, split_address
+from privserve.addresses import join_address, split_address
 from privserve.config import party_names
 from privserve.errors import ConfigError, PrivserveError
 from privserve.interrupts import keep_interrupts
+
+if TYPE_CHECKING:
+    from privserve.cluster import Cluster
+    from privserve.model import SecureModel
 
 DEFAULT_DIRECTORY = Path(".privserve")
 DEFAULT_MODEL = Path("model.onnx")
 DEFAULT_PORT = 4000
 
 
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The command line's options."""
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m privserve.launch",
         description="Launch the parties of a cluster, share a model among them and serve it.",
@@ -45,6 +48,24 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--num-requests", type=int, metavar="N", help="serve N queries, then end (default: no end)"
     )
+    _add_sharing(parser)
+    parser.add_argument("--host", default="localhost", help="where the parties listen")
+    parser.add_argument(
+        "--port",
+        type=int,
+        default=DEFAULT_PORT,
+        help="of the first party, the others follow; 0: any free",
+    )
+    parser.add_argument("--init", type=Path, metavar="DIR", help="write the files of a new cluster")
+    parser.add_argument("--hosts", metavar="H:P,...", help="with --init: each party's address")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print what the model would cost, start nothing"
+    )
+    return parser
+
+
+def _add_sharing(parser: argparse.ArgumentParser) -> None:
+    """The options of how the model is shared."""
     parser.add_argument("--engine", default=None, help="ottt (default), crypten or auto")
     parser.add_argument(
         "--input-range",
@@ -66,18 +87,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--force", action="store_true", help="share also what the hosts seem to lack memory for"
     )
-    parser.add_argument("--host", default="localhost", help="where the parties listen")
-    parser.add_argument(
-        "--port",
-        type=int,
-        default=DEFAULT_PORT,
-        help="of the first party, the others follow; 0: any free",
-    )
-    parser.add_argument("--init", type=Path, metavar="DIR", help="write the files of a new cluster")
-    parser.add_argument("--hosts", metavar="H:P,...", help="with --init: each party's address")
-    parser.add_argument(
-        "--dry-run", action="store_true", help="print what the model would cost, start nothing"
-    )
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Parse the command line's options."""
+    parser = _parser()
     given = sys.argv[1:] if arguments is None else list(arguments)
     options = parser.parse_args(_with_ranges(given))
     if options.num_requests is not None and options.num_requests < 1:
@@ -105,7 +119,7 @@ def _with_ranges(arguments: list[str]) -> list[str]:
 
 
 def parse_range(text: str | None) -> tuple[float, float] | None:
-    """(0.0, 1.0) from "0,1"."""
+    """Return (0.0, 1.0) from "0,1"."""
     if text is None:
         return None
     try:
@@ -116,7 +130,7 @@ def parse_range(text: str | None) -> tuple[float, float] | None:
 
 
 def read_samples(path: Path | None) -> Any:
-    """The array of an .npy file, or the arrays of an .npz file by name."""
+    """Read the array of an .npy file, or the arrays of an .npz file by name."""
     if path is None:
         return None
     import numpy as np
@@ -147,7 +161,7 @@ def write_files(directory: Path, hosts: str) -> int:
     parties = []
     for name, address in zip(names, addresses, strict=True):
         host, port = split_address(address.strip())
-        parties.append((name, address.strip(), f"{host}:{port + PEER_PORT_OFFSET}"))
+        parties.append((name, address.strip(), join_address(host, port + PEER_PORT_OFFSET)))
     if (directory / "cluster.toml").exists():
         raise ConfigError(f"{directory} holds a cluster already; remove it or name another --init")
     path = write_cluster(directory, parties)
@@ -162,7 +176,6 @@ def write_files(directory: Path, hosts: str) -> int:
 
 def launch(options: argparse.Namespace) -> int:
     """Start (or join) a cluster, share the model, serve it."""
-    from privserve.cluster import Cluster, Worker
     from privserve.engines import load_engine
     from privserve.model import DEFAULT_ENGINE, load_model
 
@@ -185,17 +198,7 @@ def launch(options: argparse.Namespace) -> int:
         summary = load_engine(prepared.engine).summary(prepared.description)
         print("\n".join([summary, *prepared.report]))
         return 0
-    cluster: Cluster
-    if options.config:
-        cluster = Cluster.connect(options.config)
-        where = options.config
-    else:
-        names = party_names(options.parties or 3)
-        host = bracketed(options.host)
-        ports = [options.port and options.port + i for i in range(len(names))]
-        workers = [Worker(f"{host}:{port}") for port in ports]
-        cluster = Cluster(*workers, directory=fresh_directory(DEFAULT_DIRECTORY))
-        where = DEFAULT_DIRECTORY / "cluster.toml"
+    cluster, where = _cluster(options)
     try:
         if not options.config:
             say(f"starting {len(cluster.names)} parties")
@@ -208,20 +211,37 @@ def launch(options: argparse.Namespace) -> int:
             force=options.force,
             report=lambda line: say(f"  {line}"),
         )
-        limit = options.num_requests
-        many = f"{limit} queries" if limit else "queries until Ctrl-C"
-        say(f"serving {many}; ask with: python scripts/query.py --config {where}")
-        answered = model.serve(
-            limit, report=lambda n: say(f"  answered {n}" + (f"/{limit}" if limit else ""))
-        )
-        if limit:
-            say(f"the limit of {limit} queries is reached")
-        else:
-            say(f"stopped after {answered} queries")
+        _serve(model, options.num_requests, where)
         model.stop()
     finally:
         cluster.stop()
     return 0
+
+
+def _cluster(options: argparse.Namespace) -> tuple[Cluster, Path]:
+    """The cluster to serve on, and its cluster.toml; a new one is not started yet."""
+    from privserve.cluster import Cluster, Worker
+
+    if options.config:
+        return Cluster.connect(options.config), options.config
+    names = party_names(options.parties or 3)
+    ports = [options.port and options.port + i for i in range(len(names))]
+    workers = [Worker(join_address(options.host, port)) for port in ports]
+    cluster = Cluster(*workers, directory=fresh_directory(DEFAULT_DIRECTORY))
+    return cluster, DEFAULT_DIRECTORY / "cluster.toml"
+
+
+def _serve(model: SecureModel, limit: int | None, where: Path) -> None:
+    """Serve `limit` queries, or until Ctrl-C, and say how it goes."""
+    many = f"{limit} queries" if limit else "queries until Ctrl-C"
+    say(f"serving {many}; ask with: python scripts/query.py --config {where}")
+    answered = model.serve(
+        limit, report=lambda n: say(f"  answered {n}" + (f"/{limit}" if limit else ""))
+    )
+    if limit:
+        say(f"the limit of {limit} queries is reached")
+    else:
+        say(f"stopped after {answered} queries")
 
 
 def fresh_directory(directory: Path) -> Path:
@@ -232,7 +252,7 @@ def fresh_directory(directory: Path) -> Path:
 
 
 def say(line: str) -> None:
-    """Progress goes to stdout at once, also through a pipe."""
+    """Print progress to stdout at once, also through a pipe."""
     print(line, flush=True)
 
 
@@ -241,7 +261,7 @@ def _show_warning(message: Warning | str, *_: object) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
+    """Run the command line; returns the exit code."""
     options = parse(arguments)
     if options.party:
         return run_one_party(options.party, options.config)

@@ -26,6 +26,7 @@ import converters
 from privserve import oip, sharing
 from privserve.cluster import POLL_SECONDS, Cluster
 from privserve.config import PartyConfig
+from privserve.description import read_description
 from privserve.engines import ENGINES, Prepared, load_engine
 from privserve.errors import (
     ClusterError,
@@ -35,6 +36,7 @@ from privserve.errors import (
     QueryError,
     UnknownOpError,
 )
+from privserve.fixedpoint import RingArray
 from privserve.inputs import Inputs, by_name
 
 DEFAULT_ENGINE = "ottt"
@@ -66,7 +68,7 @@ class SecureModel:
         calibration: Inputs | None = None,
         range_check: bool = True,
     ) -> Prepared:
-        """The public description and the secret parameters for `engine`; nothing is sent.
+        """Return the public description and the secret parameters for `engine`; send nothing.
 
         engine: "ottt", "crypten", or "auto": ottt, or crypten with a warning that says why
         ottt cannot run the model. calibration, range_check: see `share`.
@@ -141,36 +143,42 @@ class SecureModel:
             range_check=range_check,
         )
         _tell(prepared, report)
-        config = cluster.config
-        compute = len(config.compute)
         if not force:
             _check_memory(cluster, prepared, options or {})
+        compute = len(cluster.config.compute)
         split = {name: sharing.split(p, compute) for name, p in prepared.parameters.items()}
-        session = secrets.token_hex(16)
         message = {
-            "session": session,
+            "session": secrets.token_hex(16),
             "engine": prepared.engine,
             "description": prepared.description,
             "options": dict(options or {}),
         }
+        self._cluster = cluster
+        try:
+            self._send(cluster, message, split)
+            for party in cluster.config.parties:
+                self._wait_loaded(cluster, party, str(message["session"]))
+        except BaseException:
+            self.stop()
+            raise
+
+    def _send(
+        self, cluster: Cluster, message: Mapping[str, Any], split: Mapping[str, list[RingArray]]
+    ) -> None:
+        """Send every party the message, and each compute party its shares of the parameters."""
+        config = cluster.config
 
         def send(rank: int) -> None:
-            shares = {name: s[rank] for name, s in split.items()} if rank < compute else {}
+            dealer = rank == len(config.compute)
+            shares = {} if dealer else {name: s[rank] for name, s in split.items()}
             parts, headers = oip.format_message(message, shares, "inputs")
             path = f"/v2/repository/models/{self.name}/load"
             cluster.call(
                 config.parties[rank], "POST", path, content=b"".join(parts), headers=headers
             )
 
-        self._cluster = cluster
-        try:
-            with ThreadPoolExecutor(len(config.parties)) as pool:
-                list(pool.map(send, range(len(config.parties))))
-            for party in config.parties:
-                self._wait_loaded(cluster, party, session)
-        except BaseException:
-            self.stop()
-            raise
+        with ThreadPoolExecutor(len(config.parties)) as pool:
+            list(pool.map(send, range(len(config.parties))))
 
     def _wait_loaded(self, cluster: Cluster, party: PartyConfig, session: str) -> None:
         while True:
@@ -242,7 +250,7 @@ class SecureModel:
         return self._cluster, self._cluster.config.compute[0]
 
     def status(self) -> list[dict[str, Any]]:
-        """Every party's state and counters."""
+        """Return every party's state and counters."""
         cluster, _ = self._shared()
         config = cluster.config
         return [cluster.call(p, "GET", "/privserve/status").json() for p in config.parties]
@@ -291,7 +299,7 @@ def _check_memory(cluster: Cluster, prepared: Prepared, options: Mapping[str, An
 
 def _tell(prepared: Prepared, report: Callable[[str], None] | None) -> None:
     """Say what errors to expect, and whatever was guessed."""
-    notes = [f"note: {note}" for note in prepared.description.get("notes", [])]
+    notes = [f"note: {note}" for note in read_description(prepared.description)["notes"]]
     for line in (*prepared.report, *notes):
         if report is not None:
             report(line)
@@ -308,7 +316,7 @@ def load_model(
     input_shape: Sequence[int] | None = None,
     name: str | None = None,
 ) -> SecureModel:
-    """A model to share: from a .h5, .keras or .onnx file, a torch module or a Keras model.
+    """Make a model to share of a .h5, .keras or .onnx file, a torch module or a Keras model.
 
     architecture: the JSON (file) that goes with a weights-only file. input_shape: without
     the batch axis; needed for a torch.nn.Module. name: what clients call it; the file's

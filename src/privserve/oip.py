@@ -28,7 +28,7 @@ MAX_AXES = 16
 def format_message(
     message: Mapping[str, Any], tensors: Mapping[str, RingArray], key: str
 ) -> tuple[list[bytes | memoryview], dict[str, str]]:
-    """A binary message: (parts of its body, HTTP headers).
+    """Format a binary message: (parts of its body, HTTP headers).
 
     message: the JSON fields but for `key` ("inputs" or "outputs"), which is built from
     `tensors`, int64 arrays by name.
@@ -51,7 +51,7 @@ def format_message(
 def format_json(
     message: Mapping[str, Any], tensors: Mapping[str, RingArray], key: str
 ) -> dict[str, Any]:
-    """The same message as plain JSON, its tensors as flat lists."""
+    """Format the same message as plain JSON, its tensors as flat lists."""
     described = [
         {"name": n, "shape": list(a.shape), "datatype": DATATYPE, "data": a.reshape(-1).tolist()}
         for n, a in tensors.items()

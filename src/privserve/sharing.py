@@ -1,4 +1,4 @@
-"""n-out-of-n secret sharing: additive in Z_2^64 and XOR on words.
+"""n-out-of-n secret sharing: additive in Z_2^64.
 
 All n shares are needed to learn anything: any n - 1 of them are uniform and independent
 of the secret (one-time pad). Shares come from a fresh AES-CTR stream per call.
@@ -35,25 +35,4 @@ def join(shares: Sequence[RingArray]) -> RingArray:
     secret = np.array(shares[0], dtype=np.int64, copy=True)
     for share in shares[1:]:
         np.add(secret, share, out=secret)
-    return secret
-
-
-def split_bits(secret: RingArray, parties: int) -> list[RingArray]:
-    """XOR shares of `secret` (int64 words, any shape) for `parties` >= 2 parties."""
-    if parties < 2:
-        raise ValueError(f"a secret is shared among at least 2 parties, not {parties}")
-    secret = np.asarray(secret, dtype=np.int64, order="C")
-    prg = Prg()
-    shares = [prg.int64(secret.shape) for _ in range(parties - 1)]
-    last = secret.copy()
-    for share in shares:
-        np.bitwise_xor(last, share, out=last)
-    return [*shares, last]
-
-
-def join_bits(shares: Sequence[RingArray]) -> RingArray:
-    """The secret words (int64) that XOR `shares` of equal shape combine to."""
-    secret = np.array(shares[0], dtype=np.int64, copy=True)
-    for share in shares[1:]:
-        np.bitwise_xor(secret, share, out=secret)
     return secret

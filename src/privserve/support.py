@@ -15,13 +15,10 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from privserve.activations import CLIENT_ACTIVATIONS
-from privserve.engines import load_engine
+from privserve.engines import ENGINES, load_engine
 from privserve.errors import ModelError
 
 SOURCE = "privserve/source"  # no tensor of a model is called so
-
-
-ENGINES = ("ottt", "crypten")
 
 
 class Support:
@@ -55,7 +52,7 @@ class Support:
         """The names of the final activations, which the client applies to the joined answer."""
 
     def engines(self, names: Collection[str]) -> list[str] | None:
-        """The engines that can run the nodes of these names; None if there is nothing to run."""
+        """Return the engines that can run the nodes of these names; None: nothing to run."""
         nodes = [
             node
             for node in self._nodes

@@ -16,7 +16,7 @@ from torch.distributed import ReduceOp
 
 import converters
 from privserve.engines import load_engine
-from privserve.engines.crypten import compat as crypten_compat
+from privserve.engines.crypten import compat
 from privserve.engines.crypten import engine as crypten_engine
 from privserve.engines.crypten.compat import MeshCommunicator
 from privserve.engines.crypten.graph import lower
@@ -151,11 +151,11 @@ def test_what_would_move_pickled_objects_is_refused_by_name() -> None:
 
 
 def test_random_tensors_have_their_size_and_width() -> None:
-    drawn = crypten_compat.generate_kbit_random_tensor((1000,), bitlength=3)
+    drawn = compat.generate_kbit_random_tensor((1000,), bitlength=3)
     assert set(drawn.tolist()) == set(range(8))
-    assert crypten_compat.generate_random_ring_element(torch.Size([2, 3])).shape == (2, 3)
+    assert compat.generate_random_ring_element(torch.Size([2, 3])).shape == (2, 3)
     with pytest.raises(ValueError, match=r"Z_2\^64"):
-        crypten_compat.generate_random_ring_element((3,), ring_size=2**32)
+        compat.generate_random_ring_element((3,), ring_size=2**32)
 
 
 def test_requests_to_the_dealer_hold_shapes_only() -> None:
@@ -177,7 +177,7 @@ def test_requests_to_the_dealer_hold_shapes_only() -> None:
     for request in requests:
         message = json.loads(request)
         assert set(message) == {"function", "args", "kwargs"}
-        assert message["function"] in crypten_compat.DEALER_FUNCTIONS
+        assert message["function"] in compat.DEALER_FUNCTIONS
         assert all(0 <= number < 10_000 for number in numbers(message))
 
 

@@ -268,6 +268,7 @@ BAD_LOADS = {
     "no session": ({"session": None}, "'session' must be a text"),
     "no engine": ({"engine": 3}, "'engine' must be a text"),
     "no description": ({"description": "x"}, "'description' must be an object"),
+    "a malformed description": ({"description": {"inputs": []}}, "'inputs' must be a list"),
     "no options": ({"options": None}, "'options' must be an object"),
 }
 

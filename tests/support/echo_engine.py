@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from privserve.engines import RunStats
 from privserve.mesh import Mesh
 
 LANES = ("echo",)
@@ -25,6 +26,8 @@ DESCRIPTION = {
     "fraction_bits": 0,
     "output_fraction_bits": 0,
     "input_range": [-8.0, 8.0],
+    "guards": [],
+    "notes": [],
 }
 
 batches: list[list[int]] = []
@@ -53,6 +56,7 @@ class Compute:
         if options.get("fail"):
             raise ValueError(SECRET)
         self.mesh = meshes["echo"]
+        self.stats = RunStats()
 
     def run(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
         hold.wait(30)
@@ -62,6 +66,7 @@ class Compute:
         if (inputs[0] == HANG).all():
             released.wait(30)
         self.mesh.exchange(b"x")
+        self.stats.exchanges += 1
         return [inputs[0] * 2]
 
     def close(self) -> None:

@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import multiprocessing
-import socket
-import tempfile
 import traceback
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from privserve import sharing
-from privserve.certificates import write_cluster
-from privserve.config import party_names, read_config
-from privserve.engines import Prepared, load_engine
-from privserve.errors import PeerLost
-from privserve.party.lanes import Listener
-
-SPAWN = multiprocessing.get_context("spawn")
+from privserve.bench.processes import Frame, Member, PartyProcesses
+from privserve.engines import Prepared
 
 
 @dataclass
@@ -30,49 +20,27 @@ class Session:
     answers: list[list[np.ndarray]]
     """Per batch: the joined outputs."""
     stats: list[Any]
-    transcripts: dict[str, list[tuple[str, str, bytes]]] = field(default_factory=dict)
+    transcripts: dict[str, list[Frame]] = field(default_factory=dict)
     """By party: (sent | received, peer, payload), where recording was asked for."""
 
 
-def listening_socket() -> socket.socket:
-    sock = socket.create_server(("127.0.0.1", 0))
-    return sock
-
-
-def _party(
-    config_path: Path,
-    name: str,
-    sock: socket.socket,
-    prepared: tuple[str, dict[str, Any]],
-    shares: dict[str, np.ndarray],
-    batches: list[list[np.ndarray]],
-    record: bool,
-    options: dict[str, Any],
-    pipe: Any,
-) -> None:
-    transcript: list[tuple[str, str, bytes]] = []
-    tap = (lambda *event: transcript.append(event)) if record else None
+def answer_batches(member: Member) -> None:
+    """A party's process: one session, in which the batches from the pipe are answered."""
     try:
-        config = read_config(config_path / name / "cluster.toml")
-        me = config.parties[config.rank(name)]
-        listener = Listener(config, me, sock, tap)
-        engine = load_engine(prepared[0])
-        limits = engine.frame_limits(prepared[1], **options)
-        lanes = listener.open_lanes("test", engine.LANES, 60, limits=limits)
-        if config.role(name) == "dealer":
-            with contextlib.suppress(PeerLost):  # the session ends when its parties leave
-                engine.deal(prepared[1], lanes, **options)
-            pipe.send(("done", None, transcript))
+        batches = member.pipe.recv()
+        lanes = member.open("test", 60)
+        if member.deals:
+            member.deal(lanes)
+            member.pipe.send(("done", None, member.frames))
             return
-        compute = engine.Compute(prepared[1], shares, lanes, **options)
+        compute = member.compute(lanes)
         outputs = [compute.run(batch) for batch in batches]
-        stats = getattr(compute, "stats", None)
         compute.close()
         for lane in lanes.values():
             lane.close()
-        pipe.send(("done", (outputs, stats), transcript))
+        member.pipe.send(("done", (outputs, compute.stats), member.frames))
     except BaseException:
-        pipe.send(("failed", traceback.format_exc(), transcript))
+        member.pipe.send(("failed", traceback.format_exc(), member.frames))
 
 
 def run_session(
@@ -83,57 +51,19 @@ def run_session(
     **options: Any,
 ) -> Session:
     """Share `prepared` and the ring-encoded `batches`, run them, join the answers."""
-    names = party_names(compute_parties + 1)
-    socks = [listening_socket() for _ in names]
-    with tempfile.TemporaryDirectory() as home:
-        write_cluster(
-            Path(home),
-            [
-                (name, f"127.0.0.1:{sock.getsockname()[1]}", f"127.0.0.1:{sock.getsockname()[1]}")
-                for name, sock in zip(names, socks, strict=True)
-            ],
-        )
-        split = {k: sharing.split(v, compute_parties) for k, v in prepared.parameters.items()}
-        split_batches = [[sharing.split(x, compute_parties) for x in batch] for batch in batches]
-        workers = []
-        for rank, (name, sock) in enumerate(zip(names, socks, strict=True)):
-            mine, theirs = SPAWN.Pipe()
+    split = [[sharing.split(x, compute_parties) for x in batch] for batch in batches]
+    results, transcripts = [], {}
+    with PartyProcesses(
+        prepared, compute_parties + 1, answer_batches, options=options, record=record
+    ) as processes:
+        processes.start_all(prepared.parameters)
+        for rank, name in enumerate(processes.names):
             dealer = rank == compute_parties
-            shares = {} if dealer else {k: v[rank] for k, v in split.items()}
-            inputs = [] if dealer else [[x[rank] for x in batch] for batch in split_batches]
-            process = SPAWN.Process(
-                target=_party,
-                args=(
-                    Path(home),
-                    name,
-                    sock,
-                    (prepared.engine, prepared.description),
-                    shares,
-                    inputs,
-                    record,
-                    options,
-                    theirs,
-                ),
-            )
-            process.start()
-            theirs.close()
-            sock.close()
-            workers.append((name, process, mine))
-        results, transcripts = [], {}
-        try:
-            for name, _, pipe in workers:
-                if not pipe.poll(120):
-                    raise AssertionError(f"{name} did not finish")
-                state, value, transcript = pipe.recv()
-                assert state == "done", f"{name}:\n{value}"
-                transcripts[name] = transcript
-                results.append(value)
-        finally:
-            for _, process, _ in workers:
-                process.join(5)
-                if process.is_alive():
-                    process.kill()
-                    process.join()
+            processes.tell(name, [] if dealer else [[x[rank] for x in batch] for batch in split])
+        for name in processes.names:
+            state, value, transcripts[name] = processes.hear(name, 120)
+            assert state == "done", f"{name}:\n{value}"
+            results.append(value)
     computed = results[:compute_parties]
     answers = [
         [sharing.join(parts) for parts in zip(*outputs, strict=True)]

@@ -9,7 +9,9 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import h5py
 import numpy as np
+import torch
 
 import privserve as ps
 from privserve.certificates import write_cluster
@@ -98,3 +100,22 @@ def serving(
 
 def free_workers(count: int = 3) -> list[ps.Worker]:
     return [ps.Worker("localhost:0") for _ in range(count)]
+
+
+SMALL = np.array([[0.5, -1.0, 2.0, 0.25]])
+"""A query for `small_model`."""
+
+
+def small_model() -> ps.SecureModel:
+    """A model that is quick to share: four numbers to two."""
+    torch.manual_seed(1)
+    return ps.load_model(torch.nn.Linear(4, 2), input_shape=(4,))
+
+
+def write_unsupported_layer(path: Path) -> None:
+    """The sample model with a layer that no converter knows."""
+    path.write_bytes(SAMPLE_MODEL.read_bytes())
+    with h5py.File(path, "r+") as file:
+        config = file.attrs["model_config"]
+        config = config.decode() if isinstance(config, bytes) else config
+        file.attrs["model_config"] = config.replace('"AveragePooling2D"', '"Teleport2D"')

@@ -20,15 +20,15 @@ from pathlib import Path
 
 from privserve.bench.large import run_large
 from privserve.bench.measure import measure, measure_plaintext
-from privserve.bench.processes import Bench
 from privserve.bench.report import Result, machine, plot, ratios, table
+from privserve.bench.runs import Bench
 from privserve.bench.subjects import EXAMPLES, Subject, digits_subject, resnet_subject, wide_subject
 from privserve.engines import load_engine
 from privserve.errors import PrivserveError
 
 
 def subjects(options: argparse.Namespace) -> list[Subject]:
-    """The models that were asked for."""
+    """Return the models that were asked for."""
     chosen = [digits_subject(options.model)]
     if options.sizes:
         chosen += [wide_subject(factor) for factor in (1, 2, 4)]
@@ -37,7 +37,7 @@ def subjects(options: argparse.Namespace) -> list[Subject]:
 
 
 def run(options: argparse.Namespace) -> list[Result]:
-    """Everything that was asked for."""
+    """Measure everything that was asked for."""
     results: list[Result] = []
     for number, subject in enumerate(subjects(options)):
         batches = options.batch if number == 0 else [1]
@@ -62,7 +62,7 @@ def run(options: argparse.Namespace) -> list[Result]:
 
 
 def numbers(text: str) -> list[int]:
-    """[1, 8] from "1,8"."""
+    """Return [1, 8] from "1,8"."""
     try:
         values = [int(part) for part in text.split(",")]
     except ValueError:
@@ -73,7 +73,7 @@ def numbers(text: str) -> list[int]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m privserve.bench", description=__doc__)
     parser.add_argument("--engine", type=lambda t: t.split(","), default=["crypten", "ottt"])
     parser.add_argument("--batch", type=numbers, default=[1, 8, 32, 128], metavar="1,8,...")

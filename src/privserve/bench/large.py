@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from privserve.bench.processes import Bench
+from privserve.bench.runs import Bench
 from privserve.bench.subjects import Subject
 from privserve.compiler.ranges import synthetic_samples
 from privserve.engines import load_engine
@@ -70,7 +70,7 @@ class LargeResult:
 
 
 def application(name: str, **options: Any) -> Any:
-    """The Keras model `name` of APPLICATIONS, random, with sane batch statistics.
+    """Build the Keras model `name` of APPLICATIONS, random, with sane batch statistics.
 
     options: for the Keras function, such as input_shape or alpha.
     """
@@ -93,7 +93,7 @@ def application(name: str, **options: Any) -> Any:
 
 
 def large_subject(name: str, **options: Any) -> Subject:
-    """A network of APPLICATIONS, or a file, with random pictures in [0, 1]."""
+    """Return a network of APPLICATIONS, or a file, with random pictures in [0, 1]."""
     import converters
 
     if name.lower() in APPLICATIONS:
@@ -150,7 +150,7 @@ def measure_large(subject: Subject, queries: int) -> LargeResult:
 
 
 def plaintext(subject: Subject, x: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
-    """Seconds that torch takes for x on one thread, as every party has, and the logits."""
+    """Return the seconds that torch takes for x on one thread, as parties have, and the logits."""
     import torch
 
     torch.set_num_threads(1)
@@ -164,7 +164,7 @@ def plaintext(subject: Subject, x: NDArray[np.float64]) -> tuple[float, NDArray[
 
 
 def report(result: LargeResult) -> str:
-    """The result for people."""
+    """Return the result for people."""
     memory = ", ".join(f"{name} {mb:,.0f}" for name, mb in result.peak_memory_mb.items())
     error = result.max_abs_error / result.logit_spread
     rows = [

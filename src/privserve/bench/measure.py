@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from privserve.bench.processes import QUIET_ROWS, Bench, Report
 from privserve.bench.report import Result
+from privserve.bench.runs import QUIET_ROWS, Bench, Report
 from privserve.bench.subjects import Subject
 
 PAUSE_SECONDS = 0.3  # in which the dealer fills the pools
@@ -20,7 +20,7 @@ WARM_ROWS = {"ottt": 640, "crypten": 1}
 
 
 def measure_plaintext(subject: Subject, batch: int, rounds: int) -> Result:
-    """torch on the float model, one thread as every party has."""
+    """Measure torch on the float model, on one thread as every party has."""
     import torch
 
     torch.set_num_threads(1)
@@ -45,7 +45,7 @@ def measure_plaintext(subject: Subject, batch: int, rounds: int) -> Result:
 def measure(
     subject: Subject, benches: Sequence[Bench], batches: Sequence[int], rounds: int
 ) -> list[Result]:
-    """All engines on all batch sizes, round robin."""
+    """Measure all engines on all batch sizes, round robin."""
     reports: dict[tuple[int, int], list[tuple[Report, float]]] = {}
     rates: dict[tuple[int, int], list[float]] = {}
     for number in range(rounds):
@@ -70,7 +70,7 @@ def measure(
 
 
 def latency_runs(engine: str, batch: int) -> int:
-    """How often a batch is timed in one round."""
+    """Return how often a batch is timed in one round."""
     if engine == "crypten":
         return max(2, LATENCY_RUNS // 4 // max(batch // 8, 1))
     # Twenty queries of a quarter of a millisecond are over before the caches are warm.

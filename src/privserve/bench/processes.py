@@ -1,240 +1,221 @@
-"""The processes that a benchmark measures: an engine's parties on real TLS channels, no HTTP."""
+"""The processes of an engine's parties on this machine: real TLS channels, no HTTP.
+
+What a process does is its `Body`: it opens sessions with the others, runs the engine in them and
+talks to the process that started it over a pipe.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import logging
 import multiprocessing
 import socket
 import tempfile
 import time
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from privserve import sharing
 from privserve.certificates import write_cluster
-from privserve.config import party_names, read_config
-from privserve.engines import Prepared, load_engine
+from privserve.config import ClusterConfig, party_names, read_config
+from privserve.engines import Compute, Prepared, load_engine
 from privserve.errors import ClusterError, PeerLost
-from privserve.fixedpoint import RingArray, decode, encode
-from privserve.party.cores import stay_on_own_core
+from privserve.fixedpoint import RingArray
 from privserve.party.lanes import LaneMesh, Listener
 
 SPAWN = multiprocessing.get_context("spawn")
-QUIET_ROWS = 100
-"""This many rows leave the pools full enough for the dealer to rest."""
 START_SECONDS = 300
+END_SECONDS = 10
+
+Frame = tuple[str, str, bytes]
+"""(sent | received, peer, payload)"""
 
 
-@dataclass
-class Report:
-    """What one compute party measured while running one batch several times."""
+@dataclass(frozen=True)
+class Member:
+    """One party, as its own process sees it."""
 
-    seconds: list[float]
-    elapsed: float
-    bytes_online: int
-    bytes_dealt_per_query: float
-    exchanges: float
-    parts: dict[str, float]
-    memory_mb: float
-    output: RingArray
+    config: ClusterConfig
+    name: str
+    engine: str
+    description: Mapping[str, Any]
+    shares: dict[str, RingArray] = field(repr=False)
+    """Of the parameters; the dealer has none."""
+    options: Mapping[str, Any]
+    """The engine's."""
+    pipe: Connection
+    """To the process that started this one."""
+    listener: Listener
+    frames: list[Frame] = field(repr=False)
+    """What went over this party's channels so far, where that is recorded."""
 
+    @property
+    def rank(self) -> int:
+        """0..n-1 for compute parties, n for the dealer."""
+        return self.config.rank(self.name)
 
-def _traffic(lanes: dict[str, LaneMesh], dealer: int) -> tuple[int, int, int]:
-    """(bytes sent to compute parties, bytes got from the dealer, frames sent to one peer)."""
-    sent = dealt = frames = 0
-    for lane in lanes.values():
-        for peer, channel in lane.channels.items():
-            if peer == dealer:
-                dealt += channel.bytes_received
-            else:
-                sent += channel.bytes_sent
-                frames = max(frames, channel.frames_sent)
-    return sent, dealt, frames
+    @property
+    def deals(self) -> bool:
+        """Whether this is the dealer."""
+        return self.config.role(self.name) == "dealer"
 
+    def open(self, session: str, seconds: float) -> dict[str, LaneMesh]:
+        """Open the lanes of a session; collective, see `Listener.open_lanes`."""
+        engine = load_engine(self.engine)
+        limits = engine.frame_limits(self.description, **self.options)
+        return self.listener.open_lanes(session, engine.LANES, seconds, limits=limits)
 
-def _engine_times(compute: Any) -> tuple[float, float]:
-    stats = getattr(compute, "stats", None)
-    return (
-        float(getattr(stats, "exchange_seconds", 0.0)),
-        float(getattr(stats, "waiting_seconds", 0.0)),
-    )
+    def deal(self, lanes: Mapping[str, LaneMesh]) -> None:
+        """Deal randomness until the others leave, which is how such a session ends."""
+        with contextlib.suppress(PeerLost):
+            load_engine(self.engine).deal(self.description, lanes, **self.options)
 
-
-def _meet(lanes: dict[str, LaneMesh], dealer: int, times: int) -> None:
-    """Let all compute parties arrive at one point (and their cores wake up)."""
-    online = next(lane for lane in lanes.values() if len(lane.channels) and lane.rank < dealer)
-    for _ in range(times):
-        online.exchange(b"")
-
-
-def _memory_mb() -> float:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmRSS:"):
-            return int(line.split()[1]) / 1024
-    return 0.0
+    def compute(self, lanes: Mapping[str, LaneMesh]) -> Compute:
+        """Set the engine's compute party up; collective."""
+        engine = load_engine(self.engine)
+        return engine.Compute(self.description, self.shares, lanes, **self.options)
 
 
-def _party(
-    home: str,
+Body = Callable[[Member], None]
+"""What a party's process does; a function of a module, since processes are spawned."""
+
+
+def _run(
+    home: Path,
     name: str,
     sock: socket.socket,
-    engine: str,
-    description: dict[str, Any],
-    shares: dict[str, RingArray],
-    options: dict[str, Any],
-    pipe: Any,
+    prepared: Prepared,
+    options: Mapping[str, Any],
+    record: bool,
+    pipe: Connection,
+    body: Body,
 ) -> None:
-    """The process of one party: does what the pipe says until it closes."""
-    logging.disable(logging.CRITICAL)
-    config = read_config(Path(home) / name / "cluster.toml")
-    listener = Listener(config, config.parties[config.rank(name)], sock)
-    module = load_engine(engine)
-    limits = module.frame_limits(description, **options)
-    lanes = listener.open_lanes("bench", module.LANES, START_SECONDS, limits=limits)
-    if config.role(name) == "dealer":
-        with contextlib.suppress(PeerLost):  # the parties left: the benchmark is over
-            module.deal(description, lanes, **options)
-        return
-    compute: Any = module.Compute(description, shares, lanes, **options)
-    shares.clear()
-    stay_on_own_core(config, config.rank(name))  # as a session does
-    pipe.send("ready")
-    dealer = len(config.compute)
-    try:
-        while True:
-            inputs, runs, pause = pipe.recv()
-            before, times_before = _traffic(lanes, dealer), _engine_times(compute)
-            exchanges_before = getattr(getattr(compute, "stats", None), "exchanges", None)
-            seconds: list[float] = []
-            output: list[RingArray] = []
-            began = time.perf_counter()
-            for number in range(runs):
-                if pause and number % max(1, QUIET_ROWS // len(inputs[0])) == 0:
-                    time.sleep(pause)
-                    _meet(lanes, dealer, 20)
-                _meet(lanes, dealer, 1)
-                started = time.perf_counter()
-                output = compute.run(inputs)
-                seconds.append(time.perf_counter() - started)
-            elapsed = time.perf_counter() - began
-            after, times_after = _traffic(lanes, dealer), _engine_times(compute)
-            exchanges = (
-                compute.stats.exchanges - exchanges_before
-                if exchanges_before is not None
-                else after[2] - before[2]
-            )
-            # Packs are dealt ahead: the bytes belong to the packs made, not to the queries run.
-            pool = getattr(compute, "pool", None)
-            rows = runs * len(inputs[0])
-            dealt = compute.stats.bytes_dealt / pool.made if pool else (after[1] - before[1]) / rows
-            total = sum(seconds)
-            waits = [b - a for a, b in zip(times_before, times_after, strict=True)]
-            parts = {"exchange": waits[0] / total, "waiting": waits[1] / total}
-            pipe.send(
-                Report(
-                    seconds,
-                    elapsed,
-                    after[0] - before[0],
-                    dealt,
-                    exchanges / runs,
-                    parts,
-                    _memory_mb(),
-                    output[0],
-                )
-            )
-    except EOFError:
-        compute.close()
-        for lane in lanes.values():
-            lane.close()
+    """The process of party `name`; `prepared` has its shares as parameters."""
+    config = read_config(home / name / "cluster.toml")
+    frames: list[Frame] = []
+    tap = (lambda *event: frames.append(event)) if record else None
+    listener = Listener(config, config.parties[config.rank(name)], sock, tap)
+    engine, description, shares = prepared.engine, prepared.description, prepared.parameters
+    body(Member(config, name, engine, description, shares, options, pipe, listener, frames))
 
 
-class Bench:
-    """The processes of one engine, party count and model."""
+def split_parameters(
+    parameters: Mapping[str, RingArray], names: Sequence[str]
+) -> dict[str, dict[str, RingArray]]:
+    """Split parameters among the parties `names`, the dealer last: their shares by party."""
+    split = {key: sharing.split(value, len(names) - 1) for key, value in parameters.items()}
+    shares = {
+        name: {key: parts[rank] for key, parts in split.items()}
+        for rank, name in enumerate(names[:-1])
+    }
+    return {**shares, names[-1]: {}}
 
-    def __init__(self, name: str, prepared: Prepared, parties: int, **options: Any) -> None:
-        self.name = name
-        self.engine = prepared.engine
-        self.parties = parties
-        self.bits = prepared.description["fraction_bits"]
-        self.output_bits = prepared.description["output_fraction_bits"]
-        self._home = tempfile.TemporaryDirectory(prefix="privserve-bench-")
-        self._processes = []
-        self._pipes = []
-        names = party_names(parties)
-        socks = [socket.create_server(("127.0.0.1", 0)) for _ in names]
-        addresses = [f"127.0.0.1:{sock.getsockname()[1]}" for sock in socks]
-        write_cluster(
-            Path(self._home.name), [(n, a, a) for n, a in zip(names, addresses, strict=True)]
-        )
-        split = {k: sharing.split(v, parties - 1) for k, v in prepared.parameters.items()}
-        for rank, (party, sock) in enumerate(zip(names, socks, strict=True)):
-            ours, theirs = SPAWN.Pipe()
-            shares = {k: s[rank] for k, s in split.items()} if rank < parties - 1 else {}
+
+class PartyProcesses:
+    """The parties of one cluster, each a process with a pipe to this one.
+
+    A context manager: no process and no file outlives it.
+    """
+
+    def __init__(
+        self,
+        prepared: Prepared,
+        parties: int,
+        body: Body,
+        *,
+        options: Mapping[str, Any] | None = None,
+        record: bool = False,
+    ) -> None:
+        """Write the files of a cluster of `parties`, with the dealer, and bind its ports.
+
+        options: the engine's. record: whether the members keep every frame in `Member.frames`.
+        """
+        self.names = party_names(parties)
+        self.processes: dict[str, SpawnProcess] = {}
+        self._public = Prepared(prepared.engine, prepared.description, {})
+        self._body, self._options, self._record = body, dict(options or {}), record
+        self._pipes: dict[str, Connection] = {}
+        with contextlib.ExitStack() as stack:
+            home = stack.enter_context(tempfile.TemporaryDirectory(prefix="privserve-bench-"))
+            self._home = Path(home)
+            self._socks = {
+                name: stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+                for name in self.names
+            }
+            where = {name: f"127.0.0.1:{s.getsockname()[1]}" for name, s in self._socks.items()}
+            write_cluster(self._home, [(name, where[name], where[name]) for name in self.names])
+            self._stack = stack.pop_all()
+
+    def __enter__(self) -> PartyProcesses:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def start(self, name: str, shares: Mapping[str, RingArray]) -> None:
+        """Start the process of party `name`, at its address, with its shares of the parameters.
+
+        A party that was started before begins anew: what is left of its process is killed.
+        """
+        if name in self.processes:
+            self._pipes.pop(name).close()
+            self.processes[name].kill()
+            self.processes.pop(name).join()
+        given = Prepared(self._public.engine, self._public.description, dict(shares))
+        self._pipes[name], theirs = SPAWN.Pipe()
+        with theirs:
             process = SPAWN.Process(
-                target=_party,
+                target=_run,
                 args=(
-                    self._home.name,
-                    party,
-                    sock,
-                    prepared.engine,
-                    prepared.description,
-                    shares,
-                    options,
+                    self._home,
+                    name,
+                    self._socks[name],
+                    given,
+                    self._options,
+                    self._record,
                     theirs,
+                    self._body,
                 ),
                 daemon=True,
             )
             process.start()
-            theirs.close()
-            sock.close()
-            self._processes.append(process)
-            self._pipes.append(ours)
+        self.processes[name] = process
 
-    def wait_ready(self) -> None:
-        """Return once all compute parties are set up."""
-        for rank in range(self.parties - 1):
-            self._receive(rank)
-
-    def _receive(self, rank: int) -> Any:
-        if not self._pipes[rank].poll(START_SECONDS):
-            raise ClusterError(f"{self.engine}: a party does not answer")
+    def start_all(self, parameters: Mapping[str, RingArray]) -> None:
+        """Split `parameters` and start all parties; none is left where one cannot be started."""
         try:
-            return self._pipes[rank].recv()
+            for name, shares in split_parameters(parameters, self.names).items():
+                self.start(name, shares)
+        except BaseException:
+            self.close()
+            raise
+
+    def tell(self, name: str, order: Any) -> None:
+        """Send `order` to the body of party `name`."""
+        self._pipes[name].send(order)
+
+    def hear(self, name: str, seconds: float = START_SECONDS) -> Any:
+        """Return what the body of party `name` says next; ClusterError where nothing comes."""
+        if not self._pipes[name].poll(seconds):
+            raise ClusterError(f"{self._public.engine}: a party does not answer")
+        try:
+            return self._pipes[name].recv()
         except EOFError:
-            raise ClusterError(f"{self.engine}: a party ended; see the messages above") from None
-
-    def run(self, x: NDArray[np.float64], runs: int, pause: float) -> tuple[Report, Any]:
-        """Run one batch `runs` times: (the leader's report, the joined logits)."""
-        shares = sharing.split(encode(x, self.bits), self.parties - 1)
-        for pipe, share in zip(self._pipes, shares, strict=False):
-            pipe.send(([share], runs, pause))
-        reports = [self._receive(rank) for rank in range(self.parties - 1)]
-        leader = reports[0]
-        leader.bytes_dealt_per_query = sum(r.bytes_dealt_per_query for r in reports)
-        leader.memory_mb = max(r.memory_mb for r in reports)
-        logits = decode(sharing.join([r.output for r in reports]), self.output_bits)
-        return leader, logits
-
-    def peak_memory_mb(self) -> dict[str, float]:
-        """By party: the most resident memory that its process ever had (Linux)."""
-        peaks = {}
-        for name, process in zip(party_names(self.parties), self._processes, strict=True):
-            lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
-            peaks[name] = next(int(s.split()[1]) / 1024 for s in lines if s.startswith("VmHWM:"))
-        return peaks
+            raise ClusterError(
+                f"{self._public.engine}: a party ended; see the messages above"
+            ) from None
 
     def close(self) -> None:
-        """End all processes."""
-        for pipe in self._pipes:
+        """End all processes, which see their pipes close, and remove the files; idempotent."""
+        for pipe in self._pipes.values():
             pipe.close()
-        for process in self._processes:
-            process.join(10)
+        deadline = time.monotonic() + END_SECONDS
+        for process in self.processes.values():
+            process.join(max(0.0, deadline - time.monotonic()))
             if process.is_alive():
                 process.kill()
                 process.join()
-        self._home.cleanup()
+        self._stack.close()

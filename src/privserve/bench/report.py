@@ -40,7 +40,7 @@ class Result:
 
 
 def table(results: Sequence[Result]) -> str:
-    """The results as a table for people."""
+    """Return the results as a table for people."""
     head = (
         "model",
         "engine",
@@ -83,7 +83,7 @@ def table(results: Sequence[Result]) -> str:
 
 
 def ratios(results: Sequence[Result]) -> str:
-    """How much faster ottt is than crypten, where both were measured."""
+    """Say how much faster ottt is than crypten, where both were measured."""
     lines = []
     by_key = {(r.model, r.engine, r.parties, r.batch): r for r in results}
     for (model, engine, parties, batch), fast in by_key.items():
@@ -98,7 +98,7 @@ def ratios(results: Sequence[Result]) -> str:
 
 
 def machine() -> dict[str, Any]:
-    """What the figures were taken on."""
+    """Return what the figures were taken on."""
     model = platform.processor() or platform.machine()
     for line in (
         Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
@@ -116,7 +116,7 @@ def machine() -> dict[str, Any]:
 
 
 def plot(results: Sequence[Result], target: Path) -> None:
-    """Latency and throughput by batch and engine, as a picture."""
+    """Draw latency and throughput by batch and engine."""
     try:
         from matplotlib.figure import Figure
     except ModuleNotFoundError:

@@ -24,11 +24,11 @@ class Subject:
     input_range: tuple[float, float] | None = None
 
     def batch(self, size: int) -> NDArray[np.float64]:
-        """`size` inputs, repeating the samples as needed."""
+        """Return `size` inputs, repeating the samples as needed."""
         return np.resize(self.inputs, (size, *self.inputs.shape[1:]))
 
     def logits(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
-        """What the float model computes before its final activation."""
+        """Return what the float model computes before its final activation."""
         import torch
 
         from converters.onnx_model import OnnxModule
@@ -42,7 +42,7 @@ class Subject:
 
 
 def without_activation(model: Any) -> Any:
-    """The ONNX model up to its logits."""
+    """Return the ONNX model up to its logits."""
     import onnx
 
     from privserve.engines.crypten.graph import strip_activation
@@ -59,7 +59,7 @@ def without_activation(model: Any) -> Any:
 
 
 def sample_digits() -> NDArray[np.float64]:
-    """The sample digits, (N, 28, 28, 1) in [0, 1]."""
+    """Return the sample digits, (N, 28, 28, 1) in [0, 1]."""
     with np.load(EXAMPLES / "digits.npz", allow_pickle=False) as samples:
         images = samples["images"]
     scale = 255.0 if images.dtype.kind in "iu" else 1.0
@@ -67,14 +67,14 @@ def sample_digits() -> NDArray[np.float64]:
 
 
 def digits_subject(path: Path) -> Subject:
-    """The sample model, or another model of the same input."""
+    """Return the sample model, or another model of the same input."""
     import converters
 
     return Subject(path.stem, converters.convert(path), sample_digits(), input_range=(0.0, 1.0))
 
 
 def wide_subject(factor: int) -> Subject:
-    """The tutorial's network with `factor` times the channels, random weights."""
+    """Return the tutorial's network with `factor` times the channels, random weights."""
     from torch import nn
 
     import converters
@@ -90,7 +90,7 @@ def wide_subject(factor: int) -> Subject:
 
 
 def resnet_subject() -> Subject:
-    """CIFAR ResNet-20 with random weights, on random pictures."""
+    """Return CIFAR ResNet-20 with random weights, on random pictures."""
     import torch
     from torch import nn
 

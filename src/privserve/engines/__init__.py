@@ -26,23 +26,11 @@ class Prepared:
 
     engine: str
     description: dict[str, Any]
-    """JSON-able and public: the program, its shapes and formats; no weights.
-
-    Every engine's description has the keys of `REQUIRED_DESCRIPTION`.
-    """
+    """JSON-able and public, no weights: a `description.Description`, and what the engine adds."""
     parameters: dict[str, RingArray] = field(repr=False)
     """Secret: the encoded weights, which the owner shares additively."""
     report: tuple[str, ...] = ()
     """For the model owner alone: what errors to expect of the outputs."""
-
-
-REQUIRED_DESCRIPTION = (
-    "inputs",  # [{"name", "shape" (Keras layout, no batch axis)}]
-    "outputs",  # [{"name", "shape", "activation": null or {"op": "Softmax", "axis": -1}}]
-    "fraction_bits",  # of the query's shares; the answer's are in "output_fraction_bits"
-    "output_fraction_bits",
-    "input_range",  # [lowest, highest] value that a query may hold
-)
 
 
 @dataclass
@@ -53,10 +41,18 @@ class RunStats:
     bytes_sent: int = 0
     bytes_received: int = 0
     bytes_dealt: int = 0
+    exchange_seconds: float = 0.0
+    """Spent in exchanges; 0 where an engine does not count them."""
+    waiting_seconds: float = 0.0
+    """Spent waiting for dealt randomness; 0 where an engine does not count it."""
 
 
 class Compute(Protocol):
     """One compute party's side of a session."""
+
+    @property
+    def stats(self) -> RunStats:
+        """What it counted since its session began."""
 
     def run(self, inputs: Sequence[RingArray]) -> list[RingArray]:
         """Evaluate the program on shares: int64[B, ...] per input, B alike at all parties.
@@ -78,15 +74,15 @@ class EngineModule(Protocol):
     """The ONNX ops that it has, if their settings fit."""
 
     def frame_limits(self, description: Mapping[str, Any], **options: Any) -> Mapping[str, int]:
-        """By lane, the bytes of the largest frame that a session of this model may see."""
+        """Return by lane the bytes of the largest frame that a session of this model may see."""
 
     def memory(
         self, description: Mapping[str, Any], parties: int, **options: Any
     ) -> tuple[int, int]:
-        """About how many bytes the model takes at a compute party, and at the dealer."""
+        """Return about how many bytes the model takes at a compute party, and at the dealer."""
 
     def summary(self, description: Mapping[str, Any]) -> str:
-        """What the model consists of and costs, for people."""
+        """Say what the model consists of and costs, for people."""
 
     def prepare(self, model: onnx.ModelProto, **options: Any) -> Prepared:
         """Make `model` ready, or raise `errors.ModelError` saying what does not fit."""
@@ -113,13 +109,13 @@ class EngineModule(Protocol):
 
 
 ENGINES = {
-    "crypten": "privserve.engines.crypten.engine",
     "ottt": "privserve.engines.ottt",
+    "crypten": "privserve.engines.crypten.engine",
 }
 
 
 def load_engine(name: str) -> EngineModule:
-    """The engine called `name`; imported on first use, because CrypTen takes seconds."""
+    """Return the engine called `name`, imported on first use: CrypTen takes seconds."""
     try:
         path = ENGINES[name]
     except KeyError:

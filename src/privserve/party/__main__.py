@@ -26,7 +26,7 @@ def _adopt(descriptor: int | None) -> socket.socket | None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line of one party."""
+    """Run the command line of one party."""
     parser = argparse.ArgumentParser(prog="python -m privserve.party", description=__doc__)
     parser.add_argument("--name", required=True, help="which party of cluster.toml this is")
     parser.add_argument("--config", type=Path, default=Path("cluster.toml"))

@@ -1,10 +1,6 @@
-"""One authenticated connection between two parties: frames over TLS 1.3.
+"""One authenticated connection between two parties: frames over a TLS stream.
 
-A frame is an 8-byte little-endian length and that many bytes. Python's `SSLSocket` writes
-and reads one TLS record of 16 KB per system call, two for reading. Here OpenSSL works in
-memory (`ssl.SSLObject`) and the socket moves whole frames: an exchange of a few kilobytes
-is one system call each way, a megabyte a few.
-
+A frame is an 8-byte little-endian length and that many bytes; a small one is one system call.
 A channel belongs to one thread at a time. Nothing here looks into a frame.
 """
 
@@ -14,104 +10,22 @@ import contextlib
 import os
 import select
 import socket
-import ssl
 import struct
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from privserve.errors import PeerLost
 from privserve.mesh import Payload
+from privserve.party.stream import CHUNK_BYTES, TlsStream, reason_of
 
 HEADER = struct.Struct("<Q")
 CONTROL_BYTES = 1 << 20
 """No frame is larger on a lane whose session does not say otherwise."""
 # Frames up to this size are joined with their header and go out in one piece.
 JOINED_BYTES = 64 * 1024
-# So much is encrypted before it is sent, and read before it is decrypted: it stays cached.
-CHUNK_BYTES = 256 * 1024
 MAX_VIEWS = 256
 
 Tap = Callable[[str, str, bytes], None]
-
-
-class TlsStream:
-    """TLS 1.3 over a socket that does not block: bytes in, bytes out."""
-
-    def __init__(
-        self,
-        sock: socket.socket,
-        context: ssl.SSLContext,
-        *,
-        server_side: bool = False,
-        server_hostname: str | None = None,
-    ) -> None:
-        self.sock = sock
-        self._received, self._encrypted = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self._tls = context.wrap_bio(
-            self._received,
-            self._encrypted,
-            server_side=server_side,
-            server_hostname=server_hostname,
-        )
-        self._arrived = memoryview(bytearray(CHUNK_BYTES))
-
-    def handshake(self, seconds: float) -> None:
-        """Raises OSError (ssl.SSLError among them) when the peer is not who it should be."""
-        deadline = time.monotonic() + seconds
-        while True:
-            # A blocking socket here; nothing else happens on it.
-            self.sock.settimeout(max(0.01, deadline - time.monotonic()))
-            try:
-                self._tls.do_handshake()
-                done = True
-            except ssl.SSLWantReadError:
-                done = False
-            finally:
-                if self._encrypted.pending:  # an alert too: the peer should know why
-                    self.sock.sendall(self._encrypted.read())
-            if done:
-                break
-            if not (got := self.sock.recv_into(self._arrived)):
-                raise ConnectionResetError("the connection is closed")
-            self._received.write(self._arrived[:got])
-        self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        self.sock.setblocking(False)
-
-    def certified_names(self) -> set[str]:
-        """The DNS names in the peer's verified certificate."""
-        entries = (self._tls.getpeercert() or {}).get("subjectAltName", ())
-        return {str(entry[1]) for entry in entries if entry[0] == "DNS"}
-
-    def encrypt(self, plain: Payload) -> bytes:
-        """What has to be sent for `plain`, which is at most a chunk."""
-        done = self._tls.write(plain)
-        while done < len(plain):  # OpenSSL may be told to stop after each record
-            done += self._tls.write(memoryview(plain)[done:])
-        return self._encrypted.read()
-
-    def read(self, view: memoryview) -> int:
-        """Decrypt into `view` what has arrived, asking the socket once; 0 if nothing has.
-
-        Raises ConnectionResetError at the connection's end, OSError for what TLS rejects.
-        """
-        # Asked first: an exception for "nothing yet" costs as much as decrypting.
-        if self._received.pending or self._tls.pending():
-            try:
-                return self._tls.read(len(view), view)  # type: ignore[return-value]
-            except ssl.SSLWantReadError:  # a part of a record
-                pass
-        try:
-            got = self.sock.recv_into(self._arrived)
-        except BlockingIOError:
-            return 0
-        if not got:
-            raise ConnectionResetError("it closed the connection")
-        self._received.write(self._arrived[:got])
-        try:
-            return self._tls.read(len(view), view)  # type: ignore[return-value]
-        except ssl.SSLWantReadError:
-            return 0
 
 
 class Channel:
@@ -141,7 +55,7 @@ class Channel:
         self._closed = False
 
     def fileno(self) -> int:
-        """The socket's descriptor, for `select`."""
+        """Return the socket's descriptor, for `select`."""
         return self._sock.fileno()
 
     def set_timeout(self, seconds: float | None) -> None:
@@ -149,7 +63,7 @@ class Channel:
         self._timeout = seconds
 
     def lost(self, why: str) -> PeerLost:
-        """The error for a connection that is of no use any more."""
+        """Return the error for a connection that is of no use any more."""
         return PeerLost(f"the connection to {self.peer} ({self.lane}) broke: {why}")
 
     def send(self, *buffers: Payload) -> None:
@@ -158,7 +72,7 @@ class Channel:
 
     def send_frame(self, parts: Sequence[Payload]) -> None:
         """Send what `frame_of` made."""
-        for chunk in parts if len(parts) == 1 else _chunks(parts):
+        for chunk in parts if len(parts) == 1 else chunks_of(parts):
             try:
                 encrypted = self._stream.encrypt(chunk)
                 sent = self._sock.send(encrypted)
@@ -173,7 +87,7 @@ class Channel:
         self.count_sent(parts)
 
     def recv(self, spin: float = 0.0) -> memoryview:
-        """The next frame; the view is valid until the next `recv` on this channel.
+        """Return the next frame; the view is valid until the next `recv` on this channel.
 
         Frames of one size come in one view again and again, for callers who keep what they
         made of it; a larger frame than ever before ends that.
@@ -230,17 +144,17 @@ class Channel:
         self.close()
         self._sock.close()
 
-    # The steps, for `exchange_duplex`.
+    # The steps, for `duplex`.
 
     def encrypt(self, chunk: Payload) -> bytes:
-        """What has to be sent for a chunk."""
+        """Encrypt a chunk; returns what has to be sent for it."""
         try:
             return self._stream.encrypt(chunk)
         except (OSError, ValueError) as error:
             raise self.lost(reason_of(error)) from None
 
     def try_send(self, encrypted: Payload) -> int:
-        """How much of it the socket takes now."""
+        """Send as much of it as the socket takes now; returns how much that is."""
         try:
             return self._sock.send(encrypted)
         except BlockingIOError:
@@ -249,14 +163,14 @@ class Channel:
             raise self.lost(reason_of(error)) from None
 
     def try_read(self, view: memoryview) -> int:
-        """How many decrypted bytes were put into `view`, without waiting."""
+        """Decrypt what has come into `view`, without waiting; returns how many bytes."""
         try:
             return self._stream.read(view)
         except (OSError, ValueError) as error:
             raise self.lost(reason_of(error)) from None
 
     def parse_header(self, header: memoryview) -> int:
-        """The size that a frame's header announces."""
+        """Return the size that a frame's header announces."""
         size: int = HEADER.unpack_from(header)[0]
         if size > self.limit:
             raise self.lost(
@@ -266,7 +180,7 @@ class Channel:
         return size
 
     def enlarge(self, size: int, done: int) -> memoryview:
-        """A receive buffer of `size` bytes that keeps the first `done` ones."""
+        """Return a receive buffer of `size` bytes that keeps the first `done` ones."""
         self._frames.clear()
         larger = memoryview(bytearray(size))
         larger[:done] = self._buffer[:done]
@@ -303,7 +217,7 @@ class Channel:
 
 
 def frame_of(buffers: Sequence[Payload]) -> list[Payload]:
-    """The header and `buffers` as the pieces to send: joined where that is cheaper.
+    """Return header and `buffers` as the pieces to send: joined where that is cheaper.
 
     A small frame is one TLS record or a few. Joining a large one would touch a megabyte of
     fresh pages, which costs as much as encrypting it.
@@ -317,7 +231,8 @@ def frame_of(buffers: Sequence[Payload]) -> list[Payload]:
     return frame if sum(len(p) for p in frame) > JOINED_BYTES else [b"".join(frame)]
 
 
-def _chunks(parts: Sequence[Payload]) -> Iterable[Payload]:
+def chunks_of(parts: Sequence[Payload]) -> Iterable[Payload]:
+    """Yield the parts of a frame in pieces that are encrypted at once."""
     for part in parts:
         if len(part) <= CHUNK_BYTES:
             if len(part):
@@ -326,96 +241,6 @@ def _chunks(parts: Sequence[Payload]) -> Iterable[Payload]:
         view = memoryview(part)
         for start in range(0, len(view), CHUNK_BYTES):
             yield view[start : start + CHUNK_BYTES]
-
-
-def reason_of(error: Exception) -> str:
-    """Why a connection broke, in a few words."""
-    if isinstance(error, ssl.SSLError):
-        return error.reason or "TLS error"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror.lower()
-    if isinstance(error, ConnectionResetError):
-        return str(error)
-    return "the connection is closed"
-
-
-def exchange_duplex(channels: Iterable[Channel], payload: Payload) -> list[memoryview]:
-    """Send `payload` on every channel while reading one frame from each, in order.
-
-    Reads and writes are interleaved as the sockets allow, so that two parties who send
-    large frames to each other at the same time both get through.
-    """
-    frame = frame_of([payload])
-    jobs = [_Duplex(channel, frame) for channel in channels]
-    waiting = list(jobs)
-    while waiting:
-        for job in waiting:
-            job.advance()
-        waiting = [job for job in waiting if not job.done]
-        if waiting and not any(job.progressed for job in waiting):
-            wanted = {job.channel: job.wants for job in waiting}
-            timeout = waiting[0].channel.timeout
-            wait_for(wanted, timeout, "no answer in time; is it overloaded or stopped?")
-    return [job.result() for job in jobs]
-
-
-class _Duplex:
-    """One channel's progress through a full-duplex exchange."""
-
-    def __init__(self, channel: Channel, frame: Sequence[Payload]) -> None:
-        self.channel = channel
-        self.progressed = True
-        self.wants = 0
-        self._frame = frame
-        self._later = iter(_chunks(frame))
-        self._out = memoryview(b"")
-        self._sent = False
-        self._got = 0
-        self._size = -1
-
-    @property
-    def done(self) -> bool:
-        return self._sent and self._got == self._size
-
-    def advance(self) -> None:
-        """Write and read as much as the socket takes and gives without waiting."""
-        self.wants, self.progressed = 0, False
-        if not self._sent:
-            self._write()
-        if self._got != self._size:
-            self._read()
-
-    def _write(self) -> None:
-        if not self._out:
-            chunk = next(self._later, None)
-            if chunk is None:
-                self.channel.count_sent(self._frame)
-                self._sent = self.progressed = True
-                return
-            self._out = memoryview(self.channel.encrypt(chunk))
-        sent = self.channel.try_send(self._out)
-        self._out = self._out[sent:]
-        self.progressed |= sent > 0
-        if not sent:
-            self.wants |= select.POLLOUT
-
-    def _read(self) -> None:
-        buffer = self.channel.buffer
-        end = HEADER.size if self._size < 0 else self._size
-        if not (got := self.channel.try_read(buffer[self._got : end])):
-            self.wants |= select.POLLIN
-            return
-        self.progressed = True
-        self._got += got
-        if self._size < 0 and self._got == HEADER.size:
-            self._size = HEADER.size + self.channel.parse_header(buffer)
-            if self._size > len(buffer):
-                self.channel.enlarge(self._size, self._got)
-
-    def result(self) -> memoryview:
-        view = self.channel.buffer[HEADER.size : self._size]
-        self.channel.count_received(view)
-        return view
 
 
 def wait_for(wanted: Mapping[Channel, int], timeout: float | None, complaint: str) -> None:

@@ -39,7 +39,7 @@ def stay_on_own_core(config: ClusterConfig, rank: int) -> int | None:
 
 
 def physical_first(cores: Sequence[int], topology: Path = TOPOLOGY) -> list[int]:
-    """The cores, one thread of each physical core before any second one."""
+    """Return the cores, one thread of each physical core before any second one."""
     first: list[int] = []
     second: list[int] = []
     seen: set[str] = set()

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -19,14 +18,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from privserve import __version__, oip
-from privserve.errors import (
-    InputError,
-    LimitReached,
-    NotServing,
-    PrivserveError,
-    QueryError,
-    StaleSession,
-)
+from privserve.description import TensorDescription, read_description
+from privserve.errors import InputError, PrivserveError, QueryError, StaleSession
 from privserve.fixedpoint import RingArray
 from privserve.party.queries import Pending
 from privserve.party.session import SessionSpec
@@ -40,11 +33,9 @@ HEADER_ALLOWANCE = 64 * 1024
 JSON_BYTES_PER_NUMBER = 24  # the longest int64 in decimal, a comma and a space
 MAX_MODEL_BYTES = 8 << 30
 
-Handler = Callable[[Request], Awaitable[Response]]
-
 
 def create_app(party: Party) -> Starlette:
-    """The ASGI application of `party`."""
+    """Return the ASGI application of `party`."""
     front = _Front(party)
     routes = [
         Route("/v2", front.server_metadata),
@@ -69,22 +60,9 @@ def create_app(party: Party) -> Starlette:
     return Starlette(routes=routes, exception_handlers=handlers)
 
 
-def _code(error: PrivserveError) -> str:
-    if isinstance(error, LimitReached):
-        return "limit_reached"
-    if isinstance(error, NotServing):
-        return "not_serving"
-    if isinstance(error, StaleSession):
-        return "stale_session"
-    if isinstance(error, InputError):
-        return "bad_input"
-    return "refused"
-
-
 async def _on_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, PrivserveError)
-    status = error.status if isinstance(error, QueryError) else 400
-    return _refusal(str(error), _code(error), status)
+    return _refusal(str(error), error.code, error.status)
 
 
 def _refusal(message: str, code: str, status: int) -> Response:
@@ -96,7 +74,7 @@ def _refusal(message: str, code: str, status: int) -> Response:
 async def _on_unknown_path(request: Request, error: Exception) -> Response:
     status = getattr(error, "status_code", 404)
     message = f"{request.method} {request.url.path} is not part of this server's protocol"
-    return _refusal(message, "refused", status)
+    return _refusal(message, PrivserveError.code, status)
 
 
 async def _on_bug(request: Request, error: Exception) -> Response:
@@ -112,16 +90,16 @@ class _Front:
     # -- Open Inference Protocol ----------------------------------------------------------
 
     async def live(self, request: Request) -> Response:
-        """The process answers."""
+        """Say that the process answers."""
         return JSONResponse({"live": True})
 
     async def ready(self, request: Request) -> Response:
-        """The party takes part in a loaded session."""
+        """Say whether the party takes part in a loaded session."""
         ready = self.party.status()["state"] == "loaded"
         return JSONResponse({"ready": ready}, 200 if ready else 503)
 
     async def server_metadata(self, request: Request) -> Response:
-        """Which party this is, its role, and what is served."""
+        """Say which party this is, its role, and what is served."""
         session = self.party.session
         loaded = session is not None and session.state == "loaded"
         return JSONResponse(
@@ -137,12 +115,12 @@ class _Front:
         )
 
     async def model_ready(self, request: Request) -> Response:
-        """The model of this name is loaded here."""
+        """Say that the model of this name is loaded here."""
         self.party.compute_session(request.path_params["model"])
         return JSONResponse({"ready": True})
 
     async def model_metadata(self, request: Request) -> Response:
-        """Shapes in the Keras layout, the fixed-point format, the client-side activation."""
+        """Describe the model: shapes in the Keras layout, fixed-point formats, activations."""
         spec = self.party.compute_session(request.path_params["model"]).spec
         description = spec.description
         return JSONResponse(
@@ -160,7 +138,7 @@ class _Front:
                     "output_fraction_bits": description["output_fraction_bits"],
                     "input_range": description["input_range"],
                     "max_rows": MAX_ROWS,
-                    "guards": description.get("guards", []),
+                    "guards": description["guards"],
                 },
             }
         )
@@ -223,9 +201,9 @@ class _Front:
             id=_text(message, "session"),
             model=request.path_params["model"],
             engine=_text(message, "engine"),
-            description=_object(message, "description"),
-            shares=shares,
             options=_object(message, "options"),
+            description=read_description(message.get("description")),
+            shares=shares,
         )
         await asyncio.to_thread(self.party.load, spec)
         return JSONResponse(self.party.status(), 202)
@@ -253,16 +231,18 @@ class _Front:
         return JSONResponse(self.party.status())
 
     async def status(self, request: Request) -> Response:
-        """The state of party and session, and what the queries cost."""
+        """Describe the state of party and session, and what the queries cost."""
         self._owner_only(request)
         return JSONResponse(self.party.status())
 
 
-def _tensor_metadata(tensor: dict[str, Any]) -> dict[str, Any]:
+def _tensor_metadata(tensor: TensorDescription) -> dict[str, Any]:
     return {"name": tensor["name"], "datatype": oip.DATATYPE, "shape": [-1, *tensor["shape"]]}
 
 
-def _check_inputs(tensors: dict[str, RingArray], wanted: list[dict[str, Any]]) -> list[RingArray]:
+def _check_inputs(
+    tensors: dict[str, RingArray], wanted: list[TensorDescription]
+) -> list[RingArray]:
     names = [t["name"] for t in wanted]
     if set(tensors) != set(names):
         takes = ", ".join(f"'{t['name']}' {[-1, *t['shape']]}" for t in wanted)

@@ -22,15 +22,9 @@ from typing import Any
 from privserve.config import ClusterConfig, PartyConfig
 from privserve.errors import ClusterError, PeerLost
 from privserve.mesh import Payload
-from privserve.party.channel import (
-    CONTROL_BYTES,
-    Channel,
-    Tap,
-    TlsStream,
-    exchange_duplex,
-    frame_of,
-    reason_of,
-)
+from privserve.party.channel import CONTROL_BYTES, Channel, Tap, frame_of
+from privserve.party.duplex import exchange_duplex
+from privserve.party.stream import TlsStream, reason_of
 
 log = logging.getLogger("privserve")
 
@@ -46,7 +40,10 @@ SPIN_SECONDS = 100e-6
 
 
 def server_context(config: ClusterConfig, me: PartyConfig) -> ssl.SSLContext:
-    """TLS 1.3 for the listening side of party channels; the peer must show a certificate."""
+    """Return a TLS 1.3 context for the listening side of party channels.
+
+    The peer must show a certificate.
+    """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.num_tickets = 0
@@ -57,7 +54,7 @@ def server_context(config: ClusterConfig, me: PartyConfig) -> ssl.SSLContext:
 
 
 def client_context(config: ClusterConfig, me: PartyConfig) -> ssl.SSLContext:
-    """TLS 1.3 for the dialling side of party channels, with this party's certificate."""
+    """Return a TLS 1.3 context for the dialling side, with this party's certificate."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.load_verify_locations(config.ca)
@@ -79,11 +76,11 @@ class LaneMesh:
         self.channels[peer].send(*buffers)
 
     def recv(self, peer: int) -> memoryview:
-        """The next frame from party `peer`; valid until the next one is received."""
+        """Return the next frame from party `peer`; valid until the next one is received."""
         return self.channels[peer].recv()
 
     def exchange(self, payload: Payload) -> list[memoryview | None]:
-        """Everyone's payloads by rank (None at the own rank); see `engines.Mesh`."""
+        """Return everyone's payloads by rank (None at the own rank); see `mesh.Mesh`."""
         received: list[Any] = [None] * self.n
         if memoryview(payload).nbytes <= DIRECT_BYTES:
             parts = frame_of((payload,))

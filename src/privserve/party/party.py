@@ -12,15 +12,8 @@ from typing import Any
 from privserve.config import ClusterConfig, Timeouts
 from privserve.errors import NotServing, QueryError
 from privserve.party.lanes import Listener
-from privserve.party.queries import Pending
-from privserve.party.session import (
-    ComputeSession,
-    LeaderSession,
-    Seat,
-    Session,
-    SessionSpec,
-    open_session,
-)
+from privserve.party.roles import ComputeSession, LeaderSession, open_session
+from privserve.party.session import Seat, Session, SessionSpec
 
 
 class Party:
@@ -44,7 +37,7 @@ class Party:
         return self._session
 
     def is_owner(self, token: str) -> bool:
-        """Whether `token` is the model owner's; takes the same time for any answer."""
+        """Return whether `token` is the model owner's; takes the same time for any answer."""
         digest = hashlib.sha256(token.encode()).hexdigest()
         return hmac.compare_digest(digest, self.config.owner_token_sha256)
 
@@ -63,7 +56,7 @@ class Party:
                 self._session.end("the model owner stopped the model")
 
     def leader(self) -> LeaderSession:
-        """The leader's loaded session; raises QueryError at any other party."""
+        """Return the leader's loaded session; raises QueryError at any other party."""
         session = self._session
         if session is None or session.state != "loaded":
             raise NotServing("no model is shared; the model owner has to call share()", 409)
@@ -73,7 +66,7 @@ class Party:
         return session
 
     def compute_session(self, model: str | None = None) -> ComputeSession:
-        """The loaded session, to describe it or to query it; NotServing without one."""
+        """Return the loaded session, to describe it or to query it; NotServing without one."""
         if self.role == "dealer":
             compute = " and ".join(f"{p.name} ({p.http})" for p in self.config.compute)
             raise QueryError(
@@ -93,12 +86,8 @@ class Party:
         assert isinstance(session, ComputeSession)
         return session
 
-    def submit(self, model: str, query: Pending) -> None:
-        """Take this party's share of a query; see `ComputeSession.submit`."""
-        self.compute_session(model).submit(query)
-
     def status(self) -> dict[str, Any]:
-        """Public facts about the party."""
+        """Return public facts about the party."""
         session = self._session
         facts = {
             "party": self.me.name,
@@ -117,7 +106,7 @@ class Party:
 
 
 def available_memory() -> int | None:
-    """Bytes that this host could give a process without swapping; None where it does not say."""
+    """Return the bytes that this host could give a process without swapping; None: unknown."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:

@@ -12,9 +12,9 @@ import threading
 import time
 from collections import OrderedDict, deque
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from privserve.errors import LimitReached, NotServing, QueryError
+from privserve.errors import BY_CODE, LimitReached, NotServing, QueryError
 from privserve.fixedpoint import RingArray
 
 MAX_PENDING = 1024
@@ -36,13 +36,14 @@ class Refusal:
     """What the leader tells the followers of a query that will not run."""
 
     id: str
+    code: str
+    """Of the error's class."""
     status: int
     reason: str
 
     def error(self) -> QueryError:
-        """The exception for the waiting client."""
-        kind = {429: LimitReached, 503: NotServing}.get(self.status, QueryError)
-        return kind(self.reason, self.status)
+        """Return the exception for the waiting client."""
+        return BY_CODE.get(self.code, QueryError)(self.reason, self.status)
 
 
 class PendingQueries:
@@ -59,22 +60,15 @@ class PendingQueries:
             raise NotServing(f"{MAX_PENDING} queries are waiting already; try again later")
         self._pending[query.id] = query
 
-    def __contains__(self, query_id: str) -> bool:
-        return query_id in self._pending
-
     def __len__(self) -> int:
         return len(self._pending)
 
-    def ids(self) -> list[str]:
-        """All ids, oldest first."""
-        return list(self._pending)
-
     def get(self, query_id: str) -> Pending:
-        """The query with this id, kept."""
+        """Return the query with this id, kept."""
         return self._pending[query_id]
 
     def take(self, query_id: str) -> Pending | None:
-        """The query with this id, no longer held; None if there is none."""
+        """Return the query with this id, no longer held; None if there is none."""
         return self._pending.pop(query_id, None)
 
     def fail_all(self, error: QueryError) -> None:
@@ -102,7 +96,6 @@ class LeaderQueue:
         self.changed = threading.Condition()
         self.pending = PendingQueries()
         self.answered = 0
-        self.refused = 0
         self._n = compute_parties
         self._max_rows = max_rows
         self._share_timeout = share_timeout
@@ -113,7 +106,8 @@ class LeaderQueue:
         self._limit: int | None = None
         self._why_not = Refusal(
             "",
-            503,
+            NotServing.code,
+            NotServing.status,
             "the model is shared, but nobody serves it yet; the model owner has to call serve()",
         )
         self._remembered: OrderedDict[str, Refusal] = OrderedDict()
@@ -143,23 +137,23 @@ class LeaderQueue:
         """Refuse what waits and what comes; a batch that runs is finished."""
         with self.changed:
             if self._serving:
-                self._close(503, "the model owner stopped serving; the model stays shared")
+                self._close(NotServing, "the model owner stopped serving; the model stays shared")
 
     def submit(self, query: Pending) -> None:
-        """The leader's own share of a query came in."""
+        """Take the leader's own share of a query."""
         with self.changed:
             known = self._remembered.get(query.id)
             if known is not None:
                 raise known.error()
             if not self._serving:
-                refusal = Refusal(query.id, self._why_not.status, self._why_not.reason)
+                refusal = replace(self._why_not, id=query.id)
                 self._refuse(refusal)
                 raise refusal.error()
             self.pending.add(query)
             self._arrive(query.id, 0, query.rows)
 
     def announced(self, rank: int, query_id: str, rows: int) -> None:
-        """Follower `rank` has its share of a query with this many rows."""
+        """Note that follower `rank` has its share of a query with this many rows."""
         with self.changed:
             known = self._remembered.get(query_id)
             if known is not None:
@@ -177,11 +171,11 @@ class LeaderQueue:
             if len(set(arrival.rows.values())) == 1:
                 self._ready.append(query_id)
             else:
-                self._refuse(Refusal(query_id, 400, "the parties' shares differ in shape"))
+                why = "the parties' shares differ in shape"
+                self._refuse(Refusal(query_id, QueryError.code, 400, why))
         self.changed.notify_all()
 
     def _refuse(self, refusal: Refusal) -> None:
-        self.refused += 1
         self._arrivals.pop(refusal.id, None)
         self._remembered[refusal.id] = refusal
         while len(self._remembered) > MAX_REMEMBERED:
@@ -192,12 +186,12 @@ class LeaderQueue:
             query.future.set_exception(refusal.error())
         self.changed.notify_all()
 
-    def _close(self, status: int, reason: str) -> None:
+    def _close(self, kind: type[QueryError], reason: str) -> None:
         self._serving = False
-        self._why_not = Refusal("", status, reason)
+        self._why_not = Refusal("", kind.code, kind.status, reason)
         self._ready.clear()
         for query_id in list(self._arrivals):
-            self._refuse(Refusal(query_id, status, reason))
+            self._refuse(replace(self._why_not, id=query_id))
         self.changed.notify_all()
 
     def expire(self) -> float | None:
@@ -213,6 +207,7 @@ class LeaderQueue:
                 self._refuse(
                     Refusal(
                         query_id,
+                        QueryError.code,
                         504,
                         f"only {len(arrival.rows)} of {self._n} compute parties received a share "
                         f"of this query within {self._share_timeout:g} s; send one to each",
@@ -221,7 +216,7 @@ class LeaderQueue:
             return None
 
     def next_batch(self) -> list[Pending]:
-        """Queries to run now, in order, of at most max_rows rows together; maybe none."""
+        """Return queries to run now, in order, of at most max_rows rows together; maybe none."""
         with self.changed:
             batch: list[Pending] = []
             rows = 0
@@ -239,21 +234,21 @@ class LeaderQueue:
             return batch
 
     def finished(self, batch: list[Pending]) -> None:
-        """`batch` was answered; closes the queue when that was the last query of the limit."""
+        """Count `batch` as answered; close the queue when that was the last of the limit."""
         with self.changed:
             self.answered += len(batch)
             if self._remaining is not None:
                 self._remaining -= len(batch)
                 if self._remaining <= 0 and self._serving:
                     self._close(
-                        429,
+                        LimitReached,
                         f"the limit of {self._limit} queries is reached; ask the model owner "
                         "to serve again",
                     )
             self.changed.notify_all()
 
     def take_refusals(self) -> list[Refusal]:
-        """Refusals that the followers have not been told yet."""
+        """Return refusals that the followers have not been told yet."""
         with self.changed:
             refusals, self._outbox = self._outbox, []
             return refusals

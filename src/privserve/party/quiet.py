@@ -25,7 +25,7 @@ class SaidOften(logging.Filter):
         self._seen: dict[tuple[str, str], tuple[float, int]] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Whether the record is to be written; may add how many were not."""
+        """Return whether the record is to be written; may add how many were not."""
         # A long message is mostly what somebody sent.
         kind = (record.name, str(record.msg)[:60])
         now = time.monotonic()

@@ -6,17 +6,12 @@ same shares and the same inputs repeats nothing of what went over any wire befor
 
 from __future__ import annotations
 
-import contextlib
-import multiprocessing
 import os
 import signal
-import socket
 import struct
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,22 +21,18 @@ from ottt_models import graph
 from ottt_session import uniform
 
 from privserve import sharing
-from privserve.certificates import write_cluster
-from privserve.config import party_names, read_config
-from privserve.engines import Prepared, ottt
+from privserve.bench.processes import Frame, Member, PartyProcesses, split_parameters
+from privserve.config import party_names
+from privserve.engines import Compute, Prepared, ottt
 from privserve.errors import ClusterError, PeerLost
 from privserve.fixedpoint import encode
-from privserve.party.lanes import LaneMesh, Listener
+from privserve.party.lanes import LaneMesh
 
-SPAWN = multiprocessing.get_context("spawn")
 NAMES = party_names(3)
 ALICE, BOB, CAROL = NAMES
 WIDTH, ROWS = 48, 3
 EXCHANGES = 4  # linear, ReLU (2), linear
 WINDOW = 32
-
-Frame = tuple[str, str, bytes]
-"""(sent | received, peer, payload)"""
 
 
 def die_in_exchange(lane: LaneMesh, number: int) -> None:
@@ -56,88 +47,85 @@ def die_in_exchange(lane: LaneMesh, number: int) -> None:
     lane.exchange = counted  # type: ignore[method-assign]
 
 
-def member(
-    home: Path, name: str, sock: socket.socket, prepared: Prepared, shares: Any, pipe: Connection
-) -> None:
+def obey(member: Member) -> None:
     """One party's process: opens, runs and closes sessions as the pipe says."""
-    frames: list[Frame] = []
-    config = read_config(home / name / "cluster.toml")
-    listener = Listener(
-        config, config.parties[config.rank(name)], sock, lambda *event: frames.append(event)
-    )
     lanes: dict[str, LaneMesh] = {}
-    compute: ottt.Compute | None = None
+    compute: Compute | None = None
     while True:
-        order, value = pipe.recv()
+        try:
+            order, value = member.pipe.recv()
+        except EOFError:
+            return
         if order == "open":
-            frames.clear()
-            limits = ottt.frame_limits(prepared.description)
-            lanes = listener.open_lanes(value, ottt.LANES, 60, limits=limits)
-            if name == CAROL:
-                with contextlib.suppress(PeerLost):
-                    ottt.deal(prepared.description, lanes)
-                pipe.send(list(frames))
+            member.frames.clear()
+            lanes = member.open(value, 60)
+            if member.deals:
+                member.deal(lanes)
+                member.pipe.send(list(member.frames))
                 continue
-            compute = ottt.Compute(prepared.description, shares, lanes, pool_queries=16)
-            pipe.send("open")
+            compute = member.compute(lanes)
+            member.pipe.send("open")
         elif order == "die":
             die_in_exchange(lanes[ottt.LANES[0]], value)
         elif order == "run":
             assert compute is not None
-            began = time.monotonic()
-            try:
-                compute.run([value])
-                error = ""
-            except (ClusterError, PeerLost) as failure:
-                error = str(failure)
-            pipe.send((error, time.monotonic() - began, compute.stats.packs_used))
+            member.pipe.send(timed(compute, value))
         elif order == "close":
             assert compute is not None
             compute.close()
             for lane in lanes.values():
                 lane.close()
-            pipe.send(list(frames))
-        else:
-            return
+            member.pipe.send(list(member.frames))
+
+
+def timed(compute: Compute, value: np.ndarray) -> tuple[str, float, int]:
+    """Run a batch: (its error, if it ends in one, the seconds that it takes, packs used)."""
+    began = time.monotonic()
+    try:
+        compute.run([value])
+        error = ""
+    except (ClusterError, PeerLost) as failure:
+        error = str(failure)
+    return error, time.monotonic() - began, compute.stats.packs_used  # type: ignore[attr-defined]
 
 
 @dataclass
-class Cluster:
-    """The processes of all parties; the test keeps their listening sockets."""
+class Members:
+    """The processes of all parties, and what each was given."""
 
-    home: Path
     prepared: Prepared
     shares: dict[str, dict[str, np.ndarray]]
-    socks: dict[str, socket.socket]
-    pipes: dict[str, Connection]
-    processes: dict[str, Any]
+    parties: PartyProcesses
 
     def start(self, name: str) -> None:
         """A new process for party `name`, on its old address."""
-        self.pipes[name], theirs = SPAWN.Pipe()
-        self.processes[name] = SPAWN.Process(
-            target=member,
-            args=(self.home, name, self.socks[name], self.prepared, self.shares[name], theirs),
-            daemon=True,
-        )
-        self.processes[name].start()
-        theirs.close()
+        self.parties.start(name, self.shares[name])
 
     def tell(self, names: list[str], order: str, value: Any = None) -> None:
         for name in names:
-            self.pipes[name].send((order, value))
+            self.parties.tell(name, (order, value))
 
     def hear(self, name: str) -> Any:
-        assert self.pipes[name].poll(60), f"{name} does not answer"
-        return self.pipes[name].recv()
+        return self.parties.hear(name, 60)
 
     def open(self, session: str) -> None:
         self.tell(NAMES, "open", session)
         assert [self.hear(name) for name in (ALICE, BOB)] == ["open", "open"]
 
+    def run(self, inputs: list[np.ndarray]) -> None:
+        """Have each compute party run its share of a batch."""
+        for name, share in zip((ALICE, BOB), inputs, strict=True):
+            self.tell([name], "run", share)
+
+    def assert_answered(self, used: int) -> None:
+        """The batch was answered, and `used` packs went into this session."""
+        for name in (ALICE, BOB):
+            error, _, packs_used = self.hear(name)
+            assert (error, packs_used) == ("", used)
+
 
 @pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[Cluster]:
+def members() -> Iterator[Members]:
     layers = ["Gemm", "Relu", "Gemm"]
     weights = {"w": uniform((WIDTH, WIDTH), -0.2, 0.2), "v": uniform((WIDTH, WIDTH), -0.2, 0.2)}
     nodes = [
@@ -147,25 +135,14 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
         )
     ]
     prepared = ottt.prepare(graph(nodes, weights, (WIDTH,)))
-    split = {name: sharing.split(w, 2) for name, w in prepared.parameters.items()}
-    shares: dict[str, dict[str, np.ndarray]] = {
-        name: {k: parts[rank] for k, parts in split.items()}
-        for rank, name in enumerate((ALICE, BOB))
-    }
-    socks = {name: socket.create_server(("127.0.0.1", 0)) for name in NAMES}
-    where = {name: f"127.0.0.1:{sock.getsockname()[1]}" for name, sock in socks.items()}
-    write_cluster(tmp_path, [(name, where[name], where[name]) for name in NAMES])
-    made = Cluster(tmp_path, prepared, {**shares, CAROL: {}}, socks, {}, {})
-    try:
+    shares = split_parameters(prepared.parameters, NAMES)
+    with PartyProcesses(
+        prepared, len(NAMES), obey, options={"pool_queries": 16}, record=True
+    ) as parties:
+        made = Members(prepared, shares, parties)
         for name in NAMES:
             made.start(name)
         yield made
-    finally:
-        for process in made.processes.values():
-            process.kill()
-            process.join()
-        for sock in socks.values():
-            sock.close()
 
 
 def windows(frames: list[Frame], direction: str) -> list[bytes]:
@@ -191,54 +168,54 @@ def pack_numbers(frames: list[Frame]) -> list[int]:
     return [struct.unpack_from("<q", first)[0] for first in online[::EXCHANGES]]
 
 
-@pytest.mark.parametrize("exchange", [1, 2])
-def test_a_session_after_a_killed_party_repeats_nothing(cluster: Cluster, exchange: int) -> None:
-    bits = cluster.prepared.description["fraction_bits"]
-    inputs = sharing.split(encode(uniform((ROWS, WIDTH), -1, 1), bits), 2)
-
-    def run() -> None:
-        for name, share in zip((ALICE, BOB), inputs, strict=True):
-            cluster.tell([name], "run", share)
-
-    cluster.open("first")
+def frames_of_a_killed_session(
+    members: Members, exchange: int, inputs: list[np.ndarray]
+) -> dict[str, list[Frame]]:
+    """Run two batches, and a third in which bob is killed before `exchange`: what was sent."""
+    members.open("first")
     for used in (ROWS, 2 * ROWS):
-        run()
-        for name in (ALICE, BOB):
-            error, _, packs_used = cluster.hear(name)
-            assert (error, packs_used) == ("", used)
-    cluster.tell([BOB], "die", exchange)
-    run()
-    error, seconds, packs_used = cluster.hear(ALICE)
+        members.run(inputs)
+        members.assert_answered(used)
+    members.tell([BOB], "die", exchange)
+    members.run(inputs)
+    error, seconds, packs_used = members.hear(ALICE)
     assert BOB in error
     assert seconds < 5
     assert packs_used == 3 * ROWS
-    cluster.processes[BOB].join(10)
-    assert cluster.processes[BOB].exitcode == -signal.SIGKILL
+    members.parties.processes[BOB].join(10)
+    assert members.parties.processes[BOB].exitcode == -signal.SIGKILL
 
     # The survivor takes no further pack, and says nothing more in this session.
-    cluster.tell([ALICE], "run", inputs[0])
-    error, _, packs_used = cluster.hear(ALICE)
+    members.tell([ALICE], "run", inputs[0])
+    error, _, packs_used = members.hear(ALICE)
     assert "share the model again" in error
     assert packs_used == 3 * ROWS
-    cluster.tell([ALICE], "close")
-    before = {ALICE: cluster.hear(ALICE), CAROL: cluster.hear(CAROL)}
-    numbers = pack_numbers(before[ALICE])
-    assert numbers == [0, ROWS, 2 * ROWS]
+    members.tell([ALICE], "close")
+    return {ALICE: members.hear(ALICE), CAROL: members.hear(CAROL)}
+
+
+@pytest.mark.parametrize("exchange", [1, 2])
+def test_a_session_after_a_killed_party_repeats_nothing(members: Members, exchange: int) -> None:
+    bits = members.prepared.description["fraction_bits"]
+    inputs = sharing.split(encode(uniform((ROWS, WIDTH), -1, 1), bits), 2)
+    before = frames_of_a_killed_session(members, exchange, inputs)
+    assert pack_numbers(before[ALICE]) == [0, ROWS, 2 * ROWS]
     sent = [p for went, to, p in before[ALICE] if (went, to) == ("sent", BOB)]
     assert len(sent) == 1 + 2 * EXCHANGES + exchange + 1
     assert min(map(len, sent)) >= WINDOW
 
     # The same listeners, a new process for the dead party, the same shares of all secrets.
-    cluster.start(BOB)
-    cluster.open("second")
-    run()
-    for name in (ALICE, BOB):
-        error, _, packs_used = cluster.hear(name)
-        assert (error, packs_used) == ("", ROWS)
-    cluster.tell([ALICE, BOB], "close")
-    after = {name: cluster.hear(name) for name in NAMES}
+    members.start(BOB)
+    members.open("second")
+    members.run(inputs)
+    members.assert_answered(ROWS)
+    members.tell([ALICE, BOB], "close")
+    after = {name: members.hear(name) for name in NAMES}
     assert pack_numbers(after[ALICE]) == [0]
+    assert_nothing_repeated(before, after)
 
+
+def assert_nothing_repeated(before: dict[str, list[Frame]], after: dict[str, list[Frame]]) -> None:
     assert len({*keys(before[CAROL]), *keys(after[CAROL])}) == 8
     # alice's transcript has both directions of her link to bob, carol's all that was dealt.
     old = [

@@ -74,7 +74,7 @@ def generate_random_ring_element(
     generator: Stream | None = None,
     device: Any = None,
 ) -> torch.Tensor:
-    """int64[size], uniform over Z_2^64, from `generator` or a fresh key.
+    """Return int64[size], uniform over Z_2^64, from `generator` or a fresh key.
 
     Replaces `crypten.common.rng.generate_random_ring_element`, which draws from a Mersenne
     Twister and never yields the largest element.
@@ -90,7 +90,7 @@ def generate_kbit_random_tensor(
     generator: Stream | None = None,
     device: Any = None,
 ) -> torch.Tensor:
-    """int64[size], uniform over 0..2^bitlength - 1; see `generate_random_ring_element`."""
+    """Return int64[size], uniform in 0..2^bitlength - 1; see `generate_random_ring_element`."""
     if bitlength is None or bitlength == 64:
         return generate_random_ring_element(size, generator=generator)
     stream = generator or Prg()
@@ -116,15 +116,15 @@ class MeshCommunicator:
         self.exchanges = 0
 
     def get_rank(self) -> int:
-        """0..n-1 for compute parties, n for the dealer."""
+        """Return 0..n-1 for compute parties, n for the dealer."""
         return self.mesh.rank
 
     def get_world_size(self) -> int:
-        """The number of compute parties."""
+        """Return the number of compute parties."""
         return self.mesh.n
 
     def get_ttp_rank(self) -> int:
-        """The dealer's rank."""
+        """Return the dealer's rank."""
         return self.mesh.n
 
     def all_reduce(self, input: Any, op: Any = ReduceOp.SUM, batched: bool = False) -> Any:
@@ -164,7 +164,7 @@ class MeshCommunicator:
         return results if batched else results[0]
 
     def gather(self, tensor: torch.Tensor, dst: int) -> list[Any]:
-        """Everyone's tensors, by rank, at party `dst`; [None] elsewhere."""
+        """Return everyone's tensors, by rank, at party `dst`; [None] elsewhere."""
         self.exchanges += 1
         if self.get_rank() != dst:
             self.mesh.send(dst, _bytes(tensor))
@@ -175,7 +175,7 @@ class MeshCommunicator:
         ]
 
     def all_gather(self, tensor: torch.Tensor) -> list[torch.Tensor]:
-        """Everyone's tensors, by rank."""
+        """Return everyone's tensors, by rank."""
         self.exchanges += 1
         frames = self.mesh.exchange(_bytes(tensor))
         return [tensor if f is None else _tensor(f, tensor.shape) for f in frames]
@@ -233,7 +233,7 @@ def _make_provider(communicator: MeshCommunicator, stream: Stream) -> Any:
     from crypten.mpc.primitives import ArithmeticSharedTensor
     from crypten.mpc.provider import ttp_provider
 
-    class Client:
+    class DealerClient:
         """Stands where CrypTen looks for its TTPClient."""
 
         def get_generator(self, device: Any = None) -> Stream:
@@ -267,7 +267,7 @@ def _make_provider(communicator: MeshCommunicator, stream: Stream) -> Any:
     def stream_tensor(size: Any) -> torch.Tensor:
         return generate_random_ring_element(size, generator=stream)
 
-    ttp_provider.TTPClient._TTPClient__instance = Client()
+    ttp_provider.TTPClient._TTPClient__instance = DealerClient()
     return Provider()
 
 

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 
 from privserve.engines import Prepared, RunStats
-from privserve.engines.crypten import compat as crypten_compat
+from privserve.engines.crypten import compat
 from privserve.engines.crypten.compat import LANE
 from privserve.engines.crypten.graph import HANDLERS, CryptenGraph, lower
 from privserve.errors import ClusterError, ModelError
@@ -223,7 +223,7 @@ class Compute:
         **_: Any,
     ) -> None:
         """Build the model from its public graph and this party's `shares`; collective."""
-        self._comm = crypten_compat.join_session(meshes[LANE])
+        self._comm = compat.join_session(meshes[LANE])
         self._bits = int(description["fraction_bits"])
         # What CrypTen encodes by itself, such as the reciprocals of pooling.
         importlib.import_module("crypten").cfg.encoder.precision_bits = self._bits
@@ -274,4 +274,4 @@ class Compute:
 
 def deal(description: Mapping[str, Any], meshes: Mapping[str, Mesh], **_: Any) -> None:
     """Serve CrypTen's triples until the session's channels close (PeerLost)."""
-    crypten_compat.deal_session(meshes[LANE])
+    compat.deal_session(meshes[LANE])

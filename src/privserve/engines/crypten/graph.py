@@ -89,7 +89,7 @@ class _Lowering:
         )
 
     def fixed_shape(self, node: onnx.NodeProto, value: str) -> list[int]:
-        """The shape of `value` without its batch axis."""
+        """Return the shape of `value` without its batch axis."""
         shape = self.shapes.get(value)
         if not shape or not all(shape):
             raise self.refusal(node, f"the shape of '{value}' is not fixed")
@@ -99,7 +99,7 @@ class _Lowering:
         return self.renamed.get(value, value)
 
     def secret(self, node: onnx.NodeProto, index: int) -> NDArray[np.float64]:
-        """The constant weight at input `index`."""
+        """Return the constant weight at input `index`."""
         if node.input[index] not in self.constants:
             raise self.refusal(node, "its weights are not constants in the file")
         return np.asarray(self.constants[node.input[index]], dtype=np.float64)
@@ -135,7 +135,7 @@ def strip_activation(
 
 
 def attributes_of(node: onnx.NodeProto) -> dict[str, Any]:
-    """A node's attributes as Python values."""
+    """Return a node's attributes as Python values."""
     return {a.name: helper.get_attribute_value(a) for a in node.attribute}
 
 

@@ -1,0 +1,137 @@
+"""The public description of a model: what its owner tells the parties, and they their clients.
+
+Every engine's description has these facts, and further ones that it alone reads, such as its
+program. It comes over the network, so whoever takes one reads it with `read_description`.
+"""
+
+from __future__ import annotations
+
+import math
+from sys import float_info
+from typing import Any, NotRequired, TypedDict, cast
+
+from privserve.activations import CLIENT_ACTIVATIONS, NORMALISING
+from privserve.errors import InputError
+from privserve.fixedpoint import RING_BITS
+from privserve.oip import MAX_AXES
+
+MAX_TENSORS = 1024
+MAX_ELEMENTS = 1 << 31
+"""Of one input or output, per row of a query."""
+
+
+class Activation(TypedDict):
+    """What the client applies to an output that it joined."""
+
+    op: str
+    """One of CLIENT_ACTIVATIONS."""
+    axis: NotRequired[int]
+    """Of the output with its batch axis; where the op is one of NORMALISING."""
+
+
+class TensorDescription(TypedDict):
+    """An input."""
+
+    name: str
+    shape: list[int]
+    """In the Keras layout, without the batch axis."""
+
+
+class OutputDescription(TensorDescription):
+    """An output."""
+
+    activation: Activation | None
+
+
+class Description(TypedDict):
+    """What everybody may know of a model, JSON-able: no weights."""
+
+    inputs: list[TensorDescription]
+    outputs: list[OutputDescription]
+    fraction_bits: int
+    """Of the query's shares."""
+    output_fraction_bits: int
+    """Of the answer's shares."""
+    input_range: list[float]
+    """The lowest and the highest value that a query may hold."""
+    guards: list[str]
+    """The layers whose guessed ranges are checked, in the order of an answer's flags."""
+    notes: list[str]
+    """What a user should know."""
+
+
+def read_description(fields: object) -> Description:
+    """Return `fields` as a description, checked; "guards" and "notes" may be missing.
+
+    Further keys stay, unread. Raises InputError naming what is malformed.
+    """
+    if not isinstance(fields, dict):
+        raise InputError("'description' must be an object")
+    for tensor in _tensors(fields, "inputs"):
+        _check_tensor(tensor, "input")
+    for tensor in _tensors(fields, "outputs"):
+        _check_tensor(tensor, "output")
+        _check_activation(tensor)
+    for key in ("fraction_bits", "output_fraction_bits"):
+        bits = fields.get(key)
+        if type(bits) is not int or abs(bits) > RING_BITS:
+            raise InputError(f"the description's '{key}' must be a number of bits of the ring")
+    _check_range(fields.get("input_range"))
+    guards, notes = (_texts(fields, key) for key in ("guards", "notes"))
+    return cast(Description, {**fields, "guards": guards, "notes": notes})
+
+
+def _tensors(fields: dict[str, Any], key: str) -> list[dict[str, Any]]:
+    found = fields.get(key)
+    if not isinstance(found, list) or not 1 <= len(found) <= MAX_TENSORS:
+        raise InputError(f"the description's '{key}' must be a list of tensors")
+    for tensor in found:
+        if not isinstance(tensor, dict) or not isinstance(tensor.get("name"), str):
+            raise InputError(f"the description has a tensor without a name among its '{key}'")
+    if len({tensor["name"] for tensor in found}) != len(found):
+        raise InputError(f"the description uses a name twice among its '{key}'")
+    return found
+
+
+def _check_tensor(tensor: dict[str, Any], kind: str) -> None:
+    shape = tensor.get("shape")
+    if (
+        not isinstance(shape, list)
+        or len(shape) >= MAX_AXES  # a batch axis comes first
+        or not all(type(d) is int and 1 <= d <= MAX_ELEMENTS for d in shape)
+        or math.prod(shape) > MAX_ELEMENTS
+    ):
+        raise InputError(f"the description's {kind} {tensor['name']!r} has no valid shape")
+
+
+def _check_activation(output: dict[str, Any]) -> None:
+    activation = output.get("activation", {})
+    if activation is None:
+        return
+    what = f"the description's output {output['name']!r}"
+    op = activation.get("op") if isinstance(activation, dict) else None
+    if op not in CLIENT_ACTIVATIONS:
+        raise InputError(f"{what} has no activation that a client knows")
+    if op in NORMALISING:
+        axis, axes = activation.get("axis"), 1 + len(output["shape"])
+        if type(axis) is not int or not -axes <= axis < axes:
+            raise InputError(f"{what} has no axis for its activation")
+
+
+def _check_range(input_range: object) -> None:
+    if (
+        not isinstance(input_range, list)
+        or len(input_range) != 2
+        or not all(isinstance(end, int | float) for end in input_range)
+        or not -float_info.max <= input_range[0] < input_range[1] <= float_info.max
+    ):
+        raise InputError(
+            "the description's 'input_range' must be two finite numbers, the lower one first"
+        )
+
+
+def _texts(fields: dict[str, Any], key: str) -> list[str]:
+    texts = fields.get(key, [])
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise InputError(f"the description's '{key}' must be a list of texts")
+    return texts

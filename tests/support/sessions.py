@@ -1,0 +1,94 @@
+"""Sessions of three parties in one process: real channels, an engine that doubles."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+from uuid import uuid4
+
+import echo_engine
+import numpy as np
+from serving import make_config
+
+from privserve import sharing
+from privserve.config import Timeouts, read_config
+from privserve.errors import QueryError
+from privserve.party.lanes import Listener
+from privserve.party.queries import Pending
+from privserve.party.roles import LeaderSession, open_session
+from privserve.party.session import Seat, Session, SessionSpec
+
+QUICK = Timeouts(connect=5, peer=1.5, share=0.3)
+
+
+class Sessions:
+    """One session at every party of a cluster, the leader first and the dealer last."""
+
+    def __init__(self, home: Path, parties: int = 3) -> None:
+        socks = [socket.create_server(("127.0.0.1", 0)) for _ in range(parties)]
+        config = make_config(home, [f"127.0.0.1:{s.getsockname()[1]}" for s in socks])
+        self.configs = [read_config(home / p.name / "cluster.toml") for p in config.parties]
+        self.listeners = [
+            Listener(own, own.parties[rank], sock)
+            for rank, (own, sock) in enumerate(zip(self.configs, socks, strict=True))
+        ]
+        self.all: list[Session] = []
+
+    def start(self, who: list[int] | None = None, timeouts: Timeouts = QUICK, **options) -> None:
+        name = uuid4().hex
+        for rank in range(len(self.listeners)) if who is None else who:
+            spec = SessionSpec(name, "m", "echo", echo_engine.DESCRIPTION, {}, options)
+            config = self.configs[rank]
+            party = config.parties[rank]
+            seat = Seat(config, party, self.listeners[rank], timeouts)
+            self.all.append(open_session(seat, spec))
+            self.all[-1].start()
+        for session in self.all:
+            assert session.ready.wait(10)
+
+    @property
+    def leader(self) -> LeaderSession:
+        assert isinstance(self.all[0], LeaderSession)
+        return self.all[0]
+
+    def ask(self, x: np.ndarray, name: str | None = None) -> list[Pending]:
+        """Submit one share of x to every compute party."""
+        return self.ask_raw(sharing.split(x, len(self.all) - 1), name)
+
+    def ask_raw(self, shares: list[np.ndarray], name: str | None = None) -> list[Pending]:
+        name = name or uuid4().hex
+        asked = [Pending(name, [share], len(share)) for share in shares]
+        for session, query in zip(self.all, asked, strict=False):
+            session.submit(query)  # type: ignore[attr-defined]
+        return asked
+
+    def close(self) -> None:
+        for session in self.all:
+            session.end("the test is over")
+        for listener in self.listeners:
+            listener.close()
+
+
+def answer(asked: list[Pending]) -> np.ndarray:
+    return sharing.join([query.future.result(10)[0] for query in asked])
+
+
+def refusals(asked: list[Pending], seconds: float = 10) -> list[QueryError]:
+    errors = [query.future.exception(seconds) for query in asked]
+    assert all(isinstance(error, QueryError) for error in errors), errors
+    return errors  # type: ignore[return-value]
+
+
+def states(sessions: Sessions) -> list[str]:
+    return [session.state for session in sessions.all]
+
+
+def numbers(*values: int) -> np.ndarray:
+    return np.array(values, np.int64).reshape(-1, 2)
+
+
+def vanish(session: Session) -> None:
+    """Break all channels of `session` without a word, as a killed process does."""
+    session._tell = lambda *_: None  # type: ignore[method-assign]
+    for lane in session._lanes.values():
+        lane.close()

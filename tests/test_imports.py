@@ -1,0 +1,30 @@
+"""What each program loads: a client needs no torch, a party nothing that only its owner needs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+FORBIDDEN = {
+    "privserve": ("numpy", "torch", "onnx", "numba", "httpx", "converters"),
+    "privserve.party.__main__": ("torch", "onnx", "numba", "httpx", "converters"),
+    "privserve.engines": ("torch", "onnx", "numba", "httpx"),
+    "privserve.client": ("torch", "onnx", "numba", "converters", "privserve.party"),
+    "privserve.cluster": ("torch", "onnx", "numba", "converters", "privserve.party"),
+    "privserve.engines.ottt.party": ("torch", "onnx", "httpx", "privserve.compiler"),
+    "privserve.engines.ottt.dealer": ("torch", "onnx", "httpx", "privserve.compiler"),
+    "privserve.launch": ("torch", "onnx", "numba", "httpx", "converters"),
+}
+
+
+@pytest.mark.parametrize(("module", "forbidden"), FORBIDDEN.items(), ids=FORBIDDEN)
+def test_a_program_loads_nothing_that_it_does_not_need(
+    module: str, forbidden: tuple[str, ...]
+) -> None:
+    code = f"import sys, {module}; print([m for m in {forbidden!r} if m in sys.modules])"
+    ran = subprocess.run(
+        [sys.executable, "-c", code], check=False, capture_output=True, text=True, timeout=60
+    )
+    assert ran.stdout == "[]\n", ran.stdout + ran.stderr
