@@ -10,10 +10,9 @@ model is compiled again with two more and with finer splines.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnx
 
 from privserve.compiler.compile import Compiled, compile_with_samples
 from privserve.compiler.plan import TOLERANCE
@@ -22,6 +21,9 @@ from privserve.errors import ModelError
 from privserve.fixedpoint import DEFAULT_FRACTION_BITS, encode
 from privserve.geometry import Geometry
 from privserve.program import Program
+
+if TYPE_CHECKING:
+    import onnx
 
 GOAL = 0.001
 """More fraction bits are tried as long as an output's error exceeds this part of what makes its

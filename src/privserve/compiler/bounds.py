@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import NoReturn
 
 from privserve.compiler.formats import ROUNDING_UNITS
 from privserve.compiler.ranges import Range
@@ -88,7 +89,7 @@ class Bounds:
         held = bounds.within(2.0**bits * step * 2.0**shift)
         return Comparison(bits, guard if self.check else 0, held)
 
-    def refuse(self, magnitude: float, layer: str) -> None:
+    def refuse(self, magnitude: float, layer: str) -> NoReturn:
         """Raise: the layer's values do not fit."""
         message = does_not_fit(magnitude, layer, self.fraction_bits)
         raise ModelError(message) if self.guess else UnaffordableError(message)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -79,6 +80,25 @@ def rounded_measure(steps: Sequence[float], bits: int) -> Measure:
     ]
     step = 2.0 ** min(limits)
     return Measure(step, tuple(round(s / step) for s in steps), tuple(not e for e in exact))
+
+
+def fitting_measure(
+    steps: Sequence[float], rooms: Sequence[int], bits: Iterable[int], dyadic: bool
+) -> Measure | None:
+    """The first measure whose factors the values have room for: the common one, or rounded ones.
+
+    rooms: by how many bits each value may grow; bits: of rounded factors, the best first.
+    """
+    candidates = itertools.chain(
+        (common_measure(steps, dyadic),), (rounded_measure(steps, b) for b in bits)
+    )
+    for plan in candidates:
+        if plan is not None and all(
+            factor.bit_length() - 1 <= room
+            for factor, room in zip(plan.factors, rooms, strict=True)
+        ):
+            return plan
+    return None
 
 
 def lookup_format(

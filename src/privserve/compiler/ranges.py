@@ -53,10 +53,24 @@ class Range:
 
     def within(self, magnitude: float) -> Range:
         """The range cut to [-magnitude, magnitude]; samples stay what they are."""
+        return self.clipped(-magnitude, magnitude)
+
+    def clipped(self, low: float, high: float) -> Range:
+        """The range cut to [low, high]; samples stay what they are."""
+        return Range(np.clip(self.low, low, high), np.clip(self.high, low, high), self.samples)
+
+    def covering(self, ideal: Range) -> Range:
+        """The range that holds both this and the ideal, of which the samples are."""
         return Range(
-            np.clip(self.low, -magnitude, magnitude),
-            np.clip(self.high, -magnitude, magnitude),
-            self.samples,
+            np.minimum(self.low, ideal.low), np.maximum(self.high, ideal.high), ideal.samples
+        )
+
+    def maximum(self, other: Range) -> Range:
+        """The range of max(x, y), of one shape."""
+        return Range(
+            np.maximum(self.low, other.low),
+            np.maximum(self.high, other.high),
+            np.maximum(self.samples, other.samples),
         )
 
     def scaled(self, factor: Floats | float) -> Range:
