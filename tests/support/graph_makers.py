@@ -56,11 +56,22 @@ class Maker:
     def node(
         self, kind: str, inputs: list[str], shape: tuple[int, ...], **attributes: Any
     ) -> Tensor:
-        out = Tensor(f"t{len(self.nodes)}", tuple(int(d) for d in shape))
-        name = f"{kind} {len(self.nodes)}"
-        self.nodes.append(helper.make_node(kind, inputs, [out.name], name=name, **attributes))
-        self.tensors.append(out)
-        return out
+        return self.several(kind, inputs, [shape], **attributes)[0]
+
+    def several(
+        self, kind: str, inputs: list[str], shapes: list[tuple[int, ...]], **attributes: Any
+    ) -> list[Tensor]:
+        """A node with an output of each of these shapes."""
+        number = len(self.nodes)
+        names = [f"t{number}", *(f"t{number}_{i}" for i in range(1, len(shapes)))]
+        outs = [
+            Tensor(name, tuple(map(int, shape))) for name, shape in zip(names, shapes, strict=True)
+        ]
+        self.nodes.append(
+            helper.make_node(kind, inputs, names, name=f"{kind} {number}", **attributes)
+        )
+        self.tensors += outs
+        return outs
 
     def partner(self, x: Tensor) -> Tensor:
         """Another tensor of the same shape: a residual where there is one, or a branch."""
