@@ -304,6 +304,23 @@ def slice_(m: Maker, x: Tensor, kind: str) -> Tensor:
     return m.node(kind, [x.name, *map(m.constant, ends)], tuple(shape))
 
 
+@makes("Split")
+def split(m: Maker, x: Tensor, kind: str) -> Tensor | None:
+    """In two or three parts, of which one goes on; others may come together with it again."""
+    axis = m.integer(0, len(x.shape) - 1)
+    length = x.shape[axis]
+    if length < 3:
+        return None
+    if length % 2 == 0 and m.chance(0.5):
+        names, sizes = [x.name], [length // 2] * 2
+    else:
+        first = m.integer(1, length - 2)
+        sizes = [first, 1, length - first - 1]
+        names = [x.name, m.constant(np.array(sizes))]
+    shapes = [(*x.shape[:axis], size, *x.shape[axis + 1 :]) for size in sizes]
+    return m.pick(m.several(kind, names, shapes, axis=axis + 1))
+
+
 @makes("Gather")
 def gather(m: Maker, x: Tensor, kind: str) -> Tensor:
     axis = m.integer(0, len(x.shape) - 1)

@@ -155,6 +155,41 @@ def slice_(
     return moves.slice_(c.builder, x, cut)
 
 
+@lowers("Split")
+def split(
+    c: Lowering,
+    *,
+    axis: int = 0,
+    split: Sequence[int] | None = None,
+    num_outputs: int | None = None,
+) -> list[Tensor]:
+    """A slice per output, of the given sizes or of equal ones, of which the last may be smaller.
+
+    The sizes were an attribute up to opset 12.
+    """
+    x, given, count = c.traced(0), c.constant(1), len(c.node.output)
+    at = c.axis(axis, len(x.shape))
+    length, each = x.shape[at], -(-x.shape[at] // count)
+    sizes = split if given is None else given.tolist()
+    if sizes is None:
+        sizes = [each] * (count - 1) + [length - each * (count - 1)]
+    if (
+        num_outputs not in (None, count)
+        or len(sizes) != count
+        or sum(sizes) != length
+        or min(sizes) < 1
+    ):
+        raise c.refuse(f"{count} parts of sizes {list(sizes)} do not make up an axis of {length}")
+    parts: list[Tensor] = []
+    start = 0
+    for size in sizes:
+        cut = [slice(0, d, 1) for d in x.shape]
+        cut[at] = slice(start, start + size, 1)
+        parts.append(moves.slice_(c.builder, x, cut))
+        start += size
+    return parts
+
+
 @lowers("Gather")
 def gather(c: Lowering, *, axis: int = 0) -> Tensor:
     """By constant places."""
