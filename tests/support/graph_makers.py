@@ -190,7 +190,7 @@ def global_pool(m: Maker, x: Tensor, kind: str) -> Tensor | None:
     return m.node(kind, [x.name], (x.shape[0], 1, 1)) if is_image(x) else None
 
 
-@makes("ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin")
+@makes("ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceSumSquare", "ReduceL2")
 def reduce(m: Maker, x: Tensor, kind: str) -> Tensor | None:
     if not x.shape or math.prod(x.shape) == 1:
         return None

@@ -17,15 +17,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from privserve.activations import CLIENT_ACTIVATIONS, NORMALISING
+from privserve.activations import CLIENT_ACTIVATIONS, NORMALISING, ROOT
 from privserve.compiler.bounds import Bounds, UnaffordableError
 from privserve.compiler.builder import ProgramBuilder
 from privserve.compiler.input_scaling import default_range
-from privserve.compiler.lowering import Lowering, Tensors
+from privserve.compiler.lowering import Lowering, SmoothFunction, Tensors
 from privserve.compiler.onnx_graph import attributes_of, constants_of, evaluated
 from privserve.compiler.ops import lower
 from privserve.compiler.plan import TOLERANCE
 from privserve.compiler.ranges import Floats, Range, synthetic_samples
+from privserve.compiler.smooth import is_nonnegative
 from privserve.compiler.traced import Traced, extra_bits
 from privserve.errors import ModelError
 from privserve.fixedpoint import DEFAULT_FRACTION_BITS, RingArray
@@ -211,9 +212,21 @@ def _add_node(node: onnx.NodeProto, tensors: Tensors) -> None:
 def _outputs(
     graph: onnx.GraphProto, tensors: Tensors, finals: dict[str, Final]
 ) -> list[tuple[str, Traced, dict[str, Any] | None]]:
-    """Per output its name, its value and the activation that the client applies."""
-    outputs = []
+    """Per output its name, its value and the activation that the client applies.
+
+    A root that nothing made part of another function is the client's too, where it may be.
+    """
+    outputs: list[tuple[str, Traced, dict[str, Any] | None]] = []
     for port in graph.output:
         source, activation = finals.get(port.name, (port.name, None))
-        outputs.append((port.name, tensors.traced(source), activation))
+        last = tensors[source]
+        if (
+            activation is None
+            and isinstance(last, SmoothFunction)
+            and last.expression == ["sqrt", "x"]
+            and is_nonnegative(tensors.builder, last.x)
+        ):
+            outputs.append((port.name, last.x, {"op": ROOT}))
+        else:
+            outputs.append((port.name, tensors.traced(source), activation))
     return outputs

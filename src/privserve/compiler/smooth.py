@@ -47,8 +47,7 @@ def apply_function(
     if domain is None:
         bound = 2.0 ** math.ceil(math.log2(max(flat.range.magnitude, 2.0**-4)))
         domain = (-bound, bound)
-        # A sum of squares is not negative, but for what truncations may have taken from it.
-        if flat.range.low.min(initial=0.0) >= -2 * ROUNDING_UNITS * 2.0**-builder.fraction_bits:
+        if is_nonnegative(builder, flat):
             domain = (0.0, bound)
             flat = builder.bounded(flat, *domain)
     saturated = _saturated(builder, flat, expression, domain)
@@ -62,6 +61,12 @@ def apply_function(
     out = _assemble(builder, flat, expression, pieces, bounds, tolerance)
     out = builder.replace_range(out, bounds)
     return moves.reshape(builder, out, x.shape)
+
+
+def is_nonnegative(builder: ProgramBuilder, x: Traced) -> bool:
+    """Whether x's range says so, but for what truncations take, from a sum of squares, say."""
+    slack = 2 * ROUNDING_UNITS * 2.0**-builder.fraction_bits
+    return bool(x.range.low.min(initial=0.0) >= -slack)
 
 
 def _saturated(

@@ -1,4 +1,4 @@
-"""Lowerings that reduce along axes: sums, means, maxima."""
+"""Lowerings that reduce along axes: sums, means, norms, maxima."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 from privserve.compiler import moves
 from privserve.compiler.builder import ProgramBuilder
-from privserve.compiler.lowering import Lowering, Tensor
+from privserve.compiler.lowering import Lowering, SmoothFunction, Tensor
+from privserve.compiler.products import multiply
 from privserve.compiler.registry import lowers
 from privserve.compiler.traced import Traced
 
@@ -23,12 +24,52 @@ def reduce_sum(
     """Sums over windows that cover what is reduced; a mean is a sum with a smaller step."""
     b, x = c.builder, c.traced(0)
     gone = _reduced_axes(c, len(x.shape), axes, noop_with_empty_axes)
-    rows = _rows(b, x, gone)
-    count = rows.shape[1]
-    out = b.sum_pool(rows, (count, 1), (1, 1), (0, 0, 0, 0))
+    out = _summed(b, x, gone)
     if c.op == "ReduceMean":
-        out = b.with_step(out, 1 / count)
+        out = b.with_step(out, 1 / math.prod(x.shape[a] for a in gone))
     return moves.reshape(b, out, _kept_shape(x, gone, keepdims))
+
+
+@lowers("ReduceSumSquare")
+def reduce_sum_square(
+    c: Lowering,
+    *,
+    axes: Sequence[int] | None = None,
+    keepdims: int = 1,
+    noop_with_empty_axes: int = 0,
+) -> Tensor:
+    """The sum of x * x, exact up to the truncation of x."""
+    return _sum_of_squares(c, axes, keepdims, noop_with_empty_axes)
+
+
+@lowers("ReduceL2")
+def reduce_l2(
+    c: Lowering,
+    *,
+    axes: Sequence[int] | None = None,
+    keepdims: int = 1,
+    noop_with_empty_axes: int = 0,
+) -> Tensor:
+    """The root of the sum of x * x: a spline, or at the end of a model the client's."""
+    squares = _sum_of_squares(c, axes, keepdims, noop_with_empty_axes)
+    return SmoothFunction(squares, ["sqrt", "x"], c.layer)
+
+
+def _sum_of_squares(
+    c: Lowering, axes: Sequence[int] | None, keepdims: int, noop_with_empty_axes: int
+) -> Traced:
+    b, x = c.builder, c.traced(0)
+    gone = _reduced_axes(c, len(x.shape), axes, noop_with_empty_axes)
+    if not gone:
+        raise c.refuse("noop_with_empty_axes: ONNX does not say whether it squares then")
+    out = _summed(b, multiply(b, x, x), gone)
+    return moves.reshape(b, out, _kept_shape(x, gone, keepdims))
+
+
+def _summed(b: ProgramBuilder, x: Traced, axes: list[int]) -> Traced:
+    """The sums over the axes, as (kept, 1, 1)."""
+    rows = _rows(b, x, axes)
+    return b.sum_pool(rows, (rows.shape[1], 1), (1, 1), (0, 0, 0, 0))
 
 
 @lowers("ReduceMax", "ReduceMin")
