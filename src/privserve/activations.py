@@ -21,18 +21,24 @@ NORMALISING = ("Softmax", "LogSoftmax")
 """Along an axis."""
 
 CLIENT_ACTIVATIONS = (*NORMALISING, "Sigmoid", "Tanh", "Softplus", "Softsign", "Exp")
-"""By their ONNX names."""
+"""By their ONNX names; of anything that goes in."""
+
+ROOT = "Sqrt"
+"""The client's as well, but only where what goes in is known not to be negative: a negative
+number would tell more than the answer does."""
 
 
 def apply_activation(values: Floats, activation: Mapping[str, Any] | None) -> Floats:
     """The model's last layer on what was joined.
 
-    activation: {"op": one of CLIENT_ACTIVATIONS, "axis": where it is one of NORMALISING}, or
-    None. Raises ClusterError for any other.
+    activation: {"op": ROOT or one of CLIENT_ACTIVATIONS, "axis": where it is one of NORMALISING},
+    or None. Raises ClusterError for any other.
     """
     if activation is None:
         return values
     op = activation["op"]
+    if op == ROOT:
+        return np.sqrt(np.maximum(values, 0))  # rounding may have made a zero negative
     if op not in CLIENT_ACTIVATIONS:
         raise ClusterError(f"the parties ask for the unknown activation {op}")
     if op not in NORMALISING:

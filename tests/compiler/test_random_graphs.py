@@ -11,7 +11,8 @@ from graph_judge import OF_SPREAD, Verdict, judge, summary
 from graph_makers import MAKERS
 from random_graphs import random_graph
 
-from privserve.compiler.compile import LOWERINGS, compile_model
+from privserve.compiler.compile import compile_model
+from privserve.compiler.ops import LOWERINGS
 from privserve.compiler.simulate import simulate
 from privserve.errors import ModelError
 from privserve.fixedpoint import encode

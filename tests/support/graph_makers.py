@@ -56,11 +56,22 @@ class Maker:
     def node(
         self, kind: str, inputs: list[str], shape: tuple[int, ...], **attributes: Any
     ) -> Tensor:
-        out = Tensor(f"t{len(self.nodes)}", tuple(int(d) for d in shape))
-        name = f"{kind} {len(self.nodes)}"
-        self.nodes.append(helper.make_node(kind, inputs, [out.name], name=name, **attributes))
-        self.tensors.append(out)
-        return out
+        return self.several(kind, inputs, [shape], **attributes)[0]
+
+    def several(
+        self, kind: str, inputs: list[str], shapes: list[tuple[int, ...]], **attributes: Any
+    ) -> list[Tensor]:
+        """A node with an output of each of these shapes."""
+        number = len(self.nodes)
+        names = [f"t{number}", *(f"t{number}_{i}" for i in range(1, len(shapes)))]
+        outs = [
+            Tensor(name, tuple(map(int, shape))) for name, shape in zip(names, shapes, strict=True)
+        ]
+        self.nodes.append(
+            helper.make_node(kind, inputs, names, name=f"{kind} {number}", **attributes)
+        )
+        self.tensors += outs
+        return outs
 
     def partner(self, x: Tensor) -> Tensor:
         """Another tensor of the same shape: a residual where there is one, or a branch."""
@@ -179,7 +190,7 @@ def global_pool(m: Maker, x: Tensor, kind: str) -> Tensor | None:
     return m.node(kind, [x.name], (x.shape[0], 1, 1)) if is_image(x) else None
 
 
-@makes("ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin")
+@makes("ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceSumSquare", "ReduceL2")
 def reduce(m: Maker, x: Tensor, kind: str) -> Tensor | None:
     if not x.shape or math.prod(x.shape) == 1:
         return None
@@ -291,6 +302,23 @@ def slice_(m: Maker, x: Tensor, kind: str) -> Tensor:
     shape[axis] = len(range(start, x.shape[axis], step))
     ends = (np.array([start]), np.array([x.shape[axis]]), np.array([axis + 1]), np.array([step]))
     return m.node(kind, [x.name, *map(m.constant, ends)], tuple(shape))
+
+
+@makes("Split")
+def split(m: Maker, x: Tensor, kind: str) -> Tensor | None:
+    """In two or three parts, of which one goes on; others may come together with it again."""
+    axis = m.integer(0, len(x.shape) - 1)
+    length = x.shape[axis]
+    if length < 3:
+        return None
+    if length % 2 == 0 and m.chance(0.5):
+        names, sizes = [x.name], [length // 2] * 2
+    else:
+        first = m.integer(1, length - 2)
+        sizes = [first, 1, length - first - 1]
+        names = [x.name, m.constant(np.array(sizes))]
+    shapes = [(*x.shape[:axis], size, *x.shape[axis + 1 :]) for size in sizes]
+    return m.pick(m.several(kind, names, shapes, axis=axis + 1))
 
 
 @makes("Gather")

@@ -138,7 +138,7 @@ def _model(m: Maker, last: Tensor, shape: tuple[int, ...]) -> onnx.ModelProto:
     """The nodes that the last tensor follows from; others would be compiled for nothing."""
     needed, nodes = {last.name}, []
     for node in reversed(m.nodes):
-        if node.output[0] in needed:
+        if not needed.isdisjoint(node.output):
             nodes.append(node)
             needed.update(node.input)
     if not nodes:

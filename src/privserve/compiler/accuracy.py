@@ -10,18 +10,22 @@ model is compiled again with two more and with finer splines.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnx
 
+from privserve.activations import ROOT, apply_activation
 from privserve.compiler.compile import Compiled, compile_with_samples
 from privserve.compiler.plan import TOLERANCE
+from privserve.compiler.ranges import Floats
 from privserve.compiler.simulate import simulate
 from privserve.errors import ModelError
 from privserve.fixedpoint import DEFAULT_FRACTION_BITS, encode
 from privserve.geometry import Geometry
-from privserve.program import Program
+from privserve.program import Port, Program
+
+if TYPE_CHECKING:
+    import onnx
 
 GOAL = 0.001
 """More fraction bits are tried as long as an output's error exceeds this part of what makes its
@@ -77,7 +81,7 @@ class Measured:
         return all(e.error <= GOAL * e.variation or not e.variation for e in self.errors)
 
     def lines(self) -> list[str]:
-        """What to tell the model's owner, and nobody else: it depends on the weights."""
+        """Return what to tell the model's owner, and nobody else: it depends on the weights."""
         said = [f"{error} over {self.samples} samples" for error in self.errors]
         if self.fraction_bits != DEFAULT_FRACTION_BITS:
             said.append(f"computed with {self.fraction_bits} fraction bits")
@@ -93,12 +97,23 @@ def measured(compiled: Compiled, fraction_bits: int) -> Measured:
     left = np.logical_or.reduce([np.zeros(count, np.bool_), *result.left.values()])
     step = 2.0**-program.output_fraction_bits
     errors = []
-    for port, got, ideal in zip(program.outputs, result.outputs, compiled.ideal, strict=True):
-        off = np.abs(got * step - ideal[:count])[~left]
+    for port, units, before in zip(program.outputs, result.outputs, compiled.ideal, strict=True):
+        got, ideal = _judged(port, np.asarray(units * step)), _judged(port, before)
+        off = np.abs(got - ideal[:count])[~left]
         variation = float(np.ptp(ideal, axis=0).max(initial=0.0))
         error = OutputError(port.name, off.max(initial=0.0).item(), np.ptp(ideal).item(), variation)
         errors.append(error)
     return Measured(compiled, tuple(errors), int((~left).sum()), fraction_bits)
+
+
+def _judged(port: Port, values: Floats) -> Floats:
+    """An output as it is compared: after a root, since near zero that makes errors grow.
+
+    The client's other activations hardly do.
+    """
+    if port.activation is None or port.activation["op"] != ROOT:
+        return values
+    return apply_activation(values, port.activation)
 
 
 def _products(program: Program) -> int:

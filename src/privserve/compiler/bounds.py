@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import NoReturn
 
 from privserve.compiler.formats import ROUNDING_UNITS
 from privserve.compiler.ranges import Range
@@ -30,7 +31,7 @@ class UnaffordableError(ModelError):
 
 
 def does_not_fit(magnitude: float, layer: str, fraction_bits: int) -> str:
-    """What to tell somebody whose model's values outgrow the ring."""
+    """Return what to tell somebody whose model's values outgrow the ring."""
     return (
         f"layer '{layer}': its values reach +-{magnitude:.3g}, which does not fit in the ring "
         f"with {fraction_bits} fraction bits; scale the inputs down (input_range), "
@@ -61,7 +62,7 @@ class Bounds:
     def comparison(
         self, bounds: Range, step: float, shift: int, layer: str, *, spare: int
     ) -> Comparison:
-        """The smallest K with |x >> shift| < 2^(K - spare); step: of x.
+        """Return the smallest K with |x >> shift| < 2^(K - spare); step: of x.
 
         Raises ModelError where neither a sound bound nor a guess fits.
         """
@@ -88,13 +89,13 @@ class Bounds:
         held = bounds.within(2.0**bits * step * 2.0**shift)
         return Comparison(bits, guard if self.check else 0, held)
 
-    def refuse(self, magnitude: float, layer: str) -> None:
+    def refuse(self, magnitude: float, layer: str) -> NoReturn:
         """Raise: the layer's values do not fit."""
         message = does_not_fit(magnitude, layer, self.fraction_bits)
         raise ModelError(message) if self.guess else UnaffordableError(message)
 
     def notes(self) -> list[str]:
-        """What a user has to know of the guesses."""
+        """Return what a user has to know of the guesses."""
         if not self.guessed:
             return []
         text = (

@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
-from onnx import numpy_helper
+
+from privserve.compiler.onnx_graph import array_of
+
+if TYPE_CHECKING:
+    import onnx
 
 DEFAULT_INPUT_RANGE = (-8.0, 8.0)
 MOST = 4096.0
@@ -27,7 +30,7 @@ Array = NDArray[Any]
 
 
 def default_range(graph: onnx.GraphProto) -> tuple[float, float]:
-    """The default range of all inputs, at least [-8, 8]; its ends are powers of two."""
+    """Return the default range of all inputs, at least [-8, 8]; its ends are powers of two."""
     constants = {t.name: t for t in graph.initializer}
     readers: dict[str, list[onnx.NodeProto]] = {}
     for node in graph.node:
@@ -62,7 +65,7 @@ def _scaled(
         others = [n for n in node.input if n in constants]
         if node.op_type not in ("Add", "Sub", "Mul", "Div") or len(others) != 1:
             break
-        value = numpy_helper.to_array(constants[others[0]]).astype(np.float64).ravel()
+        value = array_of(constants[others[0]]).astype(np.float64).ravel()
         first = node.input[0] in constants
         if (first and node.op_type in ("Sub", "Div")) or (
             value.size > 1 and scale.size > 1 and (value.size != scale.size)

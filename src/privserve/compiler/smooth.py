@@ -13,10 +13,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from privserve.compiler.builder import ProgramBuilder, Traced
+from privserve.compiler import moves
+from privserve.compiler.builder import ProgramBuilder
 from privserve.compiler.formats import ROUNDING_UNITS
 from privserve.compiler.plan import TOLERANCE, Piece, plan
+from privserve.compiler.products import lookup
 from privserve.compiler.ranges import Range
+from privserve.compiler.traced import Traced
 from privserve.errors import ModelError
 from privserve.functions import Expression, evaluate, steepest
 
@@ -31,35 +34,39 @@ def apply_function(
     builder: ProgramBuilder,
     x: Traced,
     expression: Expression,
-    layer: str,
     *,
     domain: tuple[float, float] | None = None,
     tolerance: float = TOLERANCE,
 ) -> Traced:
-    """The expression at every element of x, within about `tolerance`.
+    """Return the expression at every element of x, within about `tolerance`.
 
     domain: what x lies in, where that is public; else x's range, up to a power of two.
     Raises ModelError naming the layer where the function cannot be followed there.
     """
-    flat = builder.reshape(x, (math.prod(x.shape),), layer)
+    flat = moves.reshape(builder, x, (math.prod(x.shape),))
     if domain is None:
         bound = 2.0 ** math.ceil(math.log2(max(flat.range.magnitude, 2.0**-4)))
         domain = (-bound, bound)
-        # A sum of squares is not negative, but for what truncations may have taken from it.
-        if flat.range.low.min(initial=0.0) >= -2 * ROUNDING_UNITS * 2.0**-builder.fraction_bits:
+        if is_nonnegative(builder, flat):
             domain = (0.0, bound)
             flat = builder.bounded(flat, *domain)
-    saturated = _saturated(builder, flat, expression, domain, layer)
+    saturated = _saturated(builder, flat, expression, domain)
     if saturated is not None:
         flat, domain = saturated
     try:
         pieces = plan(expression, *domain, tolerance)
     except ModelError as failure:
-        raise ModelError(f"layer '{layer}': {failure}; scale its input down") from None
+        raise ModelError(f"layer '{builder.layer}': {failure}; scale its input down") from None
     bounds = _image(flat.range, expression, pieces, domain, tolerance)
-    out = _assemble(builder, flat, expression, pieces, bounds, layer, tolerance)
+    out = _assemble(builder, flat, expression, pieces, bounds, tolerance)
     out = builder.replace_range(out, bounds)
-    return builder.reshape(out, x.shape, layer)
+    return moves.reshape(builder, out, x.shape)
+
+
+def is_nonnegative(builder: ProgramBuilder, x: Traced) -> bool:
+    """Return whether x's range says so, but for what truncations take off a sum of squares."""
+    slack = 2 * ROUNDING_UNITS * 2.0**-builder.fraction_bits
+    return bool(x.range.low.min(initial=0.0) >= -slack)
 
 
 def _saturated(
@@ -67,7 +74,6 @@ def _saturated(
     x: Traced,
     expression: Expression,
     domain: tuple[float, float],
-    layer: str,
 ) -> tuple[Traced, tuple[float, float]] | None:
     """x clipped to a range that samples suggest, where the function is huge beyond it."""
     grid = _fine_grid(*domain)
@@ -86,16 +92,16 @@ def _saturated(
     if not builder.bounds.check:
         said = "NOT CHECKED: an input beyond gets a wrong answer"
     builder.note(
-        f"layer '{layer}' is computed on [{low:g}, {high:g}] only, guessed from calibration "
-        f"samples, since it is huge elsewhere; {said}"
+        f"layer '{builder.layer}' is computed on [{low:g}, {high:g}] only, guessed from "
+        f"calibration samples, since it is huge elsewhere; {said}"
     )
-    under = builder.offset(builder.negate(x, layer), low, layer)
-    sides = [builder.offset(x, -low, layer), builder.offset(x, -high, layer), under]
-    over_low, over_high, under_low = _positive(builder, sides, layer)
+    under = builder.offset(builder.negate(x), low)
+    sides = [builder.offset(x, -low), builder.offset(x, -high), under]
+    over_low, over_high, under_low = builder.relu_each(sides)
     if builder.bounds.check:
-        builder.must_vanish(over_high, layer)
-        builder.must_vanish(under_low, layer)
-    clipped = builder.offset(builder.subtract(over_low, over_high, layer), low, layer)
+        builder.must_vanish(over_high)
+        builder.must_vanish(under_low)
+    clipped = builder.offset(builder.subtract(over_low, over_high), low)
     return builder.bounded(clipped, low, high), (low, high)
 
 
@@ -133,48 +139,34 @@ def _assemble(
     expression: Expression,
     pieces: Sequence[Piece],
     bounds: Range,
-    layer: str,
     tolerance: float,
 ) -> Traced:
     breaks = [piece.low for piece in pieces[1:]]
-    above = _above(b, x, breaks, layer)
+    above = b.relu_each([b.offset(x, -at) for at in breaks]) if breaks else []
     values = evaluate(expression, np.array(breaks)) if breaks else np.zeros(0)
     # Where the other pieces' parts begin to count from: a spline is not zero anywhere.
     chosen = next((j for j, piece in enumerate(pieces) if piece.slope is None), 0)
     total: Traced | None = None
     constant = 0.0
     for j, piece in enumerate(pieces):
-        clipped = _clipped(b, x, pieces, above, j, layer)
+        clipped = _clipped(b, x, pieces, above, j)
         if piece.slope is None:
             # What `splines.plan` promises, and twice that where a piece is used at its end.
             error = 1.5 * tolerance * max(1.0, steepest(expression, piece.low, piece.high) / 4)
-            part: Traced | None = b.lookup(clipped, expression, piece, bounds, layer, error)
+            part: Traced | None = lookup(b, clipped, expression, piece, bounds, error)
             if j != chosen:
                 constant -= float(values[j - 1] if j > chosen else values[j])
         else:
-            part = b.multiply_public(clipped, piece.slope, layer, bits=24) if piece.slope else None
+            part = b.multiply_public(clipped, piece.slope, bits=24) if piece.slope else None
             end = piece.low if j > chosen else piece.high
             constant -= piece.slope * end
             if j == chosen:  # there is no spline at all
                 constant += evaluate(expression, np.array([end])).item()
         if part is not None:
-            total = part if total is None else b.add(total, part, layer)
+            total = part if total is None else b.add(total, part)
     if total is None:
-        total = b.scale(x, 0, x.step, layer)
-    return b.offset(total, constant, layer)
-
-
-def _above(b: ProgramBuilder, x: Traced, breaks: Sequence[float], layer: str) -> list[Traced]:
-    """relu(x - b_j) for every breakpoint, in one comparison."""
-    return _positive(b, [b.offset(x, -at, layer) for at in breaks], layer) if breaks else []
-
-
-def _positive(b: ProgramBuilder, parts: Sequence[Traced], layer: str) -> list[Traced]:
-    """The relu of every part, flat values of one shape, in one comparison."""
-    positive = b.relu(b.concat(parts, 0, layer), layer)
-    count = parts[0].shape[0]
-    cuts = [slice(j * count, (j + 1) * count, 1) for j in range(len(parts))]
-    return [b.slice(positive, [cut], layer) for cut in cuts]
+        total = b.scale(x, 0, x.step)
+    return b.offset(total, constant)
 
 
 def _clipped(
@@ -183,16 +175,15 @@ def _clipped(
     pieces: Sequence[Piece],
     above: Sequence[Traced],
     j: int,
-    layer: str,
 ) -> Traced:
     """x clipped to piece j."""
     piece = pieces[j]
     if len(pieces) == 1:
         return x
     if j == 0:
-        part = b.subtract(x, above[0], layer)
+        part = b.subtract(x, above[0])
     elif j == len(pieces) - 1:
-        part = b.offset(above[-1], piece.low, layer)
+        part = b.offset(above[-1], piece.low)
     else:
-        part = b.offset(b.subtract(above[j - 1], above[j], layer), piece.low, layer)
+        part = b.offset(b.subtract(above[j - 1], above[j]), piece.low)
     return b.bounded(part, piece.low, piece.high)

@@ -188,7 +188,8 @@ def test_a_hidden_activation_errs_by_less_than_a_five_hundredth(
     samples = synthetic_samples((count,), -bound, bound, 4)
     low, high = np.full(count, -bound), np.full(count, bound)
     x = builder.input((count,), 14, Range(low, high, samples))
-    y = apply_function(builder, x, HIDDEN[name], "hidden")
+    with builder.scope("hidden"):
+        y = apply_function(builder, x, HIDDEN[name])
     program = builder.finish([("x", x)], [("y", y, None)], (-bound, bound))
     prepared = Prepared("ottt", {"engine": "ottt", **program.to_json()}, builder.parameters)
     monkeypatch.setattr(ottt, "prepare", lambda model, **_: prepared)

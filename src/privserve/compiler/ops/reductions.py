@@ -1,94 +1,153 @@
-"""Lowerings that reduce along axes, and of what broadcasts: sums, means, maxima, Expand."""
+"""Lowerings that reduce along axes: sums, means, norms, maxima."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Sequence
 
-import numpy as np
-import onnx
-
-from privserve.compiler.builder import Traced
-from privserve.compiler.compile import Tensor, _Compiler, _layer, lowers
-from privserve.compiler.ops.activations import negated
-from privserve.compiler.ops.linear import first_input, max_along_axis
-
-Attributes = dict[str, Any]
+from privserve.compiler import moves
+from privserve.compiler.builder import ProgramBuilder
+from privserve.compiler.lowering import Lowering, SmoothFunction, Tensor
+from privserve.compiler.products import multiply
+from privserve.compiler.registry import lowers
+from privserve.compiler.traced import Traced
 
 
-def _reduced_axes(
-    c: _Compiler, node: onnx.NodeProto, attributes: Attributes, rank: int
-) -> list[int]:
-    """The axes that go, the batch's not counted."""
-    axes = attributes.get("axes")
-    if axes is None:
-        given = c.constant(node, 1)
-        axes = range(rank + 1) if given is None else given.tolist()
-    wanted = sorted({int(a) % (rank + 1) for a in axes})
+@lowers("ReduceMean", "ReduceSum")
+def reduce_sum(
+    c: Lowering,
+    *,
+    axes: Sequence[int] | None = None,
+    keepdims: int = 1,
+    noop_with_empty_axes: int = 0,
+) -> Tensor:
+    """Sums over windows that cover what is reduced; a mean is a sum with a smaller step."""
+    b, x = c.builder, c.traced(0)
+    gone = _reduced_axes(c, len(x.shape), axes, noop_with_empty_axes)
+    out = _summed(b, x, gone)
+    if c.op == "ReduceMean":
+        out = b.with_step(out, 1 / math.prod(x.shape[a] for a in gone))
+    return moves.reshape(b, out, _kept_shape(x, gone, keepdims))
+
+
+@lowers("ReduceSumSquare")
+def reduce_sum_square(
+    c: Lowering,
+    *,
+    axes: Sequence[int] | None = None,
+    keepdims: int = 1,
+    noop_with_empty_axes: int = 0,
+) -> Tensor:
+    """The sum of x * x, exact up to the truncation of x."""
+    return _sum_of_squares(c, axes, keepdims, noop_with_empty_axes)
+
+
+@lowers("ReduceL2")
+def reduce_l2(
+    c: Lowering,
+    *,
+    axes: Sequence[int] | None = None,
+    keepdims: int = 1,
+    noop_with_empty_axes: int = 0,
+) -> Tensor:
+    """The root of the sum of x * x: a spline, or at the end of a model the client's."""
+    squares = _sum_of_squares(c, axes, keepdims, noop_with_empty_axes)
+    return SmoothFunction(squares, ["sqrt", "x"], c.layer)
+
+
+def _sum_of_squares(
+    c: Lowering, axes: Sequence[int] | None, keepdims: int, noop_with_empty_axes: int
+) -> Traced:
+    b, x = c.builder, c.traced(0)
+    gone = _reduced_axes(c, len(x.shape), axes, noop_with_empty_axes)
+    if not gone:
+        raise c.refuse("noop_with_empty_axes: ONNX does not say whether it squares then")
+    out = _summed(b, multiply(b, x, x), gone)
+    return moves.reshape(b, out, _kept_shape(x, gone, keepdims))
+
+
+def _summed(b: ProgramBuilder, x: Traced, axes: list[int]) -> Traced:
+    """The sums over the axes, as (kept, 1, 1)."""
+    rows = _rows(b, x, axes)
+    return b.sum_pool(rows, (rows.shape[1], 1), (1, 1), (0, 0, 0, 0))
+
+
+@lowers("ReduceMax", "ReduceMin")
+def reduce_max(
+    c: Lowering,
+    *,
+    axes: Sequence[int] | None = None,
+    keepdims: int = 1,
+    noop_with_empty_axes: int = 0,
+) -> Tensor:
+    """A tree of comparisons."""
+    b, x = c.builder, c.traced(0)
+    gone = _reduced_axes(c, len(x.shape), axes, noop_with_empty_axes)
+    rows = b.truncate(_rows(b, x, gone))
+    if c.op == "ReduceMin":
+        out = b.negate(max_along_axis(b, b.negate(rows), 1))
+    else:
+        out = max_along_axis(b, rows, 1)
+    return moves.reshape(b, out, _kept_shape(x, gone, keepdims))
+
+
+def _reduced_axes(c: Lowering, rank: int, axes: Sequence[int] | None, noop: int) -> list[int]:
+    """The axes that go, the batch's not counted: the attribute's, or since opset 18 an input's.
+
+    None means all of them, and with `noop` none of them.
+    """
+    given = c.constant(1)
+    listed = list(axes or ()) if given is None else given.tolist()
+    if not listed and not noop:
+        listed = list(range(rank + 1))
+    wanted = sorted({int(a) % (rank + 1) for a in listed})
     if 0 in wanted:
-        raise c.refuse(node, "it works across the batch")
+        raise c.refuse("it works across the batch")
     return [a - 1 for a in wanted]
 
 
-def _rows(c: _Compiler, x: Traced, axes: list[int], layer: str) -> Traced:
+def _rows(b: ProgramBuilder, x: Traced, axes: list[int]) -> Traced:
     """x as (kept, reduced, 1)."""
     kept = [a for a in range(len(x.shape)) if a not in axes]
-    moved = c.builder.transpose(x, [*kept, *axes], layer)
+    moved = moves.transpose(b, x, [*kept, *axes])
     count = math.prod(x.shape[a] for a in axes)
-    return c.builder.reshape(moved, (math.prod(x.shape) // count, count, 1), layer)
+    return moves.reshape(b, moved, (math.prod(x.shape) // count, count, 1))
 
 
-def _kept_shape(x: Traced, axes: list[int], attributes: Attributes) -> tuple[int, ...]:
-    if attributes.get("keepdims", 1):
+def _kept_shape(x: Traced, axes: list[int], keepdims: int) -> tuple[int, ...]:
+    if keepdims:
         return tuple(1 if a in axes else d for a, d in enumerate(x.shape))
     return tuple(d for a, d in enumerate(x.shape) if a not in axes)
 
 
-@lowers("ReduceMean", "ReduceSum")
-def reduce_sum(c: _Compiler, node: onnx.NodeProto, attributes: Attributes) -> Tensor:
-    """Sums over windows that cover what is reduced; a mean is a sum with a smaller step."""
-    b, layer, x = c.builder, _layer(node), c.traced(first_input(node))
-    axes = _reduced_axes(c, node, attributes, len(x.shape))
-    rows = _rows(c, x, axes, layer)
-    count = rows.shape[1]
-    out = b.sum_pool(rows, (count, 1), (1, 1), (0, 0, 0, 0), layer)
-    if node.op_type == "ReduceMean":
-        out = b.with_step(out, 1 / count, layer)
-    return b.reshape(out, _kept_shape(x, axes, attributes), layer)
+def max_along_axis(b: ProgramBuilder, x: Traced, axis: int) -> Traced:
+    """Return the maximum over one axis, which stays with length 1."""
+    return max_of_windows(b, x, axis, x.shape[axis], 1, 1)
 
 
-@lowers("ReduceMax", "ReduceMin")
-def reduce_max(c: _Compiler, node: onnx.NodeProto, attributes: Attributes) -> Tensor:
-    """A tree of comparisons."""
-    b, layer, x = c.builder, _layer(node), c.traced(first_input(node))
-    axes = _reduced_axes(c, node, attributes, len(x.shape))
-    rows = b.truncate(_rows(c, x, axes, layer), layer)
-    if node.op_type == "ReduceMin":
-        out = negated(c, max_along_axis(c, negated(c, rows, layer), 1, layer), layer)
-    else:
-        out = max_along_axis(c, rows, 1, layer)
-    return b.reshape(out, _kept_shape(x, axes, attributes), layer)
+def max_of_windows(
+    b: ProgramBuilder, x: Traced, axis: int, size: int, stride: int, dilation: int
+) -> Traced:
+    """Return the maximum over windows along one axis: a tree, one comparison per level."""
+    count = (x.shape[axis] - dilation * (size - 1) - 1) // stride + 1
 
+    def tap(index: int) -> Traced:
+        cut = [slice(0, d, 1) for d in x.shape]
+        start = index * dilation
+        cut[axis] = slice(start, start + stride * (count - 1) + 1, stride)
+        return moves.slice_(b, x, cut)
 
-@lowers("Expand")
-def expand(c: _Compiler, node: onnx.NodeProto, attributes: Attributes) -> Tensor:
-    x, target = c.traced(first_input(node)), c.constant(node, 1)
-    if target is None:
-        raise c.refuse(node, "its shape must be a constant")
-    sizes = [int(d) for d in target.tolist()]
-    if len(sizes) > len(x.shape) + 1 or (len(sizes) == len(x.shape) + 1 and sizes[0] != 1):
-        raise c.refuse(node, "it repeats along the batch")
-    shape = np.broadcast_shapes(x.shape, tuple(sizes[-len(x.shape) :]))
-    return c.builder.expand(x, shape, _layer(node))
-
-
-@lowers("HardSwish")
-def hard_swish(c: _Compiler, node: onnx.NodeProto, attributes: Attributes) -> Tensor:
-    """x relu6(x + 3) / 6, both ReLUs of it in one comparison."""
-    b, layer, x = c.builder, _layer(node), c.traced(first_input(node))
-    both = b.relu(b.concat((b.offset(x, 3.0, layer), b.offset(x, -3.0, layer)), 0, layer), layer)
-    half, rest = x.shape[0], [slice(0, d, 1) for d in x.shape[1:]]
-    above = b.slice(both, [slice(0, half, 1), *rest], layer)
-    over = b.slice(both, [slice(half, 2 * half, 1), *rest], layer)
-    gate = b.bounded(b.subtract(above, over, layer), 0.0, 6.0)
-    return b.with_step(b.multiply(x, gate, layer), 1 / 6, layer)
+    taps = [tap(i) for i in range(size)]
+    while len(taps) > 1:
+        pairs = len(taps) // 2
+        one = moves.concat(b, taps[0 : 2 * pairs : 2], 0)
+        other = moves.concat(b, taps[1 : 2 * pairs : 2], 0)
+        best = b.maximum(one, other)
+        each = best.shape[0] // pairs
+        rest = taps[2 * pairs :]
+        taps = []
+        for i in range(pairs):
+            cut = [slice(i * each, (i + 1) * each, 1), *(slice(0, d, 1) for d in best.shape[1:])]
+            taps.append(moves.slice_(b, best, cut))
+        taps += rest
+    return taps[0]

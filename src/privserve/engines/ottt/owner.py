@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from privserve.compiler.accuracy import compile_accurately
-from privserve.compiler.compile import LOWERINGS, compile_model
+from privserve.compiler.compile import compile_model
+from privserve.compiler.ops import LOWERINGS
 from privserve.engines import Prepared
 from privserve.engines.ottt import costs
 from privserve.program import Program
