@@ -81,7 +81,7 @@ class Measured:
         return all(e.error <= GOAL * e.variation or not e.variation for e in self.errors)
 
     def lines(self) -> list[str]:
-        """What to tell the model's owner, and nobody else: it depends on the weights."""
+        """Return what to tell the model's owner, and nobody else: it depends on the weights."""
         said = [f"{error} over {self.samples} samples" for error in self.errors]
         if self.fraction_bits != DEFAULT_FRACTION_BITS:
             said.append(f"computed with {self.fraction_bits} fraction bits")

@@ -31,7 +31,7 @@ class UnaffordableError(ModelError):
 
 
 def does_not_fit(magnitude: float, layer: str, fraction_bits: int) -> str:
-    """What to tell somebody whose model's values outgrow the ring."""
+    """Return what to tell somebody whose model's values outgrow the ring."""
     return (
         f"layer '{layer}': its values reach +-{magnitude:.3g}, which does not fit in the ring "
         f"with {fraction_bits} fraction bits; scale the inputs down (input_range), "
@@ -62,7 +62,7 @@ class Bounds:
     def comparison(
         self, bounds: Range, step: float, shift: int, layer: str, *, spare: int
     ) -> Comparison:
-        """The smallest K with |x >> shift| < 2^(K - spare); step: of x.
+        """Return the smallest K with |x >> shift| < 2^(K - spare); step: of x.
 
         Raises ModelError where neither a sound bound nor a guess fits.
         """
@@ -95,7 +95,7 @@ class Bounds:
         raise ModelError(message) if self.guess else UnaffordableError(message)
 
     def notes(self) -> list[str]:
-        """What a user has to know of the guesses."""
+        """Return what a user has to know of the guesses."""
         if not self.guessed:
             return []
         text = (

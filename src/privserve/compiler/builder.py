@@ -68,15 +68,15 @@ class ProgramBuilder:
         self.bounds.refuse(magnitude, self.layer)
 
     def input(self, shape: tuple[int, ...], bits: int, bounds: Range) -> Traced:
-        """A model input whose elements the client encodes with `bits` fraction bits."""
+        """Return a model input whose elements the client encodes with `bits` fraction bits."""
         return self._new(shape, 2.0**-bits, bounds)
 
     def excess(self, x: Traced) -> int:
-        """How many fraction bits more than f the value carries."""
+        """Return how many fraction bits more than f the value carries."""
         return max(0, round(-math.log2(x.step)) - self.fraction_bits)
 
     def surplus(self, x: Traced) -> int:
-        """How many fraction bits the value carries beyond those that its magnitude calls for."""
+        """Return how many fraction bits x carries beyond those that its magnitude calls for."""
         return max(0, self.excess(x) - extra_bits(x.range.magnitude))
 
     def _is_crowded(self, bounds: Range, step: float) -> bool:
@@ -86,14 +86,14 @@ class ProgramBuilder:
     # Comparisons.
 
     def relu(self, x: Traced) -> Traced:
-        """max(x, 0), at f fraction bits."""
+        """Return max(x, 0), at f fraction bits."""
         step, held, attributes = self._comparison(x, spare=1)
         slack = ROUNDING_UNITS * step if attributes["shift"] else 0.0
         bounds = held.widened(slack).map(lambda v: np.maximum(v, 0))
         return self.emit("relu", (x,), x.shape, step, bounds, attributes)
 
     def relu_each(self, parts: Sequence[Traced]) -> list[Traced]:
-        """The ReLU of every part, values of one shape, in one comparison."""
+        """Return the ReLU of every part, values of one shape, in one comparison."""
         positive = self.relu(moves.concat(self, parts, 0))
         count = parts[0].shape[0]
         rest = [slice(0, d, 1) for d in positive.shape[1:]]
@@ -103,7 +103,7 @@ class ProgramBuilder:
         ]
 
     def truncate(self, x: Traced) -> Traced:
-        """x, at f fraction bits."""
+        """Return x, at f fraction bits."""
         return self._truncate(x) if self.surplus(x) else x
 
     def _truncate(self, x: Traced) -> Traced:
@@ -123,11 +123,11 @@ class ProgramBuilder:
         return x.step * 2**shift, chosen.range, attributes
 
     def narrow(self, x: Traced) -> Traced:
-        """x, truncated if it carries so many fraction bits that a product would not fit."""
+        """Return x, truncated if it carries so many fraction bits that a product would not fit."""
         return self.truncate(x) if self.surplus(x) > 10 else x
 
     def tamed(self, x: Traced, magnitude: float) -> Traced:
-        """x with a guessed range, where what follows would outgrow the ring otherwise."""
+        """Return x with a guessed range, where what follows would outgrow the ring otherwise."""
         if not self.bounds.guess or x.number in self._truncated:
             self.refuse(magnitude)
         tamed = self._truncate(x)
@@ -137,7 +137,7 @@ class ProgramBuilder:
         return tamed
 
     def maximum(self, x: Traced, y: Traced) -> Traced:
-        """max(x, y) = y + relu(x - y)."""
+        """Return max(x, y) = y + relu(x - y)."""
         x, y = self.align((self.truncate(x), self.truncate(y)))
         positive = self.relu(self.subtract(x, y))
         out = self.add(y, positive)
@@ -147,7 +147,7 @@ class ProgramBuilder:
     # Sums and steps.
 
     def align(self, parts: Sequence[Traced], *, dyadic: bool = False) -> tuple[Traced, ...]:
-        """The parts with one common step, each multiplied by a public integer.
+        """Return the parts with one common step, each multiplied by a public integer.
 
         dyadic: the step is to be a power of two. The integers are exact where the steps have a
         common measure that the ring has room for; else they are rounded to f + 6 significant
@@ -170,11 +170,11 @@ class ProgramBuilder:
         )
 
     def add(self, x: Traced, y: Traced) -> Traced:
-        """x + y, which broadcast."""
+        """Return x + y, which broadcast."""
         return self._sum("add", x, y, 1.0)
 
     def subtract(self, x: Traced, y: Traced) -> Traced:
-        """x - y, which broadcast."""
+        """Return x - y, which broadcast."""
         return self._sum("sub", x, y, -1.0)
 
     def _sum(self, kind: str, x: Traced, y: Traced, sign: float) -> Traced:
@@ -188,7 +188,7 @@ class ProgramBuilder:
         return self.emit(kind, (x, y), shape, x.step, bounds, {})
 
     def negate(self, x: Traced) -> Traced:
-        """-x."""
+        """Return -x."""
         return self.scale(x, -1, x.step)
 
     def scale(
@@ -199,7 +199,7 @@ class ProgramBuilder:
         *,
         meant: Floats | float | None = None,
     ) -> Traced:
-        """x times a public integer (or integers), read with another step.
+        """Return x times a public integer (or integers), read with another step.
 
         meant: the real factor, where the integer is rounded.
         """
@@ -214,7 +214,7 @@ class ProgramBuilder:
         return self.emit("scale", (x,), x.shape, step, bounds, attributes)
 
     def multiply_public(self, x: Traced, real: Floats | float, bits: int | None = None) -> Traced:
-        """x times a public real, or reals that broadcast to its shape.
+        """Return x times a public real, or reals that broadcast to its shape.
 
         Exact where `bits` fraction bits hold them, or else nearly; by default f + 6, as many as
         in `align`.
@@ -230,7 +230,7 @@ class ProgramBuilder:
         return self.scale(x, whole if whole.ndim else int(whole), x.step * 2.0**-used, meant=meant)
 
     def with_step(self, x: Traced, factor: float) -> Traced:
-        """x times a public positive real, by reading its units differently: no work at all."""
+        """Return x times a public positive real: its units are read differently, without work."""
         if factor == 1:
             return x
         step = x.step * factor
@@ -243,7 +243,7 @@ class ProgramBuilder:
         self.emit("check", (x,), (0,), 1.0, nothing, {"bits": bits})
 
     def offset(self, x: Traced, real: float) -> Traced:
-        """x + a public constant."""
+        """Return x + a public constant."""
         value = round(real / x.step)
         if not value:
             return x
@@ -256,12 +256,12 @@ class ProgramBuilder:
             self._notes.append(note)
 
     def bounded(self, x: Traced, low: float, high: float) -> Traced:
-        """x, of which the caller knows that it lies in [low, high] up to rounding."""
+        """Return x, of which the caller knows that it lies in [low, high] up to rounding."""
         slack = 2 * ROUNDING_UNITS * x.step
         return self.replace_range(x, x.range.clipped(low - slack, high + slack))
 
     def add_parameter(self, x: Traced, constant: Floats) -> Traced:
-        """x + a secret constant that broadcasts to x's shape."""
+        """Return x + a secret constant that broadcasts to x's shape."""
         name = self.parameter("constant", self.encode(constant, x.step, "constant"))
         bounds = x.range.shifted(constant)
         return self.emit("add_parameter", (x,), x.shape, x.step, bounds, {"parameter": name})
@@ -273,7 +273,7 @@ class ProgramBuilder:
         strides: tuple[int, int],
         pads: tuple[int, int, int, int],
     ) -> Traced:
-        """Sums over windows of x: [C, H, W]."""
+        """Return sums over windows of x: [C, H, W]."""
         attributes = {"kernel": list(kernel), "strides": list(strides), "pads": list(pads)}
         bounds = x.range.map(lambda v: np.asarray(local.sum_pool(v, attributes)))
         if self._is_crowded(bounds, x.step) and self.surplus(x):
@@ -289,7 +289,7 @@ class ProgramBuilder:
         outputs: Sequence[tuple[str, Traced, dict[str, Any] | None]],
         input_range: tuple[float, float],
     ) -> Program:
-        """The program; outputs are brought to one power-of-two step."""
+        """Return the program; outputs are brought to one power-of-two step."""
         with self.scope(outputs[0][0]):
             aligned = self.align([x for _, x, _ in outputs], dyadic=True)
         finest = aligned[0].step
@@ -340,7 +340,10 @@ class ProgramBuilder:
         return name
 
     def encode(self, values: Floats, step: float, what: str) -> Floats:
-        """The values in units of `step`, rounded; raises ModelError where they are no numbers."""
+        """Return the values in units of `step`, rounded.
+
+        Raises ModelError where they are no numbers, or do not fit in the ring.
+        """
         scaled = np.asarray(values, dtype=np.float64) / step
         if not np.isfinite(scaled).all():
             raise ModelError(
@@ -371,7 +374,7 @@ class ProgramBuilder:
         return out
 
     def replace_range(self, x: Traced, bounds: Range) -> Traced:
-        """x, of which the caller knows a better range than interval arithmetic does."""
+        """Return x, of which the caller knows a better range than interval arithmetic does."""
         better = Traced(x.number, x.shape, x.step, bounds)
         self._values[x.number] = Value(x.shape, step=x.step, bound=bounds.magnitude)
         return better

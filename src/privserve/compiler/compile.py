@@ -206,7 +206,7 @@ def _add_node(node: onnx.NodeProto, tensors: Tensors) -> None:
         tensors[name] = output
     for name in node.output[len(outputs) :]:
         if tensors.readers(name):
-            raise c.refuse(f"its output '{name}' is read, which only training needs")
+            raise c.refuse(f"its output '{name}' is not computed here, but something reads it")
 
 
 def _outputs(

@@ -23,7 +23,7 @@ EXACT = 1e-12
 
 
 def exact_bits(factors: Floats, most: int = 14) -> int:
-    """The fraction bits that public factors need to be exact; `most` where none suffice."""
+    """Return the fraction bits that public factors need to be exact; `most` where none suffice."""
     for bits in range(most):
         if np.all(factors * 2.0**bits % 1 == 0):
             return bits
@@ -31,7 +31,7 @@ def exact_bits(factors: Floats, most: int = 14) -> int:
 
 
 def repetition(small: tuple[int, ...], shape: tuple[int, ...]) -> int | None:
-    """`inner` such that element e of `shape` takes element (e // inner) % len of `small`.
+    """Return `inner` such that element e of `shape` takes element (e // inner) % len of `small`.
 
     small: a shape that broadcasts to `shape`. None where no number does it, because the
     axes that `small` has are not next to each other.
@@ -56,7 +56,7 @@ class Measure:
 
 
 def common_measure(steps: Sequence[float], dyadic: bool) -> Measure | None:
-    """A step of which all are integer multiples, exactly; None where there is none."""
+    """Return a step of which all are integer multiples, exactly; None where there is none."""
     finest = 2.0 ** math.floor(math.log2(min(steps))) if dyadic else min(steps)
     ratios = [Fraction(step / finest).limit_denominator(4096) for step in steps]
     if any(abs(float(r) * finest / s - 1) > EXACT for r, s in zip(ratios, steps, strict=True)):
@@ -69,7 +69,7 @@ def common_measure(steps: Sequence[float], dyadic: bool) -> Measure | None:
 
 
 def rounded_measure(steps: Sequence[float], bits: int) -> Measure:
-    """A power of two as step, by factors with at least `bits` bits where they are rounded.
+    """Return a power of two as step, by factors with at least `bits` bits where they are rounded.
 
     Half a unit of such a factor is at most 2^-bits of it.
     """
@@ -85,7 +85,7 @@ def rounded_measure(steps: Sequence[float], bits: int) -> Measure:
 def fitting_measure(
     steps: Sequence[float], rooms: Sequence[int], bits: Iterable[int], dyadic: bool
 ) -> Measure | None:
-    """The first measure whose factors the values have room for: the common one, or rounded ones.
+    """Return the first measure whose factors fit: the common one, or one of rounded factors.
 
     rooms: by how many bits each value may grow; bits: of rounded factors, the best first.
     """
@@ -104,7 +104,7 @@ def fitting_measure(
 def lookup_format(
     step: float, excess: int, piece: Piece, magnitude: float, fraction_bits: int
 ) -> dict[str, Any]:
-    """The numbers of a lookup: its unit, segments, shift and the output's fraction bits.
+    """Return the numbers of a lookup: its unit, segments, shift and the output's fraction bits.
 
     step, excess: of the value, which is multiplied by `factor` first; then units of `unit` =
     step / factor * 2^shift make the segments as wide as the piece needs.
@@ -141,7 +141,7 @@ def lookup_format(
 
 
 def rounding_error(attributes: Mapping[str, Any]) -> float:
-    """What a lookup's units and coefficients add to the error of its spline.
+    """Return what a lookup's units and coefficients add to the error of its spline.
 
     t is off by two units for two compute parties: half a unit each, its own rounding, and
     what the mask's alignment moves a segment's fit by. The coefficients are rounded to units

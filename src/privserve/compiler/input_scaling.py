@@ -30,7 +30,7 @@ Array = NDArray[Any]
 
 
 def default_range(graph: onnx.GraphProto) -> tuple[float, float]:
-    """The default range of all inputs, at least [-8, 8]; its ends are powers of two."""
+    """Return the default range of all inputs, at least [-8, 8]; its ends are powers of two."""
     constants = {t.name: t for t in graph.initializer}
     readers: dict[str, list[onnx.NodeProto]] = {}
     for node in graph.node:

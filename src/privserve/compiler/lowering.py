@@ -103,17 +103,17 @@ class Tensors:
         self._tensors[name] = tensor
 
     def readers(self, name: str) -> int:
-        """How many times a tensor is read."""
+        """Return how many times a tensor is read."""
         return self._readers.get(name, 0)
 
     def constants(self, names: Iterable[str]) -> dict[str, Constant] | None:
-        """Those tensors, if all of them are constants; None otherwise."""
+        """Return those tensors, if all of them are constants; None otherwise."""
         found = {name: self._tensors.get(name) for name in names if name}
         constants = {n: t for n, t in found.items() if isinstance(t, np.ndarray)}
         return constants if len(constants) == len(found) else None
 
     def traced(self, name: str) -> Traced:
-        """A tensor as a value; emits what it is pending on."""
+        """Return a tensor as a value; emits what it is pending on."""
         tensor = self._tensors[name]
         if isinstance(tensor, np.ndarray):
             raise ModelError(f"tensor '{name}' is a constant where a computed value is expected")
@@ -124,7 +124,7 @@ class Tensors:
         return tensor
 
     def foldable(self, name: str) -> PendingLinear | None:
-        """The pending linear op behind a tensor, if nothing else reads it."""
+        """Return the pending linear op behind a tensor, if nothing else reads it."""
         tensor = self._tensors[name]
         return tensor if isinstance(tensor, PendingLinear) and self._readers[name] == 1 else None
 
@@ -180,11 +180,11 @@ class Lowering:
         return self.refuse(f"its attribute '{attribute}' is not supported")
 
     def tensor(self, position: int) -> Tensor:
-        """An input as it is."""
+        """Return an input as it is."""
         return self.tensors[self.inputs[position]]
 
     def constant(self, position: int) -> Constant | None:
-        """A constant input; None where it is absent. Raises ModelError for a computed one."""
+        """Return a constant input, None where it is absent; raises ModelError if computed."""
         if position >= len(self.inputs) or not self.inputs[position]:
             return None
         tensor = self.tensor(position)
@@ -193,22 +193,28 @@ class Lowering:
         return tensor
 
     def traced(self, position: int) -> Traced:
-        """An input as a value; emits what it is pending on. Raises ModelError for a constant."""
+        """Return an input as a value; emits what it is pending on.
+
+        Raises ModelError for a constant.
+        """
         return self.tensors.traced(self.inputs[position])
 
     def foldable(self, position: int) -> PendingLinear | None:
-        """The pending linear op behind an input, if nothing else reads it."""
+        """Return the pending linear op behind an input, if nothing else reads it."""
         return self.tensors.foldable(self.inputs[position])
 
     def affine(
         self, position: int, scale: Constant | float, shift: Constant | float
     ) -> Traced | PendingLinear:
-        """scale * x + shift, folded into the linear op before it where there is one."""
+        """Return scale * x + shift, folded into the linear op before it where there is one."""
         x = self.foldable(position) or self.traced(position)
         return affine(self.builder, x, scale, shift)
 
     def axis(self, axis: int, rank: int) -> int:
-        """An ONNX axis (batch axis counted) as one of a value of `rank` axes (not counted)."""
+        """Return an ONNX axis, the batch's counted, as one of a value's `rank`, it not counted.
+
+        Raises ModelError for the batch axis.
+        """
         axis = axis if axis >= 0 else axis + rank + 1
         if axis == 0:
             raise self.refuse("it works across the batch")
@@ -216,7 +222,7 @@ class Lowering:
 
 
 def emitted(b: ProgramBuilder, x: Traced | PendingLinear) -> Traced:
-    """A value, or a pending linear op as one."""
+    """Return a value, or a pending linear op as one."""
     return x.emitted(b) if isinstance(x, PendingLinear) else x
 
 
@@ -226,7 +232,7 @@ def affine(
     scale: Constant | float,
     shift: Constant | float,
 ) -> Traced | PendingLinear:
-    """scale * x + shift with secret constants that broadcast to x's shape (no batch axis)."""
+    """Return scale * x + shift, with secret constants that broadcast to x's shape."""
     scale, shift = np.asarray(scale, np.float64), np.asarray(shift, np.float64)
     shape = x.shape
     axis = len(shape) - 1 if isinstance(x, PendingLinear) and x.channels_last else 0

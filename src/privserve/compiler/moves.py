@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def expand(b: ProgramBuilder, x: Traced, shape: tuple[int, ...]) -> Traced:
-    """x broadcast to `shape`, as NumPy does it."""
+    """Return x broadcast to `shape`, as NumPy does it."""
     if x.shape == shape:
         return x
     x = reshape(b, x, (1,) * (len(shape) - len(x.shape)) + x.shape)
@@ -28,14 +28,14 @@ def expand(b: ProgramBuilder, x: Traced, shape: tuple[int, ...]) -> Traced:
 
 
 def reshape(b: ProgramBuilder, x: Traced, shape: tuple[int, ...]) -> Traced:
-    """x in another shape of the same size."""
+    """Return x in another shape of the same size."""
     if x.shape == shape:
         return x
     return _local(b, "reshape", x, {}, shape)
 
 
 def transpose(b: ProgramBuilder, x: Traced, axes: Sequence[int]) -> Traced:
-    """x with its axes (the batch axis not counted) in another order."""
+    """Return x with its axes (the batch axis not counted) in another order."""
     if list(axes) == list(range(len(x.shape))):
         return x
     shape = tuple(x.shape[a] for a in axes)
@@ -46,7 +46,7 @@ def transpose(b: ProgramBuilder, x: Traced, axes: Sequence[int]) -> Traced:
 
 
 def pad(b: ProgramBuilder, x: Traced, pads: Sequence[tuple[int, int]], real: float) -> Traced:
-    """x with a public constant around it; pads: (before, after) per axis."""
+    """Return x with a public constant around it; pads: (before, after) per axis."""
     if not any(map(any, pads)):
         return x
     value = round(real / x.step)
@@ -57,7 +57,7 @@ def pad(b: ProgramBuilder, x: Traced, pads: Sequence[tuple[int, int]], real: flo
 
 
 def slice_(b: ProgramBuilder, x: Traced, slices: Sequence[slice]) -> Traced:
-    """x[slices]; the slices have positive or negative steps and plain integer ends."""
+    """Return x[slices]; the slices have positive or negative steps and plain integer ends."""
     triples = [
         [s.start, s.stop if s.stop is not None and s.stop >= 0 else None, s.step] for s in slices
     ]
@@ -68,7 +68,7 @@ def slice_(b: ProgramBuilder, x: Traced, slices: Sequence[slice]) -> Traced:
 
 
 def gather(b: ProgramBuilder, x: Traced, rows: NDArray[Any], axis: int) -> Traced:
-    """x's rows along `axis`, in the order of `rows`, which may repeat."""
+    """Return x's rows along `axis`, in the order of `rows`, which may repeat."""
     listed = [int(r) for r in rows]
     if listed == list(range(x.shape[axis])):
         return x
@@ -77,7 +77,7 @@ def gather(b: ProgramBuilder, x: Traced, rows: NDArray[Any], axis: int) -> Trace
 
 
 def concat(b: ProgramBuilder, parts: Sequence[Traced], axis: int) -> Traced:
-    """The parts side by side along `axis`."""
+    """Return the parts side by side along `axis`."""
     if len(parts) == 1:
         return parts[0]
     aligned = b.align(parts)

@@ -52,7 +52,7 @@ class Piece:
     segments: int = 0
     """A power of two; one of them is lost to the random alignment."""
     width: float = 0.0
-    """Segments may be so wide."""
+    """Segments may be this wide."""
 
     @property
     def words(self) -> int:
@@ -63,7 +63,7 @@ class Piece:
 def plan(
     expression: Expression, low: float, high: float, tolerance: float = TOLERANCE
 ) -> tuple[Piece, ...]:
-    """The cheapest pieces that approximate the expression on [low, high].
+    """Return the cheapest pieces that approximate the expression on [low, high].
 
     Adjacent pieces share their ends. Raises ModelError where the function is not finite
     or too wild on the range.
@@ -158,7 +158,7 @@ class _Cells:
         )
 
     def spline(self, i: int, j: int, tolerance: float) -> Piece | None:
-        """The spline from candidate i to candidate j, if not too many segments are needed."""
+        """Return the spline from candidate i to candidate j; None where segments do not do."""
         steep = max(1.0, float(self.steepest[i:j].max()) / 4)
         goal = tolerance * steep
         length = self.points[j] - self.points[i]
@@ -177,7 +177,7 @@ class _Cells:
         return Piece(float(self.points[i]), float(self.points[j]), None, segments, float(width))
 
     def affine(self, i: int, j: int, tolerance: float) -> Piece | None:
-        """The line from candidate i to candidate j, if the function is one there."""
+        """Return the line from candidate i to candidate j, if the function is one there."""
         low, high = float(self.points[i]), float(self.points[j])
         exact = (self.values[j] - self.values[i]) / (high - low)
         # The end that the next piece begins at is met exactly; the other is the range's end.

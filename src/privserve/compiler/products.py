@@ -25,7 +25,7 @@ WEIGHT_EXTRA_BITS = 4
 def linear(
     b: ProgramBuilder, x: Traced, geometry: Geometry, weight: Floats, bias: Floats | None
 ) -> Traced:
-    """weight * x + bias; weight: [O, C / groups, kh, kw], bias: [O]; returns [O, H', W']."""
+    """Return weight * x + bias; weight: [O, C / groups, kh, kw], bias: [O]; [O, H', W']."""
     x = b.narrow(x)
     size = float(np.abs(weight).max()) if weight.size else 1.0
     fine = extra_bits(size) if math.isfinite(size) else 0
@@ -50,7 +50,7 @@ def linear(
 
 
 def multiply(b: ProgramBuilder, x: Traced, y: Traced) -> Traced:
-    """x * y, both computed; shapes that broadcast as in NumPy."""
+    """Return x * y, both computed; shapes that broadcast as in NumPy."""
     x, y = b.truncate(x), b.truncate(y)
     shape = np.broadcast_shapes(x.shape, y.shape)
     if math.prod(x.shape) < math.prod(y.shape):
@@ -81,7 +81,7 @@ def lookup(
     bounds: Range,
     error: float,
 ) -> Traced:
-    """A function of x on one of its pieces, a spline; `bounds`: of the result.
+    """Return a function of x on one of its pieces, a spline; `bounds`: of the result.
 
     error: by how much the spline itself may be off.
     """

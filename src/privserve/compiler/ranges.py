@@ -42,31 +42,31 @@ class Range:
         return float(np.abs(self.samples).max()) if self.samples.size else 0.0
 
     def map(self, function: Callable[[Floats], Floats]) -> Range:
-        """The range of f(x), for a monotonic f of arrays with a batch axis."""
+        """Return the range of f(x), for a monotonic f of arrays with a batch axis."""
         return Range(
             function(self.low[None])[0], function(self.high[None])[0], function(self.samples)
         )
 
     def widened(self, units: float) -> Range:
-        """The range with both ends moved out by `units`."""
+        """Return the range with both ends moved out by `units`."""
         return Range(self.low - units, self.high + units, self.samples)
 
     def within(self, magnitude: float) -> Range:
-        """The range cut to [-magnitude, magnitude]; samples stay what they are."""
+        """Return the range cut to [-magnitude, magnitude]; samples stay what they are."""
         return self.clipped(-magnitude, magnitude)
 
     def clipped(self, low: float, high: float) -> Range:
-        """The range cut to [low, high]; samples stay what they are."""
+        """Return the range cut to [low, high]; samples stay what they are."""
         return Range(np.clip(self.low, low, high), np.clip(self.high, low, high), self.samples)
 
     def covering(self, ideal: Range) -> Range:
-        """The range that holds both this and the ideal, of which the samples are."""
+        """Return the range that holds both this and the ideal, of which the samples are."""
         return Range(
             np.minimum(self.low, ideal.low), np.maximum(self.high, ideal.high), ideal.samples
         )
 
     def maximum(self, other: Range) -> Range:
-        """The range of max(x, y), of one shape."""
+        """Return the range of max(x, y), of one shape."""
         return Range(
             np.maximum(self.low, other.low),
             np.maximum(self.high, other.high),
@@ -74,7 +74,7 @@ class Range:
         )
 
     def scaled(self, factor: Floats | float) -> Range:
-        """The range of factor * x."""
+        """Return the range of factor * x."""
         one, other = self.low * factor, self.high * factor
         if isinstance(factor, float):
             low, high = (one, other) if factor >= 0 else (other, one)
@@ -82,11 +82,11 @@ class Range:
         return Range(np.minimum(one, other), np.maximum(one, other), self.samples * factor)
 
     def plus(self, other: Range) -> Range:
-        """The range of x + y."""
+        """Return the range of x + y."""
         return Range(self.low + other.low, self.high + other.high, self.samples + other.samples)
 
     def times(self, other: Range) -> Range:
-        """The range of x * y, which broadcast."""
+        """Return the range of x * y, which broadcast."""
         ends = [a * b for a in (self.low, self.high) for b in (other.low, other.high)]
         missing = other.low.ndim - self.low.ndim
 
@@ -97,11 +97,11 @@ class Range:
         return Range(np.minimum.reduce(ends), np.maximum.reduce(ends), samples)
 
     def shifted(self, constant: Floats | float) -> Range:
-        """The range of x + constant."""
+        """Return the range of x + constant."""
         return Range(self.low + constant, self.high + constant, self.samples + constant)
 
     def convolved(self, geometry: Geometry, weight: Floats, ideal: Floats) -> Range:
-        """The range of weight * x; x: [C, H, W], weight: [O, C / groups, kh, kw].
+        """Return the range of weight * x; x: [C, H, W], weight: [O, C / groups, kh, kw].
 
         ideal: the weight before it was rounded to `weight`; samples are computed with it.
         """
@@ -123,7 +123,7 @@ class Range:
 
 
 def joined(ranges: Sequence[Range], axis: int) -> Range:
-    """The range of a concatenation along `axis` (the batch axis not counted)."""
+    """Return the range of a concatenation along `axis` (the batch axis not counted)."""
     return Range(
         np.concatenate([r.low for r in ranges], axis),
         np.concatenate([r.high for r in ranges], axis),
@@ -132,7 +132,7 @@ def joined(ranges: Sequence[Range], axis: int) -> Range:
 
 
 def convolve(x: Floats, weight: Floats, geometry: Geometry) -> Floats:
-    """weight * x in float64, for x: [B, C, H, W]."""
+    """Return weight * x in float64, for x: [B, C, H, W]."""
     if geometry.kernel == (1, 1) and geometry.groups == 1 and not any(geometry.pads):
         rows, columns = geometry.strides
         cut = x[:, :, ::rows, ::columns]
@@ -156,7 +156,7 @@ _PUBLIC_KEY = b"privserve: synthetic samples, v1"
 
 
 def synthetic_samples(shape: tuple[int, ...], low: float, high: float, count: int) -> Floats:
-    """`count` inputs in [low, high] for calibration without data: float64[count, *shape].
+    """Return `count` inputs in [low, high] for calibration without data: float64[count, *shape].
 
     They are the same on every call, or else a model would be accepted or refused by chance.
     Every kind drives some networks further than the others do: flat inputs add up in

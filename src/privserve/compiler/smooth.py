@@ -38,7 +38,7 @@ def apply_function(
     domain: tuple[float, float] | None = None,
     tolerance: float = TOLERANCE,
 ) -> Traced:
-    """The expression at every element of x, within about `tolerance`.
+    """Return the expression at every element of x, within about `tolerance`.
 
     domain: what x lies in, where that is public; else x's range, up to a power of two.
     Raises ModelError naming the layer where the function cannot be followed there.
@@ -64,7 +64,7 @@ def apply_function(
 
 
 def is_nonnegative(builder: ProgramBuilder, x: Traced) -> bool:
-    """Whether x's range says so, but for what truncations take, from a sum of squares, say."""
+    """Return whether x's range says so, but for what truncations take off a sum of squares."""
     slack = 2 * ROUNDING_UNITS * 2.0**-builder.fraction_bits
     return bool(x.range.low.min(initial=0.0) >= -slack)
 

@@ -16,6 +16,7 @@ UNBOUNDED = 1e30
 
 @lowers("Relu")
 def relu(c: Lowering) -> Tensor:
+    """max(x, 0)."""
     return c.builder.relu(c.traced(0))
 
 

@@ -54,11 +54,13 @@ def reciprocal(c: Lowering) -> Tensor:
 
 @lowers("Elu")
 def elu(c: Lowering, *, alpha: float = 1.0) -> Tensor:
+    """alpha (e^x - 1) below 0."""
     return _of_one(c, "elu", alpha)
 
 
 @lowers("Celu")
 def celu(c: Lowering, *, alpha: float = 1.0) -> Tensor:
+    """alpha (e^(x / alpha) - 1) below 0."""
     return _of_one(c, "celu", alpha)
 
 
@@ -66,6 +68,7 @@ def celu(c: Lowering, *, alpha: float = 1.0) -> Tensor:
 def selu(
     c: Lowering, *, alpha: float = 1.6732632423543772, gamma: float = 1.0507009873554805
 ) -> Tensor:
+    """gamma x, and gamma alpha (e^x - 1) below 0."""
     return _of_one(c, "selu", alpha, gamma)
 
 
@@ -160,6 +163,7 @@ def negate(c: Lowering) -> Tensor:
 
 @lowers("Sum")
 def total(c: Lowering) -> Tensor:
+    """Of all inputs, one after the other."""
     return _total(c)
 
 
@@ -178,6 +182,7 @@ def _total(c: Lowering) -> Traced:
 
 @lowers("Max")
 def maximum(c: Lowering) -> Tensor:
+    """Of all inputs, one after the other."""
     x = c.traced(0)
     for position in range(1, len(c.inputs)):
         x = c.builder.maximum(x, _alike(c, x, position))

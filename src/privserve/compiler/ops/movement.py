@@ -16,6 +16,7 @@ from privserve.compiler.traced import Traced
 
 @lowers("Identity")
 def identity(c: Lowering) -> Tensor:
+    """x itself."""
     return c.traced(0)
 
 
@@ -38,6 +39,7 @@ def cast(c: Lowering, *, to: int, saturate: int = 1, round_mode: str = "up") -> 
 
 @lowers("Transpose")
 def transpose(c: Lowering, *, perm: Sequence[int] | None = None) -> Tensor:
+    """In another order of axes, of which the batch stays first."""
     x = c.traced(0)
     order = list(perm or range(len(x.shape), -1, -1))
     if order[0] != 0:
@@ -60,6 +62,7 @@ def reshape(c: Lowering, *, allowzero: int = 0) -> Tensor:
 
 @lowers("Flatten")
 def flatten(c: Lowering, *, axis: int = 1) -> Tensor:
+    """One row per sample."""
     if axis != 1:
         raise c.refuse("only axis 1 keeps the batch apart")
     x = c.traced(0)
@@ -77,6 +80,7 @@ def squeeze(c: Lowering, *, axes: Sequence[int] | None = None) -> Tensor:
 
 @lowers("Unsqueeze")
 def unsqueeze(c: Lowering, *, axes: Sequence[int] | None = None) -> Tensor:
+    """With axes of length 1, at the places that they have in the result."""
     x = c.traced(0)
     shape, added = list(x.shape), _axes(c, axes)
     for axis in sorted(c.axis(a, len(shape) + len(added)) for a in added):
@@ -102,6 +106,7 @@ def _reshaped(c: Lowering, x: Traced, shape: list[int]) -> Traced:
 
 @lowers("Concat")
 def concat(c: Lowering, *, axis: int) -> Tensor:
+    """Side by side, with one common step."""
     parts = [c.traced(i) for i in range(len(c.inputs))]
     return moves.concat(c.builder, parts, c.axis(axis, len(parts[0].shape)))
 
@@ -217,6 +222,7 @@ def tile(c: Lowering) -> Tensor:
 
 @lowers("Expand")
 def expand(c: Lowering) -> Tensor:
+    """Broadcast against a constant shape."""
     x, target = c.traced(0), c.constant(1)
     if target is None:
         raise c.refuse("its shape must be a constant")

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from privserve.compiler import moves
 from privserve.compiler.lowering import Lowering, PendingLinear, Tensor
 from privserve.compiler.ops.reductions import max_of_windows
-from privserve.compiler.ops.windows import Pair, Window, planes, window_of
+from privserve.compiler.ops.windows import Pair, SlidingWindow, planes, window_of
 from privserve.compiler.ranges import Floats
 from privserve.compiler.registry import lowers
 from privserve.geometry import Geometry
@@ -74,7 +74,7 @@ def _is_image(p: PendingLinear) -> bool:
     )
 
 
-def _pads(window: Window, shape: tuple[int, ...], ceil_mode: int) -> Pads:
+def _pads(window: SlidingWindow, shape: tuple[int, ...], ceil_mode: int) -> Pads:
     """top, left, bottom, right, with what ceil_mode adds at the end of each axis."""
     pads = list(window.pads)
     if ceil_mode:
@@ -91,7 +91,7 @@ def _pads(window: Window, shape: tuple[int, ...], ceil_mode: int) -> Pads:
 
 
 def _counts(
-    window: Window, shape: tuple[int, ...], pads: Pads, included: Pads
+    window: SlidingWindow, shape: tuple[int, ...], pads: Pads, included: Pads
 ) -> NDArray[np.int64]:
     """How many elements each window counts: those of the input and of the `included` padding."""
 
@@ -141,6 +141,7 @@ def _fuse_mean(p: PendingLinear, kernel: Pair, strides: Pair, flat: bool) -> Pen
 
 @lowers("GlobalAveragePool")
 def global_average_pool(c: Lowering) -> Tensor:
+    """A sum that is read with a smaller step."""
     b, x = c.builder, c.traced(0)
     rank = len(x.shape)
     x = moves.reshape(b, x, planes(x))
@@ -179,6 +180,7 @@ def max_pool(
 
 @lowers("GlobalMaxPool")
 def global_max_pool(c: Lowering) -> Tensor:
+    """Axis by axis."""
     b, x = c.builder, c.traced(0)
     rank = len(x.shape)
     x = b.truncate(moves.reshape(b, x, planes(x)))

@@ -121,14 +121,14 @@ def _kept_shape(x: Traced, axes: list[int], keepdims: int) -> tuple[int, ...]:
 
 
 def max_along_axis(b: ProgramBuilder, x: Traced, axis: int) -> Traced:
-    """The maximum over one axis, which stays with length 1."""
+    """Return the maximum over one axis, which stays with length 1."""
     return max_of_windows(b, x, axis, x.shape[axis], 1, 1)
 
 
 def max_of_windows(
     b: ProgramBuilder, x: Traced, axis: int, size: int, stride: int, dilation: int
 ) -> Traced:
-    """The maximum over windows along one axis: a tree, one comparison per level."""
+    """Return the maximum over windows along one axis: a tree, one comparison per level."""
     count = (x.shape[axis] - dilation * (size - 1) - 1) // stride + 1
 
     def tap(index: int) -> Traced:

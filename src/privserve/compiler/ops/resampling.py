@@ -11,7 +11,7 @@ from privserve.compiler import moves
 from privserve.compiler.builder import ProgramBuilder
 from privserve.compiler.lowering import Lowering, Tensor
 from privserve.compiler.onnx_graph import Constant
-from privserve.compiler.ops.windows import Pair, Window, check_auto_pad, planes, window_of
+from privserve.compiler.ops.windows import Pair, SlidingWindow, check_auto_pad, planes, window_of
 from privserve.compiler.products import linear
 from privserve.compiler.ranges import Floats
 from privserve.compiler.registry import lowers
@@ -68,12 +68,12 @@ def conv_transpose(
     return moves.reshape(b, out, out.shape[:2] if flat else out.shape)
 
 
-def _reach(window: Window) -> list[int]:
+def _reach(window: SlidingWindow) -> list[int]:
     """The dilated kernel's height and width."""
     return [d * (k - 1) + 1 for k, d in zip(window.kernel, window.dilations, strict=True)]
 
 
-def _phases(weight: Constant, window: Window, groups: int) -> tuple[Floats, Pair]:
+def _phases(weight: Constant, window: SlidingWindow, groups: int) -> tuple[Floats, Pair]:
     """The convolution's weight, an output channel per channel and phase, and its taps per axis.
 
     weight: [C, O / groups, kh, kw] of the transposed convolution.
@@ -108,7 +108,7 @@ def _interleaved(b: ProgramBuilder, x: Traced, strides: Pair) -> Traced:
 
 def _kept(
     c: Lowering,
-    window: Window,
+    window: SlidingWindow,
     inputs: Sequence[int],
     extra: Sequence[int],
     target: Sequence[int] | None,

@@ -14,7 +14,7 @@ Pair = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class Window:
+class SlidingWindow:
     """A window over (height, width); one over a single axis has a width of 1."""
 
     kernel: Pair
@@ -32,8 +32,8 @@ def window_of(
     dilations: Sequence[int] | None,
     pads: Sequence[int] | None,
     auto_pad: str,
-) -> Window:
-    """The window of a node by its attributes, over axes of the lengths `spatial`."""
+) -> SlidingWindow:
+    """Return the window of a node by its attributes, over axes of the lengths `spatial`."""
     rank = len(spatial)
     if rank > 2:
         raise c.refuse("windows over three or more axes are not supported")
@@ -54,7 +54,7 @@ def window_of(
         around = [around[0], 0, around[1], 0]
         kernel, steps, spread = [*kernel, 1], [*steps, 1], [*spread, 1]
     top, left, bottom, right = around
-    return Window(
+    return SlidingWindow(
         (kernel[0], kernel[1]),
         (steps[0], steps[1]),
         (spread[0], spread[1]),
@@ -69,5 +69,5 @@ def check_auto_pad(c: Lowering, auto_pad: str) -> None:
 
 
 def planes(x: Traced) -> tuple[int, int, int]:
-    """(C, H, W) of a (C, L) or (C, H, W) value."""
+    """Return (C, H, W) of a (C, L) or (C, H, W) value."""
     return (*x.shape, 1)[:3] if len(x.shape) == 2 else (x.shape[0], x.shape[1], x.shape[2])
