@@ -25,7 +25,7 @@ WEIGHT_EXTRA_BITS = 4
 def linear(
     b: ProgramBuilder, x: Traced, geometry: Geometry, weight: Floats, bias: Floats | None
 ) -> Traced:
-    """Return weight * x + bias, [O, H', W']; weight: [O, C / groups, kh, kw], bias: [O]."""
+    """Return weight * x + bias; weight: [O, C / groups, kh, kw], bias: [O]; [O, H', W']."""
     x = b.narrow(x)
     size = float(np.abs(weight).max()) if weight.size else 1.0
     fine = extra_bits(size) if math.isfinite(size) else 0
