@@ -1,32 +1,46 @@
-"""Bilinear ops on ring elements: convolutions (strided, dilated, grouped) and dense layers.
+"""Bilinear ops with a secret weight: convolutions (strided, dilated, grouped), dense layers.
 
-A dense layer is a convolution whose kernel covers its input. Each op becomes an index map
-(which input element every tap of every output position reads, -1 for padding) and a kernel
-with the output channels innermost, where int64 products run at vector speed (or the
-positions, where there are many). Large layers have no index map, which would be larger than
-their weights: `blocked` has their kernels. Used by the parties on (xhat, W_i) and (A_i, What),
-and by the dealer on (A, B).
+L(x, W) is linear in both; a dense layer is a convolution whose kernel covers its input. Beaver's
+multiplication (CRYPTO 1991), with the mask of the fixed operand opened once per session:
+
+0. *Set up*, once per session. Everyone draws B_i of W's shape; open_weight = W - B is opened.
+1. *Deal*. Everyone draws A_i of x's shape and C_i; party 0's C_0 makes sum C_i = L(A, B).
+2. *Precompute*. Z_i = L(A_i, open_weight) + C_i, so sum Z_i = L(A, W - B) + L(A, B) = L(A, W).
+3. *Open* xhat = x - A mod 2^M, M the bits to which the output is needed.
+4. *Finish*. y_i = L(xhat, W_i) + Z_i + bias_i, and sum y_i = L(x - A, W) + L(A, W) + bias.
+
+The kernels read the weight with the output channels innermost, where int64 products run at vector
+speed (or the positions, where there are many), and find their inputs as `arrangement` says. Large
+layers have kernels of their own, in `blocked`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+
 import numpy as np
-from numpy.typing import NDArray
 
-from privserve.engines.ottt import blocked
-from privserve.engines.ottt.bits import pack
-from privserve.engines.ottt.jit import kernel
+from privserve.engines.ottt.jit import Indices, Planes, Rows, Words, kernel
+from privserve.engines.ottt.ops import blocked
+from privserve.engines.ottt.ops.arrangement import HeldWeight, arrange, arrangement
+from privserve.engines.ottt.ops.opening import (
+    DealerStep,
+    Opening,
+    Place,
+    Site,
+    Step,
+    TupleOp,
+    mask_input,
+)
 from privserve.fixedpoint import RingArray
+from privserve.geometry import Geometry
+from privserve.prg import Prg
+from privserve.program import Op, Program
 
 
-@kernel("void(int64[::1], int32[:,::1], int64[:,:,::1], int64, int64, int64[::1])")
+@kernel
 def _add_by_position(
-    x: RingArray,
-    index: NDArray[np.int32],
-    weight: RingArray,
-    each: int,
-    group_size: int,
-    out: RingArray,
+    x: Words, index: Indices, weight: Planes, each: int, group_size: int, out: Words
 ) -> None:
     """`_add_small` with positions innermost: what four taps read is gathered once."""
     groups, taps, _ = weight.shape
@@ -63,14 +77,9 @@ def _add_by_position(
                                 y[p] += factor * row[p]
 
 
-@kernel("void(int64[::1], int32[:,::1], int64[:,:,::1], int64, int64, int64[::1])")
+@kernel
 def _add_small(
-    x: RingArray,
-    index: NDArray[np.int32],
-    weight: RingArray,
-    each: int,
-    group_size: int,
-    out: RingArray,
+    x: Words, index: Indices, weight: Planes, each: int, group_size: int, out: Words
 ) -> None:
     """`convolve_add` by the index map."""
     groups, taps, padded = weight.shape
@@ -125,20 +134,20 @@ def _add_small(
                 out[start + o * positions] += total[o]
 
 
-@kernel("void(int64[::1], int32[:,::1], int64[::1], int64[:,:,::1], int64, int64, int64[::1])")
+@kernel
 def convolve_add(
-    x: RingArray,
-    index: NDArray[np.int32],
-    window: RingArray,
-    weight: RingArray,
+    x: Words,
+    index: Indices,
+    window: Words,
+    weight: Planes,
     each: int,
     group_size: int,
-    out: RingArray,
+    out: Words,
 ) -> None:
     """out[O * positions] += weight * x for one sample; x: int64[C * H * W].
 
-    index, window: see Geometry.reading; weight: as Geometry.arrange gives it; each: outputs
-    per group; group_size: input elements per group.
+    index, window: as in `arrangement`; weight: as `arrange` gives it; each: outputs per group;
+    group_size: input elements per group.
     """
     if window.shape[0]:
         blocked.convolve_add(x, window, weight, each, group_size, out)
@@ -146,22 +155,19 @@ def convolve_add(
         _add_small(x, index, weight, each, group_size, out)
 
 
-@kernel(
-    "void(int64[:,::1], int64, int64, int64[:,::1], int32[:,::1], int64[::1],"
-    " int64[:,:,::1], int64, int64, int64[::1], int64[:,::1])"
-)
+@kernel
 def evaluate(
-    pool: RingArray,
+    pool: Rows,
     first: int,
     z: int,
-    xhat: RingArray,
-    index: NDArray[np.int32],
-    window: RingArray,
-    weight: RingArray,
+    xhat: Rows,
+    index: Indices,
+    window: Words,
+    weight: Planes,
     each: int,
     group_size: int,
-    bias: RingArray,
-    out: RingArray,
+    bias: Words,
+    out: Rows,
 ) -> None:
     """out = L(xhat, W_i) + Z_i + bias_i for a batch; Z_i lies in the packs from word `z`."""
     for sample in range(xhat.shape[0]):
@@ -173,92 +179,183 @@ def evaluate(
         convolve_add(xhat[sample], index, window, weight, each, group_size, y)
 
 
-@kernel(
-    "void(int64[:,::1], int64, int64, int64, int64, int64, int64, int32[:,::1],"
-    " int64[::1], int64[:,:,::1], int64, int64)"
-)
-def precompute(
-    pool: RingArray,
+@kernel
+def _precompute(
+    pool: Rows,
     first: int,
     count: int,
-    a: int,
+    masks: int,
     inputs: int,
     z: int,
     outputs: int,
-    index: NDArray[np.int32],
-    window: RingArray,
-    weight: RingArray,
+    index: Indices,
+    window: Words,
+    open_weight: Planes,
     each: int,
     group_size: int,
 ) -> None:
-    """Z_i = L(A_i, What) + C_i in place of C_i, for `count` packs from slot `first`."""
+    """Z_i = L(A_i, open_weight) + C_i in place of C_i, for `count` packs from slot `first`."""
     for k in range(count):
         row = pool[(first + k) % pool.shape[0]]
-        convolve_add(
-            row[a : a + inputs], index, window, weight, each, group_size, row[z : z + outputs]
-        )
+        mask, ready = row[masks : masks + inputs], row[z : z + outputs]
+        convolve_add(mask, index, window, open_weight, each, group_size, ready)
 
 
-@kernel(
-    "void(int64[:,::1], int64, int64[:,:,::1], int64, int64, int64, int64, int32[:,::1],"
-    " int64[::1], int64[:,:,::1], int64, int64, int64[:,::1])"
-)
-def deal(
-    first_stream: RingArray,
-    a: int,
-    shares: RingArray,
+@kernel
+def _deal(
+    first_stream: Rows,
+    masks: int,
+    others: Planes,
     inputs: int,
-    c: int,
+    fields: int,
     target: int,
     outputs: int,
-    index: NDArray[np.int32],
-    window: RingArray,
-    weight: RingArray,
+    index: Indices,
+    window: Words,
+    weight_mask: Planes,
     each: int,
     group_size: int,
-    out: RingArray,
+    out: Rows,
 ) -> None:
     """Party 0's C_0 = L(A, B) - sum of the other C_i, for a batch of packs.
 
-    first_stream: int64[B, words of A], party 0's masks; shares: int64[n - 1, B, words], the
-    other parties' streams, with A_i at word `a` and C_i at `c`; out[:, target:] is written.
+    first_stream: int64[B, mask words], party 0's masks; others: int64[n - 1, B, words], the
+    other parties' streams, with A_i at word `masks` and C_i at `fields`; weight_mask: B;
+    out[:, target:] is written.
     """
     total = np.empty(inputs, np.int64)
     for sample in range(out.shape[0]):
-        own = first_stream[sample, a : a + inputs]
+        own = first_stream[sample, masks : masks + inputs]
         for e in range(inputs):
             total[e] = own[e]
-        for i in range(shares.shape[0]):
-            theirs = shares[i, sample, a : a + inputs]
+        for i in range(others.shape[0]):
+            theirs = others[i, sample, masks : masks + inputs]
             for e in range(inputs):
                 total[e] += theirs[e]
         y = out[sample, target : target + outputs]
         for o in range(outputs):
             y[o] = 0
-        for i in range(shares.shape[0]):
-            theirs = shares[i, sample, c : c + outputs]
+        for i in range(others.shape[0]):
+            theirs = others[i, sample, fields : fields + outputs]
             for o in range(outputs):
                 y[o] -= theirs[o]
-        convolve_add(total, index, window, weight, each, group_size, y)
+        convolve_add(total, index, window, weight_mask, each, group_size, y)
 
 
-@kernel("void(int64[:,::1], int64, int64, int64[:,::1], int64, int64[:,::1], int64[:,::1])")
-def mask_input(
-    pool: RingArray,
-    first: int,
-    a: int,
-    x: RingArray,
-    bits: int,
-    masked: RingArray,
-    packed: RingArray,
-) -> None:
-    """masked = x - A_i for a batch (int64[B, count]), and its low `bits` bits packed."""
-    count = x.shape[1]
-    for sample in range(x.shape[0]):
-        row = pool[(first + sample) % pool.shape[0]]
-        source = x[sample]
-        out = masked[sample]
-        mask = row[a : a + count]
-        for e in range(count):
-            out[e] = source[e] - mask[e]
-        pack(out, count, bits, packed[sample])
+def geometries(program: Program) -> dict[int, Geometry]:
+    """Return the convolution of every linear op, by the op's index."""
+    return {
+        index: Geometry.from_json(op.attributes["geometry"])
+        for index, op in enumerate(program.ops)
+        if op.kind == "linear"
+    }
+
+
+def masks_of_weights(program: Program, prg: Prg) -> Iterator[tuple[int, RingArray]]:
+    """Draw (index of a linear op, the share of its B) in turn from a party's set-up stream."""
+    for index, geometry in geometries(program).items():
+        yield index, prg.int64(geometry.weight_shape)
+
+
+def hold(
+    program: Program,
+    op: Op,
+    shares: Mapping[str, RingArray],
+    open_weight: RingArray,
+    masks: int,
+    fields: int,
+) -> HeldWeight:
+    """Arrange this party's W_i and the opened W - B for the kernels.
+
+    shares: of the program's parameters; open_weight: int64, flat; masks, fields: words of a pack.
+    """
+    geometry = Geometry.from_json(op.attributes["geometry"])
+    bias = np.zeros(program.values[op.output].size, np.int64)
+    if name := op.attributes["bias"]:
+        positions = bias.size // geometry.outputs
+        bias += np.repeat(np.asarray(shares[name], np.int64), positions)
+    return HeldWeight(
+        arrangement(geometry),
+        share=arrange(geometry, shares[op.attributes["weight"]]),
+        opened=arrange(geometry, open_weight),
+        bias=bias,
+        masks=masks,
+        z=fields,
+    )
+
+
+def precompute(weight: HeldWeight, packs: RingArray, first: int, count: int) -> None:
+    """Put Z_i in place of C_i in `count` packs from number `first`; packs: int64[slots, words]."""
+    a = weight.arrangement
+    _precompute(
+        pool=packs,
+        first=first,
+        count=count,
+        masks=weight.masks,
+        inputs=a.inputs,
+        z=weight.z,
+        outputs=weight.bias.size,
+        index=a.index,
+        window=a.window,
+        open_weight=weight.opened,
+        each=a.each,
+        group_size=a.group_size,
+    )
+
+
+def _masks(program: Program, op: Op) -> int:
+    return program.values[op.inputs[0]].size
+
+
+def _dealt(program: Program, op: Op) -> int:
+    return program.values[op.output].size
+
+
+def _openings(program: Program, op: Op) -> tuple[Opening, ...]:
+    return (Opening(program.values[op.inputs[0]].size, program.values[op.output].bits),)
+
+
+def _bind_dealer(program: Program, op: Op, place: Place, mask: RingArray | None) -> DealerStep:
+    assert mask is not None  # B, of every linear op
+    geometry = Geometry.from_json(op.attributes["geometry"])
+    a, weight_mask = arrangement(geometry), arrange(geometry, mask)
+    outputs = program.values[op.output].size
+
+    def step(first: RingArray, others: RingArray, own: RingArray, out: RingArray) -> None:
+        _deal(
+            first_stream=first,
+            masks=place.masks,
+            others=others,
+            inputs=a.inputs,
+            fields=place.fields,
+            target=place.target,
+            outputs=outputs,
+            index=a.index,
+            window=a.window,
+            weight_mask=weight_mask,
+            each=a.each,
+            group_size=a.group_size,
+            out=out,
+        )
+
+    return step
+
+
+def _bind(site: Site) -> Step:
+    weight = site.weight
+    assert weight is not None  # of every linear op
+    (source,), (opening,) = site.inputs, site.openings
+    packs, masks, z, bits, out = site.packs, weight.masks, weight.z, site.output_bits, site.out
+    total, packed, open_ = opening.total, opening.packed, opening.open
+    a, share, bias = weight.arrangement, weight.share, weight.bias
+    index, window, each, group_size = a.index, a.window, a.each, a.group_size
+
+    def step(first: int) -> None:
+        mask_input(packs, first, masks, source(), bits, total, packed)
+        open_()
+        evaluate(packs, first, z, total, index, window, share, each, group_size, bias, out)
+
+    return step
+
+
+LINEAR = TupleOp(_bind, _openings, masks=_masks, dealt=_dealt, deal=_bind_dealer)

@@ -1,305 +1,289 @@
-"""ReLU and truncation on shares: the fused kernels of the parties; `tuples` has the dealer's.
+"""ReLU in two exchanges: an opening, a comparison, and a product with public coefficients.
 
-For a shared y, t = (y >> s) + 2^(K-1) (ReLU) or + 2^(K-2) (truncation) is opened as
-that = t + r mod 2^K; mhat and m are the top bits of that and r. Party i knows the K-bit
-r_i with r = sum r_i mod 2^K, and sum r_i = r + 2^K w as integers. With rho_0 = r and
-rho_1 = r - 2^K m (r read as a signed number),
+For a shared y, u = y >> s with |u| < 2^(K-1), and t = u + 2^(K-1). Party i knows the K-bit r_i
+with r = sum r_i mod 2^K, and sum r_i = r + 2^K w as integers. m is the top bit of r, rho_0 = r
+and rho_1 = r - 2^K m (r read as a signed number); mhat and `low` are the top bit and the K - 1
+lower ones of what is opened. d = [u >= 0] is wanted, and d u.
 
-    ReLU:        d u = d (low + (1 - mhat) 2^(K-1) - rho_mhat),   d = [u >= 0] = dhat ^ b
-    truncation:  u   = that - 2^(K-2) - rho_(1-mhat),             for |u| < 2^(K-2)
+1. *Deal*. A fresh bit b per element; shares of b, b rho_1, r_i, w, w + m and b m, and one-time
+   tables of the comparison's matrix D with det D = [low < r_low] ^ b ^ m; see `comparison`.
+2. *Precompute*. Nothing.
+3. *Open* opened = t + r mod 2^K, then D as read from the tables at the chunks of `low`. So
+   everyone knows dhat = det D ^ mhat = d ^ b.
+4. *Finish*. d = b or 1 - b as dhat is 0 or 1, and d = 1 implies u = low + (1 - mhat) 2^(K-1) -
+   rho_mhat, so that with public coefficients
 
-Every other factor is public, so shares of b, b rho_1, w, w + m and b m are enough. They
-are needed modulo the output's 2^bits only, those that get multiplied by 2^K modulo
-2^(bits - K). Fields of a ReLU's tuple, `count` words each:
+       d u = d (low + (1 - mhat) 2^(K-1) - rho_mhat).
 
-    [b | w << bits] [b rho_1 | (w + m) << bits] [r_i | b m << K] [tables, see comparison]
+The shares are needed modulo the output's 2^M only, those that get multiplied by 2^K modulo
+2^(M - K). Fields of the tuple, `count` words each:
 
-and, where 2 bits - K > 64, w and w + m in words of their own before the tables. Those of a
-truncation: [r_i | w << K | (w + m) << bits], or two words [r_i | w << K] [w + m].
+    [b | w << M] [b rho_1 | (w + m) << M] [r_i | b m << K] [tables, see comparison]
 
-In the arguments: pool int64[slots, pack words]; first the slot of the batch's first pack
-(slots wrap around); base the word where the op's fields begin; values int64[B, count].
+and, where 2 M - K > 64, w and w + m in words of their own before the tables: the tuple is `wide`.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from privserve.engines.ottt.bits import pack
-from privserve.engines.ottt.comparison import ComparisonPlan
-from privserve.engines.ottt.jit import kernel
+from privserve.engines.ottt.jit import Planes, Rows, Words, inlined, kernel
+from privserve.engines.ottt.ops.check import flag_relu
+from privserve.engines.ottt.ops.comparison import (
+    deal_tables,
+    is_wide,
+    look_up,
+    open_sign,
+    plan_comparison,
+)
+from privserve.engines.ottt.ops.opening import (
+    DealerStep,
+    Opening,
+    Place,
+    Site,
+    Step,
+    TupleOp,
+    open_shifted,
+)
 from privserve.fixedpoint import RingArray
-
-# The lowest bit of every lane of 2^2, 2^3, 2^4, 2^5 bits.
-LANES2 = 0x1111111111111111
-LANES3 = 0x0101010101010101
-LANES4 = 0x0001000100010001
-LANES5 = 0x0000000100000001
+from privserve.program import Op, Program
 
 
-def relu_is_wide(bits: int, comparison_bits: int) -> bool:
-    """Whether w and w + m of a ReLU take words of their own."""
-    return 2 * bits - comparison_bits > 64
+def field_words(output_bits: int, comparison_bits: int) -> int:
+    """Return the words per element of a tuple's fields before its tables."""
+    return 5 if is_wide(output_bits, comparison_bits) else 3
 
 
-def relu_words(plan: ComparisonPlan, bits: int) -> int:
-    """Words per element of a ReLU's tuple whose output is needed mod 2^bits."""
-    return plan.words + (5 if relu_is_wide(bits, plan.bits) else 3)
-
-
-def truncate_words(bits: int, comparison_bits: int) -> int:
-    """Words per element of a truncation's tuple."""
-    return 2 if 2 * bits - comparison_bits > 64 else 1
-
-
-@kernel()
-def _gather(word: int, width: int) -> int:
-    """The lowest bit of each lane of 2^width bits of `word`, side by side."""
-    if width == 2:
-        t = word & LANES2
-        t = (t | (t >> 3)) & 0x0303030303030303
-        t = (t | (t >> 6)) & 0x000F000F000F000F
-        t = (t | (t >> 12)) & 0x000000FF000000FF
-        return (t | (t >> 24)) & 0xFFFF
-    if width == 3:
-        t = word & LANES3
-        t |= t >> 7
-        t |= t >> 14
-        return (t | (t >> 28)) & 0xFF
-    if width == 4:
-        t = word & LANES4
-        t |= t >> 15
-        return (t | (t >> 30)) & 0xF
-    if width == 5:
-        t = word & LANES5
-        return (t | (t >> 31)) & 3
-    return word & 1
-
-
-@kernel()
-def _read_tables(
-    table: RingArray,
-    x: RingArray,
-    position: int,
-    width: int,
-    k: int,
-    chunks: int,
-    plane: int,
-    out: RingArray,
-) -> None:
-    """out ^= what one table word of chunk k adds to M; `width` is a constant at each call."""
-    column = k * (k - 1) // 2
-    last = chunks * (chunks - 1) // 2
-    has_column = 1 if k < chunks else 0
-    rows = has_column * ((1 << k) - 1)
-    past = has_column * k
-    values = (np.int64(1) << width) - np.int64(1)
-    for e in range(x.shape[0]):
-        t = _gather(table[e] >> ((x[e] >> position) & values), width) << plane
-        out[e] ^= ((t & rows) << column) ^ ((t >> past) << last)
-
-
-def rounding(parties: int, shift: int) -> int:
-    """What party 0 adds before a shift, so that the dropped carries average to zero.
-
-    A share-wise shift loses 0 to n - 1 units, and the real quotient's fraction; with n/2
-    units added the result lies within n/2 of the quotient, without a bias.
-    """
-    return parties << (shift - 1) if shift else 0
-
-
-@kernel(
-    "void(int64[:,::1], int64, int64, int64, int64[:,::1], int64, int64, int64,"
-    " int64[:,::1], int64[:,::1])"
-)
-def mask_shifted(
-    pool: RingArray,
-    first: int,
-    base: int,
-    offset: int,
-    values: RingArray,
-    shift: int,
-    bits: int,
-    bias: int,
-    masked: RingArray,
-    packed: RingArray,
-) -> None:
-    """masked = ((values + bias) >> shift) + offset + r_i mod 2^bits, and packed.
-
-    base: the word of the fields that carry r_i in their low `bits` bits.
-    """
-    slots = pool.shape[0]
-    batch, count = values.shape
-    keep = (np.int64(1) << bits) - np.int64(1)
-    for sample in range(batch):
-        row = pool[(first + sample) % slots]
-        source = values[sample]
-        out = masked[sample]
-        mask = row[base : base + count]
-        for e in range(count):
-            out[e] = (((source[e] + bias) >> shift) + offset + mask[e]) & keep
-        pack(out, count, bits, packed[sample])
-
-
-@kernel(
-    "void(int64[:,::1], int64, int64, int64[:,::1], int64[:,::1], int64, int64, int64,"
-    " int64[:,::1], int64[:,::1])"
-)
-def look_up(
-    pool: RingArray,
-    first: int,
-    tables: int,
-    that: RingArray,
-    spec: RingArray,
-    chunks: int,
-    opened_bits: int,
-    bits: int,
-    matrix: RingArray,
-    packed: RingArray,
-) -> None:
-    """matrix = this party's share of M, read from its tables at the chunks of `that`.
-
-    that: int64[B, count], reduced to its low `bits` bits in place; spec: see
-    ComparisonPlan.spec; tables: the word where the tables begin.
-    """
-    slots = pool.shape[0]
-    batch, count = that.shape
-    keep = (np.int64(1) << bits) - np.int64(1)
-    for sample in range(batch):
-        row = pool[(first + sample) % slots]
-        x = that[sample]
-        out = matrix[sample]
-        for e in range(count):
-            x[e] &= keep
-            out[e] = 0
-        for word in range(spec.shape[0]):
-            position, width, k, plane = spec[word]
-            table = row[tables + word * count : tables + (word + 1) * count]
-            if width == 2:
-                _read_tables(table, x, position, 2, k, chunks, plane, out)
-            elif width == 3:
-                _read_tables(table, x, position, 3, k, chunks, plane, out)
-            elif width == 4:
-                _read_tables(table, x, position, 4, k, chunks, plane, out)
-            elif width == 5:
-                _read_tables(table, x, position, 5, k, chunks, plane, out)
-            else:
-                _read_tables(table, x, position, 6, k, chunks, plane, out)
-        pack(out, count, opened_bits, packed[sample])
-
-
-@kernel(
-    "void(int64[:,::1], int64, int64, int64[:,::1], int64[:,::1], int64, int64, int64,"
-    " int64, int64[:,::1])"
-)
+@kernel
 def finish_relu(
-    pool: RingArray,
+    pool: Rows,
     first: int,
-    base: int,
-    that: RingArray,
-    matrix: RingArray,
+    fields: int,
+    opened: Rows,
+    matrix: Rows,
     chunks: int,
-    bits: int,
+    output_bits: int,
     comparison_bits: int,
+    wide: int,
     lead: int,
-    out: RingArray,
+    out: Rows,
 ) -> None:
-    """out = this party's share of ReLU(u), from the opened `that` and M.
+    """out = this party's share of ReLU(u), from what was opened; dhat is left in `matrix`.
 
-    bits: of the output's ring; lead: 1 at party 0, which adds the public terms, else 0.
-    Consumes `matrix`.
+    fields: the word of a pack where the tuple's fields begin.
     """
     slots = pool.shape[0]
-    batch, count = that.shape
+    batch, count = opened.shape
     top = comparison_bits - 1
     half = np.int64(1) << top
     keep = (np.int64(1) << comparison_bits) - np.int64(1)
-    wide = 2 * bits - comparison_bits > 64
+    w_at = fields + 3 * count if wide else fields
+    w_shift = 0 if wide else output_bits
     paths = np.empty(count, np.int64)
     for sample in range(batch):
         row = pool[(first + sample) % slots]
-        w1 = row[base : base + count]
-        w2 = row[base + count : base + 2 * count]
-        w3 = row[base + 2 * count : base + 3 * count]
-        x = that[sample]
-        m = matrix[sample]
+        b = row[fields : fields + count]
+        b_rho1 = row[fields + count : fields + 2 * count]
+        r = row[fields + 2 * count : fields + 3 * count]
+        w = row[w_at : w_at + count]
+        w_m = row[w_at + count : w_at + 2 * count]
+        x = opened[sample]
+        dhat = matrix[sample]
         y = out[sample]
-        # det M: bit j of `paths` is the parity of the paths from node 1 to node j + 1.
+        open_sign(x, dhat, chunks, top, paths)
         for e in range(count):
-            paths[e] = 1
-        for j in range(1, chunks + 1):
-            column = j * (j - 1) // 2
-            for e in range(count):
-                p = (m[e] >> column) & paths[e]
-                p ^= p >> 4
-                p ^= p >> 2
-                p ^= p >> 1
-                paths[e] |= (p & 1) << j
-        for e in range(count):
-            m[e] = ((paths[e] >> chunks) ^ (x[e] >> top)) & 1
-        if not wide:
-            for e in range(count):
-                dhat = m[e]
-                not_mhat = 1 - (x[e] >> top)
-                public = (x[e] & (half - 1)) + (not_mhat << top)
-                low_w = w1[e] >> bits
-                high_w = w2[e] >> bits
-                wrap = high_w + not_mhat * (low_w - high_w)
-                rho = (w3[e] & keep) - (wrap << comparison_bits)
-                b_rho = w2[e] + ((not_mhat * (w3[e] >> comparison_bits)) << comparison_bits)
-                b_u = w1[e] * public - b_rho
-                y[e] = b_u + dhat * (lead * public - rho - 2 * b_u)
-        else:
-            w4 = row[base + 3 * count : base + 4 * count]
-            w5 = row[base + 4 * count : base + 5 * count]
-            for e in range(count):
-                dhat = m[e]
-                not_mhat = 1 - (x[e] >> top)
-                public = (x[e] & (half - 1)) + (not_mhat << top)
-                wrap = w5[e] + not_mhat * (w4[e] - w5[e])
-                rho = (w3[e] & keep) - (wrap << comparison_bits)
-                b_rho = w2[e] + ((not_mhat * (w3[e] >> comparison_bits)) << comparison_bits)
-                b_u = w1[e] * public - b_rho
-                y[e] = b_u + dhat * (lead * public - rho - 2 * b_u)
+            not_mhat = 1 - (x[e] >> top)
+            public = (x[e] & (half - 1)) + (not_mhat << top)
+            low_w = w[e] >> w_shift
+            high_w = w_m[e] >> w_shift
+            wrap = high_w + not_mhat * (low_w - high_w)
+            rho = (r[e] & keep) - (wrap << comparison_bits)
+            b_rho = b_rho1[e] + ((not_mhat * (r[e] >> comparison_bits)) << comparison_bits)
+            b_u = b[e] * public - b_rho
+            y[e] = b_u + dhat[e] * (lead * public - rho - 2 * b_u)
 
 
-@kernel("void(int64[:,::1], int64, int64, int64[:,::1], int64, int64, int64, int64[:,::1])")
-def finish_truncate(
-    pool: RingArray,
-    first: int,
-    base: int,
-    that: RingArray,
-    bits: int,
-    comparison_bits: int,
-    lead: int,
-    out: RingArray,
+@inlined
+def _sum_masks(
+    own: Words, others: Planes, sample: int, fields: int, comparison_bits: int, total: Words
 ) -> None:
-    """out = this party's share of u, from the opened `that` (reduced here)."""
-    slots = pool.shape[0]
-    batch, count = that.shape
-    top = comparison_bits - 1
+    """total = sum r_i as integers; r_0 is in the dealer's `own`, r_i in the words at `fields`."""
+    count = total.shape[0]
     keep = (np.int64(1) << comparison_bits) - np.int64(1)
-    quarter = np.int64(1) << (comparison_bits - 2)
-    wide = 2 * bits - comparison_bits > 64
-    for sample in range(batch):
-        row = pool[(first + sample) % slots]
-        w1 = row[base : base + count]
-        x = that[sample]
-        y = out[sample]
-        if not wide:
-            for e in range(count):
-                value = x[e] & keep
-                mhat = value >> top
-                low_w = w1[e] >> comparison_bits
-                high_w = w1[e] >> bits
-                wrap = high_w + mhat * (low_w - high_w)
-                rho = (w1[e] & keep) - (wrap << comparison_bits)
-                y[e] = lead * (value - quarter) - rho
-        else:
-            w2 = row[base + count : base + 2 * count]
-            for e in range(count):
-                value = x[e] & keep
-                mhat = value >> top
-                wrap = w2[e] + mhat * ((w1[e] >> comparison_bits) - w2[e])
-                rho = (w1[e] & keep) - (wrap << comparison_bits)
-                y[e] = lead * (value - quarter) - rho
+    for e in range(count):
+        total[e] = own[e] & keep
+    for i in range(others.shape[0]):
+        theirs = others[i, sample, fields : fields + count]
+        for e in range(count):
+            total[e] += theirs[e] & keep
+
+
+@inlined
+def _last_column(free: Words, chunks: int, constants: Words) -> None:
+    """Add what the columns 2..c of R1 and R2 put into the last column of D to `constants`."""
+    r2 = chunks * (chunks - 1) // 2
+    for j in range(1, chunks):
+        shift = j * (j - 1) // 2
+        rows = (np.int64(1) << j) - np.int64(1)
+        for e in range(constants.shape[0]):
+            column = ((free[e] >> shift) & rows) | (np.int64(1) << j)
+            constants[e] ^= column * ((free[e] >> (r2 + j - 1)) & 1)
+
+
+@inlined
+def _take_off(others: Planes, sample: int, fields: int, shift: int, target: Words) -> None:
+    """Take the other parties' words from `fields` off `target`, all but their low `shift` bits."""
+    count = target.shape[0]
+    for i in range(others.shape[0]):
+        theirs = others[i, sample, fields : fields + count]
+        for e in range(count):
+            target[e] -= (theirs[e] >> shift) << shift
+
+
+@inlined
+def _put_wraps(
+    others: Planes,
+    sample: int,
+    fields: int,
+    output_bits: int,
+    wide: int,
+    w: Words,
+    w_m: Words,
+    row: Words,
+) -> None:
+    """Put party 0's shares of w and w + m beside b and b rho_1, or behind the fields if wide.
+
+    row: from the tuple's first corrected word on, of which b and b rho_1 are there.
+    """
+    count = w.shape[0]
+    keep = np.int64(-1)
+    if output_bits < 64:
+        keep = (np.int64(1) << output_bits) - np.int64(1)
+    low, high = row[:count], row[count : 2 * count]
+    for e in range(count):
+        low[e] &= keep
+        high[e] &= keep
+    if wide:
+        apart, apart_m = row[3 * count : 4 * count], row[4 * count : 5 * count]
+        for e in range(count):
+            apart[e] = w[e]
+            apart_m[e] = w_m[e]
+        _take_off(others, sample, fields + 3 * count, 0, apart)
+        _take_off(others, sample, fields + 4 * count, 0, apart_m)
+    else:
+        for e in range(count):
+            low[e] |= w[e] << output_bits
+            high[e] |= w_m[e] << output_bits
+        # The others' parts of the fields above `output_bits`; nothing borrows from below.
+        _take_off(others, sample, fields, output_bits, low)
+        _take_off(others, sample, fields + count, output_bits, high)
+
+
+@kernel
+def deal_relu(
+    randomness: Planes,
+    others: Planes,
+    fields: int,
+    target: int,
+    count: int,
+    output_bits: int,
+    comparison_bits: int,
+    wide: int,
+    spec: Rows,
+    chunks: int,
+    out: Rows,
+) -> None:
+    """The corrections, party 0's fields, for a batch of ReLU tuples.
+
+    randomness: int64[2, B, count], the dealer's own uniform words (r_0; R1, R2 and b).
+    others: int64[n - 1, B, words], the streams of parties 1..n-1, fields at `fields`;
+    out: int64[B, words], fields at `target`.
+    """
+    keep = (np.int64(1) << comparison_bits) - np.int64(1)
+    top = comparison_bits - 1
+    mask_bit = chunks * (chunks - 1) // 2 + chunks - 1
+    r, constants = np.empty(count, np.int64), np.empty(count, np.int64)
+    w, w_m = np.empty(count, np.int64), np.empty(count, np.int64)
+    before_tables = (5 if wide else 3) * count
+    for sample in range(out.shape[0]):
+        row = out[sample, target:]
+        own = randomness[0, sample]
+        free = randomness[1, sample]
+        o1, o2, o3 = row[:count], row[count : 2 * count], row[2 * count : 3 * count]
+        _sum_masks(own, others, sample, fields + 2 * count, comparison_bits, w)
+        for e in range(count):
+            r[e] = w[e] & keep
+            w[e] >>= comparison_bits
+            m = r[e] >> top
+            w_m[e] = w[e] + m
+            b = (free[e] >> mask_bit) & 1
+            constants[e] = b ^ m
+            o1[e] = b
+            o2[e] = b * (r[e] - (m << comparison_bits))
+            o3[e] = (own[e] & keep) | ((b * m) << comparison_bits)
+        _last_column(free, chunks, constants)
+        _take_off(others, sample, fields, 0, o1)
+        _take_off(others, sample, fields + count, 0, o2)
+        _take_off(others, sample, fields + 2 * count, comparison_bits, o3)
+        _put_wraps(others, sample, fields, output_bits, wide, w, w_m, row)
+        tables, tables_at = row[before_tables:], fields + before_tables
+        deal_tables(r, free, constants, spec, chunks, others, sample, tables_at, tables)
+
+
+def _dealt(program: Program, op: Op) -> int:
+    value, comparison_bits = program.values[op.output], op.attributes["comparison_bits"]
+    words = field_words(value.bits, comparison_bits) + plan_comparison(comparison_bits).words
+    return value.size * words
+
+
+def _fresh(program: Program, op: Op) -> int:
+    return 2 * program.values[op.output].size
+
+
+def _openings(program: Program, op: Op) -> tuple[Opening, ...]:
+    count, plan = program.values[op.output].size, plan_comparison(op.attributes["comparison_bits"])
+    return Opening(count, plan.comparison_bits), Opening(count, plan.opened_bits, xor=True)
+
+
+def _bind_dealer(program: Program, op: Op, place: Place, mask: RingArray | None) -> DealerStep:
+    value, plan = program.values[op.output], plan_comparison(op.attributes["comparison_bits"])
+    spec, wide = plan.spec(), is_wide(value.bits, plan.comparison_bits)
+
+    def step(first: RingArray, others: RingArray, own: RingArray, out: RingArray) -> None:
+        deal_relu(
+            randomness=own.reshape(2, len(out), value.size),
+            others=others,
+            fields=place.fields,
+            target=place.target,
+            count=value.size,
+            output_bits=value.bits,
+            comparison_bits=plan.comparison_bits,
+            wide=int(wide),
+            spec=spec,
+            chunks=plan.chunks,
+            out=out,
+        )
+
+    return step
+
+
+def _bind(site: Site) -> Step:
+    packs, fields, lead, bits, out = site.packs, site.fields, site.lead, site.output_bits, site.out
+    k = site.op.attributes["comparison_bits"]
+    plan, wide, count = plan_comparison(k), int(is_wide(bits, k)), out.shape[1]
+    spec, chunks, opened_bits = plan.spec(), plan.chunks, plan.opened_bits
+    tables = fields + field_words(bits, k) * count
+    open_ = open_shifted(site, fields + 2 * count, 1 << (k - 1))
+    opened, second = site.openings[0].total, site.openings[1]
+    matrix, packed, open_matrix = second.total, second.packed, second.open
+
+    def step(first: int) -> None:
+        open_(first)
+        look_up(packs, first, tables, opened, spec, chunks, opened_bits, k, matrix, packed)
+        open_matrix()
+        finish_relu(packs, first, fields, opened, matrix, chunks, bits, k, wide, lead, out)
+
+    return step if site.guard is None else flag_relu(site, step, wide)
+
+
+RELU = TupleOp(_bind, _openings, dealt=_dealt, fresh=_fresh, deal=_bind_dealer)

@@ -1,251 +1,167 @@
-"""ReLU and truncation tuples: the dealer's fused kernels. See `nonlinear` for their fields."""
+"""Truncation in one exchange, by a comparison's opening without the comparison.
+
+For a shared y, u = y >> s with |u| < 2^(K-2), and t = u + 2^(K-2), which has a zero top bit.
+r_i, r, w, m and rho as in `relu`; mhat is the top bit of what is opened.
+
+1. *Deal*. Shares of w and w + m, where sum r_i = r + 2^K w.
+2. *Precompute*. Nothing.
+3. *Open* opened = t + r mod 2^K.
+4. *Finish*. t + r wraps exactly if mhat = 0 and m = 1, so
+
+       u = opened - 2^(K-2) - rho_(1 - mhat).
+
+Fields of the tuple, `count` words each: [r_i | w << K | (w + m) << M], modulo the output's 2^M, or
+two words [r_i | w << K] [w + m] where it is `wide`, 2 M - K > 64.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 
-from privserve.engines.ottt.jit import kernel
-from privserve.engines.ottt.nonlinear import LANES2, LANES3, LANES4, LANES5
-from privserve.fixedpoint import RingArray
-
-
-@kernel()
-def _spread(planes: int, width: int) -> int:
-    """A word whose lane j of 2^width bits is filled with bit j of `planes`."""
-    if width == 2:
-        x = planes & 0xFFFF
-        x = (x | (x << 24)) & 0x000000FF000000FF
-        x = (x | (x << 12)) & 0x000F000F000F000F
-        x = (x | (x << 6)) & 0x0303030303030303
-        x = (x | (x << 3)) & LANES2
-        return (x << 4) - x
-    if width == 3:
-        x = planes & 0xFF
-        x = (x | (x << 28)) & 0x0000000F0000000F
-        x = (x | (x << 14)) & 0x0003000300030003
-        x = (x | (x << 7)) & LANES3
-        return (x << 8) - x
-    if width == 4:
-        x = planes & 0xF
-        x = (x | (x << 30)) & 0x0000000300000003
-        x = (x | (x << 15)) & LANES4
-        return (x << 16) - x
-    if width == 5:
-        x = planes & 3
-        x = (x | (x << 31)) & LANES5
-        return (x << 32) - x
-    return -(planes & 1)
-
-
-@kernel()
-def _lanes(width: int) -> int:
-    """The word with the lowest bit of each lane of 2^width bits set."""
-    if width == 2:
-        return LANES2
-    if width == 3:
-        return LANES3
-    if width == 4:
-        return LANES4
-    if width == 5:
-        return LANES5
-    return 1
-
-
-@kernel()
-def _make_tables(
-    r: RingArray,
-    free: RingArray,
-    constants: RingArray,
-    position: int,
-    width: int,
-    k: int,
-    chunks: int,
-    plane: int,
-    table: RingArray,
-) -> None:
-    """table = one table word of chunk k in the clear; `width` is a constant at each call."""
-    free1 = chunks * (chunks - 1) // 2
-    values = (np.int64(1) << width) - np.int64(1)
-    diagonal = np.int64(1) << (k - 1)
-    rows = diagonal - np.int64(1)
-    shift = (k - 1) * (k - 2) // 2
-    lanes = _lanes(width)
-    if k < chunks:
-        rows_next = (np.int64(1) << k) - np.int64(1)
-        shift_next = k * (k - 1) // 2
-        r2 = free1 + k - 1
-        for e in range(r.shape[0]):
-            column = ((free[e] >> shift) & rows) | diagonal
-            use_eq = _spread((column * (1 + (((free[e] >> r2) & 1) << k))) >> plane, width)
-            use_lt = _spread((column << k) >> plane, width)
-            flip = _spread(((free[e] >> shift_next) & rows_next) >> plane, width)
-            equal = lanes << ((r[e] >> position) & values)
-            table[e] = (equal & use_eq) ^ ((equal - lanes) & use_lt) ^ flip
-    else:
-        for e in range(r.shape[0]):
-            column = ((free[e] >> shift) & rows) | diagonal
-            use_lt = _spread(column >> plane, width)
-            less = (lanes << ((r[e] >> position) & values)) - lanes
-            table[e] = (less & use_lt) ^ _spread(constants[e] >> plane, width)
-
-
-@kernel(
-    "void(int64[:,:,::1], int64[:,:,::1], int64, int64, int64, int64, int64,"
-    " int64[:,::1], int64, int64[:,::1])"
+from privserve.engines.ottt.jit import Planes, Rows, kernel
+from privserve.engines.ottt.ops.check import flag_truncate
+from privserve.engines.ottt.ops.comparison import is_wide
+from privserve.engines.ottt.ops.opening import (
+    DealerStep,
+    Opening,
+    Place,
+    Site,
+    Step,
+    TupleOp,
+    open_shifted,
 )
-def deal_relu(
-    randomness: RingArray,
-    shares: RingArray,
-    base: int,
-    target: int,
-    count: int,
-    bits: int,
-    comparison_bits: int,
-    spec: RingArray,
-    chunks: int,
-    out: RingArray,
-) -> None:
-    """The corrections, party 0's fields, for a batch of ReLU tuples.
+from privserve.fixedpoint import RingArray
+from privserve.program import Op, Program
 
-    randomness: int64[2, B, count], the dealer's own uniform words (r_0; R1, R2 and b).
-    shares: int64[n - 1, B, words], the streams of parties 1..n-1, fields at `base`;
-    out: int64[B, words], fields at `target`.
-    """
-    others, batch, _ = shares.shape
-    keep = (np.int64(1) << comparison_bits) - np.int64(1)
-    keep_out = np.int64(-1)
-    if bits < 64:
-        keep_out = (np.int64(1) << bits) - np.int64(1)
+
+@kernel
+def finish_truncate(
+    pool: Rows,
+    first: int,
+    fields: int,
+    opened: Rows,
+    output_bits: int,
+    comparison_bits: int,
+    wide: int,
+    lead: int,
+    out: Rows,
+) -> None:
+    """out = this party's share of u, from what was opened (reduced here)."""
+    slots = pool.shape[0]
+    batch, count = opened.shape
     top = comparison_bits - 1
-    wide = 2 * bits - comparison_bits > 64
-    fields = 5 if wide else 3
-    free1 = chunks * (chunks - 1) // 2
-    mask_bit = free1 + chunks - 1
-    r = np.empty(count, np.int64)
-    low_w = np.empty(count, np.int64)
-    constants = np.empty(count, np.int64)
+    keep = (np.int64(1) << comparison_bits) - np.int64(1)
+    quarter = np.int64(1) << (comparison_bits - 2)
+    w_m_at = fields + count if wide else fields
+    w_m_shift = 0 if wide else output_bits
     for sample in range(batch):
-        row = out[sample]
-        own = randomness[0, sample]
-        free = randomness[1, sample]
+        row = pool[(first + sample) % slots]
+        r_w = row[fields : fields + count]
+        w_m = row[w_m_at : w_m_at + count]
+        x = opened[sample]
+        y = out[sample]
         for e in range(count):
-            low_w[e] = own[e] & keep
-        for i in range(others):
-            w3 = shares[i, sample, base + 2 * count : base + 3 * count]
-            for e in range(count):
-                low_w[e] += w3[e] & keep
-        o1 = row[target : target + count]
-        o2 = row[target + count : target + 2 * count]
-        o3 = row[target + 2 * count : target + 3 * count]
-        for e in range(count):
-            r[e] = low_w[e] & keep
-            wrap = low_w[e] >> comparison_bits
-            m = r[e] >> top
-            b = (free[e] >> mask_bit) & 1
-            constants[e] = b ^ m
-            o1[e] = b
-            o2[e] = b * (r[e] - (m << comparison_bits))
-            o3[e] = (own[e] & keep) | ((b * m) << comparison_bits)
-            low_w[e] = wrap
-        # Columns 2..c of R1, for the constants of the last column of M.
-        for j in range(1, chunks):
-            shift = j * (j - 1) // 2
-            rows = (np.int64(1) << j) - np.int64(1)
-            for e in range(count):
-                column = ((free[e] >> shift) & rows) | (np.int64(1) << j)
-                constants[e] ^= column * ((free[e] >> (free1 + j - 1)) & 1)
-        for i in range(others):
-            s = shares[i, sample, base : base + fields * count]
-            s1 = s[:count]
-            s2 = s[count : 2 * count]
-            s3 = s[2 * count : 3 * count]
-            for e in range(count):
-                o1[e] -= s1[e]
-                o2[e] -= s2[e]
-                o3[e] -= (s3[e] >> comparison_bits) << comparison_bits
-        if wide:
-            o4 = row[target + 3 * count : target + 4 * count]
-            o5 = row[target + 4 * count : target + 5 * count]
-            for e in range(count):
-                o1[e] &= keep_out
-                o2[e] &= keep_out
-                o4[e] = low_w[e]
-                o5[e] = low_w[e] + (r[e] >> top)
-            for i in range(others):
-                s = shares[i, sample, base : base + fields * count]
-                s4 = s[3 * count : 4 * count]
-                s5 = s[4 * count : 5 * count]
-                for e in range(count):
-                    o4[e] -= s4[e]
-                    o5[e] -= s5[e]
-        else:
-            for e in range(count):
-                o1[e] = (o1[e] & keep_out) | (low_w[e] << bits)
-                o2[e] = (o2[e] & keep_out) | ((low_w[e] + (r[e] >> top)) << bits)
-            # The others' parts of the fields above `bits`; nothing borrows from below.
-            for i in range(others):
-                s = shares[i, sample, base : base + fields * count]
-                s1 = s[:count]
-                s2 = s[count : 2 * count]
-                for e in range(count):
-                    o1[e] -= (s1[e] >> bits) << bits
-                    o2[e] -= (s2[e] >> bits) << bits
-        for word in range(spec.shape[0]):
-            position, width, k, plane = spec[word]
-            at = target + (fields + word) * count
-            table = row[at : at + count]
-            if width == 2:
-                _make_tables(r, free, constants, position, 2, k, chunks, plane, table)
-            elif width == 3:
-                _make_tables(r, free, constants, position, 3, k, chunks, plane, table)
-            elif width == 4:
-                _make_tables(r, free, constants, position, 4, k, chunks, plane, table)
-            elif width == 5:
-                _make_tables(r, free, constants, position, 5, k, chunks, plane, table)
-            else:
-                _make_tables(r, free, constants, position, 6, k, chunks, plane, table)
-            back = base + (fields + word) * count
-            for i in range(others):
-                s = shares[i, sample, back : back + count]
-                for e in range(count):
-                    table[e] ^= s[e]
+            value = x[e] & keep
+            mhat = value >> top
+            low_w = r_w[e] >> comparison_bits
+            high_w = w_m[e] >> w_m_shift
+            wrap = high_w + mhat * (low_w - high_w)
+            rho = (r_w[e] & keep) - (wrap << comparison_bits)
+            y[e] = lead * (value - quarter) - rho
 
 
-@kernel("void(int64[:,::1], int64[:,:,::1], int64, int64, int64, int64, int64, int64[:,::1])")
+@kernel
 def deal_truncate(
-    own: RingArray,
-    shares: RingArray,
-    base: int,
+    own: Rows,
+    others: Planes,
+    fields: int,
     target: int,
     count: int,
-    bits: int,
+    output_bits: int,
     comparison_bits: int,
-    out: RingArray,
+    wide: int,
+    out: Rows,
 ) -> None:
-    """The corrections for a batch of truncation tuples; own: int64[B, count], for r_0."""
-    others, batch, _ = shares.shape
+    """The corrections for a batch of truncation tuples.
+
+    own: int64[B, count], for r_0; others, fields, target, out: as in `relu.deal_relu`.
+    """
     keep = (np.int64(1) << comparison_bits) - np.int64(1)
-    high = bits - comparison_bits
+    high = output_bits - comparison_bits
     keep_high = (np.int64(1) << high) - np.int64(1)
     top = comparison_bits - 1
-    wide = 2 * bits - comparison_bits > 64
-    for sample in range(batch):
+    for sample in range(out.shape[0]):
         row = out[sample]
         for e in range(count):
             r0 = own[sample, e] & keep
             total = r0
-            for i in range(others):
-                total += shares[i, sample, base + e] & keep
+            for i in range(others.shape[0]):
+                total += others[i, sample, fields + e] & keep
             wrap = total >> comparison_bits
             wrap_m = wrap + ((total >> top) & 1)
-            for i in range(others):
-                wrap -= shares[i, sample, base + e] >> comparison_bits
+            for i in range(others.shape[0]):
+                wrap -= others[i, sample, fields + e] >> comparison_bits
                 if wide:
-                    wrap_m -= shares[i, sample, base + count + e]
+                    wrap_m -= others[i, sample, fields + count + e]
                 else:
-                    wrap_m -= shares[i, sample, base + e] >> bits
+                    wrap_m -= others[i, sample, fields + e] >> output_bits
             if wide:
                 row[target + e] = r0 | (wrap << comparison_bits)
                 row[target + count + e] = wrap_m
             else:
-                row[target + e] = r0 | ((wrap & keep_high) << comparison_bits) | (wrap_m << bits)
+                low = r0 | ((wrap & keep_high) << comparison_bits)
+                row[target + e] = low | (wrap_m << output_bits)
+
+
+def truncate_words(output_bits: int, comparison_bits: int) -> int:
+    """Return the words per element of a truncation's tuple."""
+    return 2 if is_wide(output_bits, comparison_bits) else 1
+
+
+def _dealt(program: Program, op: Op) -> int:
+    value = program.values[op.output]
+    return value.size * truncate_words(value.bits, op.attributes["comparison_bits"])
+
+
+def _fresh(program: Program, op: Op) -> int:
+    return program.values[op.output].size
+
+
+def _openings(program: Program, op: Op) -> tuple[Opening, ...]:
+    return (Opening(program.values[op.output].size, op.attributes["comparison_bits"]),)
+
+
+def _bind_dealer(program: Program, op: Op, place: Place, mask: RingArray | None) -> DealerStep:
+    value, comparison_bits = program.values[op.output], op.attributes["comparison_bits"]
+    wide = is_wide(value.bits, comparison_bits)
+
+    def step(first: RingArray, others: RingArray, own: RingArray, out: RingArray) -> None:
+        deal_truncate(
+            own=own.reshape(len(out), value.size),
+            others=others,
+            fields=place.fields,
+            target=place.target,
+            count=value.size,
+            output_bits=value.bits,
+            comparison_bits=comparison_bits,
+            wide=int(wide),
+            out=out,
+        )
+
+    return step
+
+
+def _bind(site: Site) -> Step:
+    packs, fields, lead, bits, out = site.packs, site.fields, site.lead, site.output_bits, site.out
+    k = site.op.attributes["comparison_bits"]
+    wide, opened = int(is_wide(bits, k)), site.openings[0].total
+    open_ = open_shifted(site, fields, 1 << (k - 2))
+
+    def step(first: int) -> None:
+        open_(first)
+        finish_truncate(packs, first, fields, opened, bits, k, wide, lead, out)
+
+    return step if site.guard is None else flag_truncate(site, step)
+
+
+TRUNCATE = TupleOp(_bind, _openings, dealt=_dealt, fresh=_fresh, deal=_bind_dealer)
