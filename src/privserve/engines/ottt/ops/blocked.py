@@ -225,21 +225,23 @@ def add_shifted(source: Words, offsets: Words, factors: Words, taps: int, total:
 
 
 @inlined
-def _split_by_phase(line: Words, left: int, stride_w: int, picture: int, source: Words) -> None:
-    """Spread a line of the input over the pictures of its phases, `left` columns in."""
+def _split_by_phase(
+    line: Words, first: int, left: int, stride_w: int, picture: int, source: Words
+) -> None:
+    """Spread a line of the input over its phases' pictures in source[first:], `left` columns in."""
     width = line.shape[0]
     if stride_w == 1:
-        target = source[left : left + width]
+        target = source[first + left : first + left + width]
         for w in range(width):
             target[w] = line[w]
-        return
-    for start in range(min(stride_w, width)):
-        w = start + left
-        at = w % stride_w * picture + w // stride_w
-        count = (width - start - 1) // stride_w + 1
-        target = source[at : at + count]
-        for k in range(count):
-            target[k] = line[start + k * stride_w]
+    else:
+        for start in range(min(stride_w, width)):
+            w = start + left
+            at = first + w % stride_w * picture + w // stride_w
+            count = (width - start - 1) // stride_w + 1
+            target = source[at : at + count]
+            for k in range(count):
+                target[k] = line[start + k * stride_w]
 
 
 @inlined
@@ -287,7 +289,7 @@ def _add_by_channel(
             for h in range(height):
                 line = x[start + h * width : start + (h + 1) * width]
                 first = (h + top) % stride_h * stride_w * picture + (h + top) // stride_h * columns
-                _split_by_phase(line, left, stride_w, picture, source[first:])
+                _split_by_phase(line, first, left, stride_w, picture, source)
             for o in range(each):
                 for t in range(taps):
                     factors[t] = weight[g, channel * taps + t, o]

@@ -99,15 +99,17 @@ def guard_relu(
     half = np.int64(1) << top
     keep = (np.int64(1) << comparison_bits) - np.int64(1)
     up = 64 - comparison_bits - guard
-    w_at = fields + 3 * count if wide else fields
     w_shift = 0 if wide else output_bits
     buckets = np.zeros(5 * 256, np.int64)
     for sample in range(batch):
         row = pool[(first + sample) % slots]
         masked_sign = row[fields : fields + count]
         r = row[fields + 2 * count : fields + 3 * count]
-        w = row[w_at : w_at + count]
-        w_m = row[w_at + count : w_at + 2 * count]
+        if wide:
+            w = row[fields + 3 * count : fields + 4 * count]
+            w_m = row[fields + 4 * count : fields + 5 * count]
+        else:
+            w, w_m = masked_sign, row[fields + count : fields + 2 * count]
         x = opened[sample]
         source = values[sample]
         for e in range(count):

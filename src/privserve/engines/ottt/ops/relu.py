@@ -160,20 +160,19 @@ def _put_wraps(
     if output_bits < 64:
         keep = (np.int64(1) << output_bits) - np.int64(1)
     low, high = row[:count], row[count : 2 * count]
-    for e in range(count):
-        low[e] &= keep
-        high[e] &= keep
     if wide:
         apart, apart_m = row[3 * count : 4 * count], row[4 * count : 5 * count]
         for e in range(count):
+            low[e] &= keep
+            high[e] &= keep
             apart[e] = w[e]
             apart_m[e] = w_m[e]
         _take_off(others, sample, fields + 3 * count, 0, apart)
         _take_off(others, sample, fields + 4 * count, 0, apart_m)
     else:
         for e in range(count):
-            low[e] |= w[e] << output_bits
-            high[e] |= w_m[e] << output_bits
+            low[e] = (low[e] & keep) | (w[e] << output_bits)
+            high[e] = (high[e] & keep) | (w_m[e] << output_bits)
         # The others' parts of the fields above `output_bits`; nothing borrows from below.
         _take_off(others, sample, fields, output_bits, low)
         _take_off(others, sample, fields + count, output_bits, high)
