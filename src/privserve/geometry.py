@@ -46,7 +46,7 @@ class Geometry:
         return int(np.prod(self.output_shape)) * int(np.prod(self.weight_shape[1:]))
 
     def to_json(self) -> dict[str, Any]:
-        """The fields, for a program's description."""
+        """Return the fields, for a program's description."""
         return {
             "shape": list(self.shape),
             "outputs": self.outputs,
@@ -59,7 +59,7 @@ class Geometry:
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> Geometry:
-        """The inverse of `to_json`."""
+        """Return the geometry of these fields, as `to_json` gives them."""
         return cls(
             **{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}  # type: ignore[arg-type]
         )

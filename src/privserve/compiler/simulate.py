@@ -142,22 +142,22 @@ _MEANINGS: Mapping[str, Callable[..., Meant]] = {
 
 
 def shifted(x: RingArray, shift: int) -> RingArray:
-    """x / 2^shift, rounded to the nearest unit."""
+    """Return x / 2^shift, rounded to the nearest unit."""
     return (x + (1 << (shift - 1))) >> shift if shift else x
 
 
 def wrapped(x: RingArray, bits: int) -> RingArray:
-    """x modulo 2^bits, as a signed number."""
+    """Return x modulo 2^bits, as a signed number."""
     return (x << (64 - bits)) >> (64 - bits)
 
 
 def rows_with(where: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """The rows in which any element is true."""
+    """Return the rows in which any element is true."""
     return np.asarray(where.reshape(len(where), -1).any(1), np.bool_)
 
 
 def convolve_exactly(x: RingArray, weight: RingArray, geometry: Geometry) -> RingArray:
-    """weight * x modulo 2^64, x: int64[S, C, H, W], by float64 convolutions that are exact.
+    """Return weight * x modulo 2^64, x: int64[S, C, H, W], by exact float64 convolutions.
 
     Both are cut into parts of few enough bits that no sum of their products is rounded.
     """

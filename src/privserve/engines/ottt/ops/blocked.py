@@ -42,7 +42,9 @@ def gather(
     positions: int,
     rows: Rows,
 ) -> None:
-    """rows[t, p] = the element of x[base:] that tap first_tap + t reads at first_position + p.
+    """Set rows[t, p] to the element of x[base:] that tap first_tap + t reads.
+
+    It does so at position first_position + p.
 
     Zero for padding. window: see `arrangement.window_of`; taps are numbered (channel, row, column).
     """
@@ -102,7 +104,7 @@ def multiply_rows(
     y2: Words,
     y3: Words,
 ) -> None:
-    """y_r += sum over t < count of factors[first_factor + t, column + r] * rows[first_row + t].
+    """Add sum over t < count of factors[first_factor + t, column + r] * rows[first_row + t] to y_r.
 
     Of the rows, as much is read as a y is long.
     """
@@ -205,7 +207,7 @@ def _add_by_output(
 
 @kernel
 def add_shifted(source: Words, offsets: Words, factors: Words, taps: int, total: Words) -> None:
-    """total[p] += sum over t < taps of factors[t] * source[offsets[t] + p]."""
+    """Add sum over t < taps of factors[t] * source[offsets[t] + p] to total[p]."""
     width = total.shape[0]
     t = 0
     while t + 3 <= taps:
@@ -307,7 +309,7 @@ def _add_by_channel(
 def convolve_add(
     x: Words, window: Words, weight: Planes, each: int, group_size: int, out: Words
 ) -> None:
-    """out[O * positions] += weight * x for one sample; x: int64[C * H * W].
+    """Add weight * x to out[O * positions] for one sample; x: int64[C * H * W].
 
     weight: as `arrange` gives it; each: outputs per group; group_size: input
     elements per group.

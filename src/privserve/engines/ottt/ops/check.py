@@ -87,7 +87,7 @@ def guard_relu(
     output_bits: int,
     wide: int,
 ) -> None:
-    """flags = this party's share of a ReLU's FLAGS words per row, int64[B, FLAGS].
+    """Set flags to this party's share of a ReLU's FLAGS words per row, int64[B, FLAGS].
 
     fields, output_bits, wide: of the tuple, see `relu`; values: the op's input; shift, bias: as
     in `opening.mask_shifted`; opened, dhat: by the op; zeros: the word of a pack where the shares
@@ -142,7 +142,7 @@ def guard_truncate(
     zeros: int,
     flags: Rows,
 ) -> None:
-    """As `guard_relu`, for a truncation; its `result` is u_K itself, modulo 2^M."""
+    """Do as `guard_relu` for a truncation; its `result` is u_K itself, modulo 2^M."""
     up = 64 - comparison_bits - guard
     buckets = np.zeros(5 * 256, np.int64)
     for sample in range(result.shape[0]):
@@ -166,7 +166,7 @@ def guard_zero(
     zeros: int,
     flags: Rows,
 ) -> None:
-    """As `guard_relu`, for a `check`: values, int64[B, count], are zero mod 2^bits."""
+    """Do as `guard_relu` for a `check`: values, int64[B, count], are zero mod 2^bits."""
     up = 64 - bits
     buckets = np.zeros(5 * 256, np.int64)
     for sample in range(values.shape[0]):
@@ -179,7 +179,7 @@ def guard_zero(
 
 @kernel
 def deal_zeros(others: Planes, fields: int, target: int, out: Rows) -> None:
-    """Party 0's shares of zero: minus what the others draw, int64[n - 1, B, words] at `fields`."""
+    """Set party 0's shares of zero: minus what the others draw, int64[n - 1, B, words]."""
     for sample in range(out.shape[0]):
         for word in range(40):
             total = np.int64(0)

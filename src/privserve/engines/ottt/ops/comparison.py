@@ -271,7 +271,7 @@ def look_up(
     matrix: Rows,
     packed: Rows,
 ) -> None:
-    """matrix = this party's share of D, read from its tables at the chunks of `opened`; packed.
+    """Set matrix to this party's share of D, read from its tables at the chunks of `opened`.
 
     opened: int64[B, count], reduced to its low `comparison_bits` bits in place; spec: see
     ComparisonPlan.spec; tables: the word where the tables begin.
@@ -304,7 +304,7 @@ def look_up(
 
 @inlined
 def open_sign(x: Words, matrix: Words, chunks: int, top: int, paths: Words) -> None:
-    """matrix = dhat = det D ^ mhat per element; x: what was opened, mhat its bit `top`.
+    """Set matrix to dhat = det D ^ mhat per element; x: what was opened, mhat its bit `top`.
 
     paths: int64[count], written to.
     """
@@ -336,7 +336,7 @@ def deal_tables(
     fields: int,
     tables: Words,
 ) -> None:
-    """tables = party 0's shares of one query's tables, those of the others taken off.
+    """Set tables to party 0's shares of one query's tables, those of the others taken off.
 
     r: int64[count]; free: the dealer's bits of R1 and R2; constants: of the last column of D;
     others: int64[n - 1, B, words], with the tables at word `fields`.

@@ -144,7 +144,7 @@ def convolve_add(
     group_size: int,
     out: Words,
 ) -> None:
-    """out[O * positions] += weight * x for one sample; x: int64[C * H * W].
+    """Add weight * x to out[O * positions] for one sample; x: int64[C * H * W].
 
     index, window: as in `arrangement`; weight: as `arrange` gives it; each: outputs per group;
     group_size: input elements per group.
@@ -169,7 +169,7 @@ def evaluate(
     bias: Words,
     out: Rows,
 ) -> None:
-    """out = L(xhat, W_i) + Z_i + bias_i for a batch; Z_i lies in the packs from word `z`."""
+    """Set out = L(xhat, W_i) + Z_i + bias_i for a batch; Z_i lies in the packs from word `z`."""
     for sample in range(xhat.shape[0]):
         row = pool[(first + sample) % pool.shape[0]]
         y = out[sample]
@@ -194,7 +194,7 @@ def _precompute(
     each: int,
     group_size: int,
 ) -> None:
-    """Z_i = L(A_i, open_weight) + C_i in place of C_i, for `count` packs from slot `first`."""
+    """Put Z_i = L(A_i, open_weight) + C_i in place of C_i, for `count` packs from slot `first`."""
     for k in range(count):
         row = pool[(first + k) % pool.shape[0]]
         mask, ready = row[masks : masks + inputs], row[z : z + outputs]
@@ -217,7 +217,7 @@ def _deal(
     group_size: int,
     out: Rows,
 ) -> None:
-    """Party 0's C_0 = L(A, B) - sum of the other C_i, for a batch of packs.
+    """Set party 0's C_0 = L(A, B) - sum of the other C_i, for a batch of packs.
 
     first_stream: int64[B, mask words], party 0's masks; others: int64[n - 1, B, words], the
     other parties' streams, with A_i at word `masks` and C_i at `fields`; weight_mask: B;

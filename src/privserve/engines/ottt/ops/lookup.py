@@ -58,7 +58,7 @@ def finish_lookup(
     segment_bits: int,
     out: Rows,
 ) -> None:
-    """out = this party's share of the function, from what was opened (reduced here).
+    """Set out to this party's share of the function, from what was opened (reduced here).
 
     tables: the word of a pack where the tables begin.
     """
@@ -89,7 +89,7 @@ def deal_lookup(
     table: ReceivedRows,
     out: Rows,
 ) -> None:
-    """Party 0's tables: the quadratics that belong to r, minus the other parties' shares.
+    """Set party 0's tables: the quadratics that belong to r, minus the other parties' shares.
 
     first_stream: int64[B, mask words] of party 0; others: int64[n - 1, B, words], masks at word
     `masks`, tables at `fields`; table: see `quadratics`; out[:, target:] is written.

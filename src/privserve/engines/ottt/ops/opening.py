@@ -193,7 +193,7 @@ def rounding(parties: int, shift: int) -> int:
 def mask_input(
     pool: Rows, first: int, masks: int, values: Rows, bits: int, masked: Rows, packed: Rows
 ) -> None:
-    """masked = values - A_i, and its low `bits` bits packed; masks: the word where A_i begins."""
+    """Set masked = values - A_i and pack its low `bits` bits; masks: the word where A_i begins."""
     count = values.shape[1]
     for sample in range(values.shape[0]):
         row = pool[(first + sample) % pool.shape[0]]
@@ -218,7 +218,7 @@ def mask_shifted(
     masked: Rows,
     packed: Rows,
 ) -> None:
-    """masked = ((values + bias) >> shift) + offset + r_i mod 2^K, and packed.
+    """Set masked = ((values + bias) >> shift) + offset + r_i mod 2^K, and pack it.
 
     masks: the word of the fields that carry r_i in their low K = `comparison_bits` bits.
     """

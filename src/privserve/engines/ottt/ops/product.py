@@ -39,9 +39,10 @@ def finish_product(
     lead: int,
     out: Rows,
 ) -> None:
-    """out = this party's share of x y from the opened (x - A, y - B), int64[B, len(x) + len(y)].
+    """Set out to this party's share of x y from the opened (x - A, y - B).
 
-    masks: the word of a pack where A, then B begin; fields: where C begins; factors: len(y).
+    opened: int64[B, len(x) + len(y)]; masks: the word of a pack where A, then B begin; fields:
+    where C begins; factors: len(y).
     """
     count = out.shape[1]
     for sample in range(out.shape[0]):
@@ -73,7 +74,7 @@ def deal_product(
     inner: int,
     out: Rows,
 ) -> None:
-    """Party 0's share of C = A B, for a batch of packs; out[:, target:] is written.
+    """Set party 0's share of C = A B, for a batch of packs; out[:, target:] is written.
 
     first_stream: int64[B, mask words] of party 0; others: int64[n - 1, B, words], with A, B from
     word `masks` and C at `fields`.

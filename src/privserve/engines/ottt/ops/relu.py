@@ -68,7 +68,7 @@ def finish_relu(
     lead: int,
     out: Rows,
 ) -> None:
-    """out = this party's share of ReLU(u), from what was opened; dhat is left in `matrix`.
+    """Set out to this party's share of ReLU(u), from what was opened; dhat is left in `matrix`.
 
     fields: the word of a pack where the tuple's fields begin.
     """
@@ -107,7 +107,7 @@ def finish_relu(
 def _sum_masks(
     own: Words, others: Planes, sample: int, fields: int, comparison_bits: int, total: Words
 ) -> None:
-    """total = sum r_i as integers; r_0 is in the dealer's `own`, r_i in the words at `fields`."""
+    """Set total = sum r_i as integers; r_0 is in the dealer's `own`, the others at `fields`."""
     count = total.shape[0]
     keep = (np.int64(1) << comparison_bits) - np.int64(1)
     for e in range(count):
@@ -192,7 +192,7 @@ def deal_relu(
     chunks: int,
     out: Rows,
 ) -> None:
-    """The corrections, party 0's fields, for a batch of ReLU tuples.
+    """Set the corrections, party 0's fields, for a batch of ReLU tuples.
 
     randomness: int64[2, B, count], the dealer's own uniform words (r_0; R1, R2 and b).
     others: int64[n - 1, B, words], the streams of parties 1..n-1, fields at `fields`;

@@ -46,7 +46,7 @@ def finish_truncate(
     lead: int,
     out: Rows,
 ) -> None:
-    """out = this party's share of u, from what was opened (reduced here)."""
+    """Set out to this party's share of u, from what was opened (reduced here)."""
     slots = pool.shape[0]
     batch, count = opened.shape
     top = comparison_bits - 1
@@ -82,7 +82,7 @@ def deal_truncate(
     wide: int,
     out: Rows,
 ) -> None:
-    """The corrections for a batch of truncation tuples.
+    """Set the corrections for a batch of truncation tuples.
 
     own: int64[B, count], for r_0; others, fields, target, out: as in `relu.deal_relu`.
     """
