@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import ast
 import functools
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from ottt_openings import bits_by_value, online_values
 from parties import Session, run_session
 from serving import ROOT, SAMPLE_MODEL, free_workers, serving
 from torch import nn
@@ -18,7 +20,9 @@ import privserve as ps
 from privserve import sharing
 from privserve.certificates import OWNER_TOKEN
 from privserve.engines import ENGINES, Prepared, load_engine
+from privserve.engines.ottt.ops.opening import Opening
 from privserve.fixedpoint import encode
+from privserve.program import Program
 
 # With 255 degrees of freedom, chance exceeds this once in ten million runs.
 CHI_SQUARE_LIMIT = 400.0
@@ -157,19 +161,81 @@ def test_what_the_dealer_receives_depends_on_no_weight_and_no_query(
     assert first == second, "the same requests, whatever is computed"
 
 
+def orders(values: list[np.ndarray], openings: list[Opening]) -> tuple[bytes, bytes]:
+    """The bits that were opened, value after value and place after place (all lowest first)."""
+    bits = [bits_by_value(v, o.bits) for v, o in zip(values, openings, strict=True)]
+    by_value = np.concatenate([part.ravel() for part in bits])
+    by_place = np.concatenate([part.T.ravel() for part in bits])
+    return np.packbits(by_value).tobytes(), np.packbits(by_place).tobytes()
+
+
+def exchanged() -> tuple[list[Opening], list[np.ndarray], list[np.ndarray], bytes]:
+    """Of a run of ottt: its openings, bob's shares, what was opened; bob's share of W - B.
+
+    Only bits that an op opens: words are padded with zeros, which are no secret.
+    """
+    prepared, batches, session = run("ottt", 1, 2)
+    program, rows = Program.from_json(prepared.description), [len(batch) for batch in batches]
+    theirs = frames(session, "alice", "received", ("bob",))
+    mine = frames(session, "alice", "sent", ("bob",))
+    received = list(online_values(program, theirs, rows))
+    sent = [values for _, values in online_values(program, mine, rows)]
+    opened = [
+        share ^ own if opening.xor else share + own
+        for (opening, share), own in zip(received, sent, strict=True)
+    ]
+    openings, shares = [opening for opening, _ in received], [share for _, share in received]
+    return openings, shares, opened, theirs[0]
+
+
+def test_what_ottt_opens_and_every_share_of_it_looks_uniform() -> None:
+    openings, shares, opened, weights = exchanged()
+    assert chi_square(weights) < CHI_SQUARE_LIMIT
+    for values in (shares, opened):
+        for data in orders(values, openings):
+            assert len(data) > 5000
+            assert chi_square(data) < CHI_SQUARE_LIMIT
+
+
+def a_bit_short(values: np.ndarray, bits: int) -> np.ndarray:
+    """As under masks whose top bit is never set."""
+    return values & ((1 << (bits - 1)) - 1)
+
+
+def a_mask_left_out(values: np.ndarray, bits: int) -> np.ndarray:
+    """As if every sixteenth value, which is small, were opened without a mask."""
+    bare = values.copy()
+    bare.reshape(-1)[::16] &= 7
+    return bare
+
+
+@pytest.mark.parametrize("flaw", [a_bit_short, a_mask_left_out])
+def test_the_statistic_sees_openings_that_are_not_uniform(
+    flaw: Callable[[np.ndarray, int], np.ndarray],
+) -> None:
+    openings, _, opened, _ = exchanged()
+    flawed = [flaw(v, o.bits) for v, o in zip(opened, openings, strict=True)]
+    assert max(map(chi_square, orders(flawed, openings))) > CHI_SQUARE_LIMIT
+
+
 @pytest.mark.parametrize("engine", ENGINES)
-def test_what_compute_parties_exchange_looks_uniform_and_holds_no_plaintext(engine: str) -> None:
+def test_what_compute_parties_exchange_holds_no_plaintext(engine: str) -> None:
     prepared, batches, session = run(engine, 1, 2)
     for party, peer in (("alice", "bob"), ("bob", "alice")):
         received = frames(session, party, "received", (peer,))
         assert received
-        large = random_part(received)
-        assert len(large) > 5000
-        assert chi_square(large) < CHI_SQUARE_LIMIT
         everything = b"".join(received)
         for plain in [*prepared.parameters.values(), *batches]:
             flat = plain.ravel()
             assert flat[:2].tobytes() not in everything
+
+
+def test_what_crypten_exchanges_looks_uniform() -> None:
+    _, _, session = run("crypten", 1, 2)
+    for party, peer in (("alice", "bob"), ("bob", "alice")):
+        large = random_part(frames(session, party, "received", (peer,)))
+        assert len(large) > 5000
+        assert chi_square(large) < CHI_SQUARE_LIMIT
 
 
 @pytest.mark.parametrize("engine", ENGINES)

@@ -6,16 +6,30 @@ party that adds public constants.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from privserve.errors import ModelError
-
 Shares = NDArray[Any]
 """int64; the compiler also moves float64 bounds around with these functions."""
+
+
+class Operands(NamedTuple):
+    """What a local op works on."""
+
+    inputs: Sequence[Shares]
+    attributes: Mapping[str, Any]
+    shape: tuple[int, ...]
+    """Of its output, no batch axis."""
+    lead: bool
+    parameters: Mapping[str, Shares]
+
+    @property
+    def x(self) -> Shares:
+        """The first input."""
+        return self.inputs[0]
 
 
 def apply(
@@ -27,41 +41,11 @@ def apply(
     parameters: Mapping[str, Shares],
 ) -> Shares:
     """Run the local op `kind` of `program.OP_KINDS`; shape: of its output, no batch axis."""
-    x = inputs[0]
-    if kind == "reshape":
-        return x.reshape(len(x), *shape)
-    if kind == "reread":
-        return x
-    if kind == "transpose":
-        return x.transpose(0, *(axis + 1 for axis in attributes["axes"]))
-    if kind == "pad":
-        value = attributes["value"] if lead else 0
-        return np.pad(x, ((0, 0), *map(tuple, attributes["pads"])), constant_values=value)
-    if kind == "slice":
-        return x[(slice(None), *(slice(*s) for s in attributes["slices"]))]
-    if kind == "concat":
-        return np.concatenate(list(inputs), axis=attributes["axis"] + 1)
-    if kind == "expand":
-        return np.broadcast_to(x, (len(x), *shape))
-    if kind == "gather":
-        return np.asarray(np.take(x, attributes["rows"], axis=attributes["axis"] + 1))
-    if kind == "add":
-        return inputs[0] + inputs[1]
-    if kind == "sub":
-        return inputs[0] - inputs[1]
-    if kind == "scale":
-        return x * np.asarray(attributes["factor"], dtype=np.int64)
-    if kind == "offset":
-        return x + np.int64(attributes["value"]) if lead else x
-    if kind == "add_parameter":
-        return x + parameters[attributes["parameter"]]
-    if kind == "sum_pool":
-        return sum_pool(x, attributes)
-    raise ModelError(f"the engine 'ottt' does not know the op '{kind}'; update this party")
+    return LOCAL[kind](Operands(inputs, attributes, shape, lead, parameters))
 
 
 def sum_pool(x: Shares, attributes: Mapping[str, Any]) -> Shares:
-    """Sums over windows of the last two axes: x int64[B, C, H, W] -> int64[B, C, H', W']."""
+    """Return sums over windows of the last two axes: int64[B, C, H, W] -> int64[B, C, H', W']."""
     kh, kw = attributes["kernel"]
     sh, sw = attributes["strides"]
     top, left, bottom, right = attributes["pads"]
@@ -74,3 +58,43 @@ def sum_pool(x: Shares, attributes: Mapping[str, Any]) -> Shares:
         for j in range(kw):
             out += x[:, :, i : i + sh * (height - 1) + 1 : sh, j : j + sw * (width - 1) + 1 : sw]
     return out
+
+
+def _transpose(on: Operands) -> Shares:
+    return on.x.transpose(0, *(axis + 1 for axis in on.attributes["axes"]))
+
+
+def _pad(on: Operands) -> Shares:
+    pads = ((0, 0), *map(tuple, on.attributes["pads"]))
+    return np.pad(on.x, pads, constant_values=on.attributes["value"] if on.lead else 0)
+
+
+def _slice(on: Operands) -> Shares:
+    return on.x[(slice(None), *(slice(*s) for s in on.attributes["slices"]))]
+
+
+def _concat(on: Operands) -> Shares:
+    return np.concatenate(list(on.inputs), axis=on.attributes["axis"] + 1)
+
+
+def _gather(on: Operands) -> Shares:
+    return np.asarray(np.take(on.x, on.attributes["rows"], axis=on.attributes["axis"] + 1))
+
+
+LOCAL: Mapping[str, Callable[[Operands], Shares]] = {
+    "reshape": lambda on: on.x.reshape(len(on.x), *on.shape),
+    "reread": lambda on: on.x,
+    "transpose": _transpose,
+    "pad": _pad,
+    "slice": _slice,
+    "concat": _concat,
+    "gather": _gather,
+    "expand": lambda on: np.broadcast_to(on.x, (len(on.x), *on.shape)),
+    "add": lambda on: on.inputs[0] + on.inputs[1],
+    "sub": lambda on: on.inputs[0] - on.inputs[1],
+    "scale": lambda on: on.x * np.asarray(on.attributes["factor"], dtype=np.int64),
+    "offset": lambda on: on.x + np.int64(on.attributes["value"]) if on.lead else on.x,
+    "add_parameter": lambda on: on.x + on.parameters[on.attributes["parameter"]],
+    "sum_pool": lambda on: sum_pool(on.x, on.attributes),
+}
+"""By kind: the op as a function of what it works on."""

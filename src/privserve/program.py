@@ -1,6 +1,6 @@
 """The compiled model: a list of ops on shared values, with static shapes and no weights.
 
-`compile_onnx.compile_model` makes one; engines run it. Every value is an array of ring
+`compiler.compile.compile_model` makes one; engines run it. Every value is an array of ring
 elements whose real value is element * step. Only the low `bits` bits of a value's elements
 ever matter to what consumes it, so that is what an engine has to compute and to send.
 """
@@ -8,41 +8,105 @@ ever matter to what consumes it, so that is what an engine has to compute and to
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any
+
+from privserve.errors import ModelError
 
 MIN_COMPARISON_BITS = 6
 MAX_COMPARISON_BITS = 44
 """K of a comparison lies between these."""
 
-OP_KINDS = {
+Attributes = Mapping[str, Any]
+
+
+class Memory(Enum):
+    """What memory a local op's result takes."""
+
+    NEW = "its own: it shares none with the inputs"
+    VIEW = "possibly that of its input"
+    SAME = "that of its input, element by element in the same order"
+
+
+def _as_output(attributes: Attributes, output_bits: int) -> int:
+    return output_bits
+
+
+def _compared(attributes: Attributes) -> int:
+    """The bits of a comparison that may be guarded."""
+    return int(attributes["comparison_bits"] + attributes["guard"])
+
+
+def _shifted(attributes: Attributes, output_bits: int) -> int:
+    return int(attributes["shift"] + attributes["comparison_bits"] + attributes.get("guard", 0))
+
+
+def _named(attributes: Attributes, output_bits: int) -> int:
+    return int(attributes["bits"])
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What everybody needs to know of a kind of op."""
+
+    says: str
+    """What it computes; `names` are attributes."""
+    communicates: bool = False
+    memory: Memory = Memory.NEW
+    needs: Callable[[Attributes, int], int] = _as_output
+    """From an op's attributes and its output's bits: how many low bits of its inputs matter."""
+    makes: Callable[[Attributes], int] = lambda attributes: 1
+    """From an op's attributes: how many low bits of its output matter at least."""
+
+
+OP_KINDS: Mapping[str, Kind] = {
     # One opening, and a multiplication by a secret parameter.
-    "linear": "weight * x + bias: `geometry`, `weight`, `bias` (a parameter's name or null)",
+    "linear": Kind(
+        "weight * x + bias: `geometry`, `weight`, `bias` (a parameter's name or null)",
+        communicates=True,
+    ),
     # Comparisons: x >> `shift`, which fits in `comparison_bits` bits with its sign, or else
     # in `guard` bits more, if there are any: then the client learns that the row left its range.
-    "relu": "max(x >> shift, 0)",
-    "truncate": "x >> shift; the value fits in comparison_bits - 1 bits with its sign",
+    "relu": Kind("max(x >> shift, 0)", communicates=True, needs=_shifted, makes=_compared),
+    "truncate": Kind(
+        "x >> shift; the value fits in comparison_bits - 1 bits with its sign",
+        communicates=True,
+        needs=_shifted,
+        makes=_compared,
+    ),
     # One opening each.
-    "multiply": "x * y: `inner`; element e takes element (e // inner) % len(y) of y",
-    "lookup": "a smooth `function` of x >> `shift`, by quadratics: see engines.ottt.lookup",
+    "multiply": Kind(
+        "x * y: `inner`; element e takes element (e // inner) % len(y) of y", communicates=True
+    ),
+    "lookup": Kind(
+        "a smooth `function` of x >> `shift`, by quadratics: see engines.ottt.ops.lookup",
+        communicates=True,
+        needs=_shifted,
+    ),
     # Local: no communication.
-    "reshape": "to the output's shape",
-    "reread": "the same elements, with the output's step: times a public real",
-    "transpose": "`axes`, without the batch axis",
-    "pad": "`pads`: [[before, after] per axis] with the public ring element `value`",
-    "slice": "`slices`: [[start, stop, step] per axis]",
-    "concat": "along `axis`",
-    "gather": "`rows` along `axis`, in that order",
-    "expand": "to the output's shape, repeated along axes of length 1",
-    "add": "x + y",
-    "sub": "x - y",
-    "scale": "x * `factor`, a public integer or one per element; `rounded`: it is not exact",
-    "offset": "x + `value`, a public integer",
-    "add_parameter": "x + the secret `parameter`",
-    "check": "no output: where x mod 2^`bits` is not zero, the client learns that the row left "
-    "its range",
-    "sum_pool": "sums over windows: `kernel`, `strides`, `pads` [top, left, bottom, right]",
+    "reshape": Kind("to the output's shape", memory=Memory.SAME),
+    "reread": Kind(
+        "the same elements, with the output's step: times a public real", memory=Memory.SAME
+    ),
+    "transpose": Kind("`axes`, without the batch axis", memory=Memory.VIEW),
+    "pad": Kind("`pads`: [[before, after] per axis] with the public ring element `value`"),
+    "slice": Kind("`slices`: [[start, stop, step] per axis]", memory=Memory.VIEW),
+    "concat": Kind("along `axis`"),
+    "gather": Kind("`rows` along `axis`, in that order"),
+    "expand": Kind("to the output's shape, repeated along axes of length 1", memory=Memory.VIEW),
+    "add": Kind("x + y"),
+    "sub": Kind("x - y"),
+    "scale": Kind("x * `factor`, a public integer or one per element; `rounded`: it is not exact"),
+    "offset": Kind("x + `value`, a public integer", memory=Memory.VIEW),
+    "add_parameter": Kind("x + the secret `parameter`"),
+    "check": Kind(
+        "no output: where x mod 2^`bits` is not zero, the client learns that the row left "
+        "its range",
+        needs=_named,
+    ),
+    "sum_pool": Kind("sums over windows: `kernel`, `strides`, `pads` [top, left, bottom, right]"),
 }
 
 
@@ -72,7 +136,12 @@ class Op:
     layer: str
     inputs: tuple[int, ...]
     output: int
-    attributes: Mapping[str, Any] = field(default_factory=dict)
+    attributes: Attributes = field(default_factory=dict)
+
+    @property
+    def is_guarded(self) -> bool:
+        """Whether its range is a guess that the parties check."""
+        return self.kind == "check" or bool(self.attributes.get("guard"))
 
 
 @dataclass(frozen=True)
@@ -102,12 +171,10 @@ class Program:
     @property
     def guards(self) -> tuple[str, ...]:
         """The layers whose guessed ranges are checked, in the order of an answer's flags."""
-        return tuple(
-            op.layer for op in self.ops if op.kind == "check" or op.attributes.get("guard")
-        )
+        return tuple(op.layer for op in self.ops if op.is_guarded)
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON-able description; everything in it is public."""
+        """Return a JSON-able description; everything in it is public."""
         return {
             "inputs": [
                 {"name": p.name, "shape": list(self.values[p.value].shape), "value": p.value}
@@ -145,8 +212,13 @@ class Program:
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> Program:
-        """The inverse of `to_json`; ignores further keys."""
+        """Return the program of a description by `to_json`; further keys are ignored.
+
+        Raises ModelError for an op that is not in OP_KINDS.
+        """
         low, high = fields["input_range"]
+        for kind in {op["kind"] for op in fields["ops"]} - OP_KINDS.keys():
+            raise ModelError(f"the engine 'ottt' does not know the op '{kind}'; update this party")
         return cls(
             inputs=tuple(Port(p["name"], p["value"]) for p in fields["inputs"]),
             outputs=tuple(Port(p["name"], p["value"], p["activation"]) for p in fields["outputs"]),

@@ -25,7 +25,7 @@ ENTRIES = 3
 
 
 def fit(function: Function, piece: tuple[float, float], starts: Floats, width: float) -> Floats:
-    """Quadratics for segments that begin at `starts` and are `width` wide: float64[3, S].
+    """Return quadratics for segments that begin at `starts` and are `width` wide: float64[3, S].
 
     Row k belongs to (x - centre)^k, centre being the segment's middle. Each interpolates the
     function in Chebyshev's nodes; a segment that sticks out of the piece gets the quadratic
@@ -48,7 +48,7 @@ def fit(function: Function, piece: tuple[float, float], starts: Floats, width: f
 
 
 def quadratics(attributes: Mapping[str, Any]) -> RingArray:
-    """int64[2^K, 3]: row a + 2^s holds c_0, c_1, c_2 of the interval that begins at a.
+    """Return int64[2^K, 3]: row a + 2^s holds c_0, c_1, c_2 of the interval that begins at a.
 
     a goes from -2^s, since the interval that wraps around holds small t only.
     """

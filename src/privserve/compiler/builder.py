@@ -31,7 +31,7 @@ from privserve.compiler.ranges import Floats, Range
 from privserve.compiler.traced import Traced, extra_bits
 from privserve.errors import ModelError
 from privserve.fixedpoint import RingArray
-from privserve.program import Op, Port, Program, Value
+from privserve.program import OP_KINDS, Op, Port, Program, Value
 
 LEAST_ALIGN_BITS = 10
 """Factors that bring values to one step have at least this many significant bits."""
@@ -315,16 +315,9 @@ class ProgramBuilder:
         for number in outputs:
             bits[number] = 64
         for op in reversed(self._ops):
-            if op.kind == "lookup":
-                needed = op.attributes["shift"] + op.attributes["comparison_bits"]
-            elif op.kind in ("relu", "truncate"):
-                k = op.attributes["comparison_bits"] + op.attributes["guard"]
-                bits[op.output] = max(bits[op.output], k)
-                needed = op.attributes["shift"] + k
-            elif op.kind == "check":
-                needed = op.attributes["bits"]
-            else:
-                needed = bits[op.output]
+            kind = OP_KINDS[op.kind]
+            bits[op.output] = max(bits[op.output], kind.makes(op.attributes))
+            needed = kind.needs(op.attributes, bits[op.output])
             for number in op.inputs:
                 bits[number] = max(bits[number], needed)
         # A power of two: exact bounds would tell about the weights, K tells this much.

@@ -8,9 +8,9 @@ parties differs by what these cost, as little as by one run from the next.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,10 +19,13 @@ from privserve import local
 from privserve.compiler.ranges import convolve
 from privserve.fixedpoint import RingArray
 from privserve.geometry import Geometry
-from privserve.program import Op, Program
+from privserve.program import Attributes, Op, Program
 from privserve.splines import quadratics
 
 Floats = NDArray[np.float64]
+
+Meant = tuple[RingArray, NDArray[np.bool_] | None]
+"""An op's result, and the rows whose value left its range (None where there is none)."""
 
 EXACT = 2.0**52
 """Sums of products below this are exact in float64."""
@@ -58,54 +61,59 @@ def simulate(
 
 def _run(
     program: Program, parameters: Mapping[str, RingArray], op: Op, inputs: Sequence[RingArray]
-) -> tuple[RingArray, NDArray[np.bool_] | None]:
-    """The op's result, and the rows whose value left its range (None where there is none)."""
-    x, attributes = inputs[0], op.attributes
+) -> Meant:
     shape = program.values[op.output].shape
-    if op.kind == "linear":
-        geometry = Geometry.from_json(attributes["geometry"])
-        out = convolve_exactly(x, parameters[attributes["weight"]], geometry)
-        if attributes["bias"]:
-            out += parameters[attributes["bias"]][:, None, None]
-        return out, None
-    if op.kind in ("relu", "truncate"):
-        u, k = shifted(x, attributes["shift"]), attributes["comparison_bits"]
-        kept = wrapped(u, k)
-        left = rows_with(kept != u)
-        if op.kind == "truncate":
-            left |= rows_with(np.abs(kept) >= 1 << (k - 2))
-        return (np.maximum(kept, 0) if op.kind == "relu" else kept), left
-    if op.kind == "multiply":
-        factor, inner = inputs[1].reshape(len(x), -1), attributes["inner"]
-        place = np.arange(program.values[op.output].size) // inner % factor.shape[1]
-        return x * factor[:, place].reshape(x.shape), None
-    if op.kind == "lookup":
-        return _look_up(x, attributes)
-    if op.kind == "check":
-        return np.zeros((len(x), 0), np.int64), rows_with(wrapped(x, attributes["bits"]) != 0)
-    return local.apply(op.kind, attributes, inputs, shape, True, parameters), None
+    if op.kind in _MEANINGS:
+        return _MEANINGS[op.kind](op.attributes, inputs, parameters)
+    return local.apply(op.kind, op.attributes, inputs, shape, True, parameters), None
 
 
-def shifted(x: RingArray, shift: int) -> RingArray:
-    """x / 2^shift, rounded to the nearest unit."""
-    return (x + (1 << (shift - 1))) >> shift if shift else x
+def _linear(
+    attributes: Attributes, inputs: Sequence[RingArray], parameters: Mapping[str, RingArray]
+) -> Meant:
+    geometry = Geometry.from_json(attributes["geometry"])
+    out = convolve_exactly(inputs[0], parameters[attributes["weight"]], geometry)
+    if attributes["bias"]:
+        out += parameters[attributes["bias"]][:, None, None]
+    return out, None
 
 
-def wrapped(x: RingArray, bits: int) -> RingArray:
-    """x modulo 2^bits, as a signed number."""
-    return (x << (64 - bits)) >> (64 - bits)
+def _compared(x: RingArray, attributes: Attributes) -> tuple[RingArray, NDArray[np.bool_]]:
+    """u as a comparison computes with it, and the rows in which that is not u."""
+    u = shifted(x, attributes["shift"])
+    kept = wrapped(u, attributes["comparison_bits"])
+    return kept, rows_with(kept != u)
 
 
-def rows_with(where: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """The rows in which any element is true."""
-    return np.asarray(where.reshape(len(where), -1).any(1), np.bool_)
+def _relu(
+    attributes: Attributes, inputs: Sequence[RingArray], parameters: Mapping[str, RingArray]
+) -> Meant:
+    kept, left = _compared(inputs[0], attributes)
+    return np.maximum(kept, 0), left
 
 
-def _look_up(x: RingArray, attributes: Mapping[str, Any]) -> tuple[RingArray, NDArray[np.bool_]]:
+def _truncate(
+    attributes: Attributes, inputs: Sequence[RingArray], parameters: Mapping[str, RingArray]
+) -> Meant:
+    kept, left = _compared(inputs[0], attributes)
+    return kept, left | rows_with(np.abs(kept) >= 1 << (attributes["comparison_bits"] - 2))
+
+
+def _multiply(
+    attributes: Attributes, inputs: Sequence[RingArray], parameters: Mapping[str, RingArray]
+) -> Meant:
+    x, factor = inputs[0], inputs[1].reshape(len(inputs[1]), -1)
+    place = np.arange(math.prod(x.shape[1:])) // attributes["inner"] % factor.shape[1]
+    return x * factor[:, place].reshape(x.shape), None
+
+
+def _lookup(
+    attributes: Attributes, inputs: Sequence[RingArray], parameters: Mapping[str, RingArray]
+) -> Meant:
     """The quadratics of segments that begin at multiples of their width: r = 0."""
     bits, segment_bits = attributes["comparison_bits"], attributes["segment_bits"]
     width = 1 << segment_bits
-    t = shifted(x, attributes["shift"]) - attributes["low"]
+    t = shifted(inputs[0], attributes["shift"]) - attributes["low"]
     left = rows_with((t < 0) | (t >= (1 << bits) - width))
     t &= (1 << bits) - 1
     z = (t & (width - 1)) - width // 2
@@ -115,8 +123,41 @@ def _look_up(x: RingArray, attributes: Mapping[str, Any]) -> tuple[RingArray, ND
     return entries[..., 0] + z * (entries[..., 1] + z * entries[..., 2]), left
 
 
+def _check(
+    attributes: Attributes, inputs: Sequence[RingArray], parameters: Mapping[str, RingArray]
+) -> Meant:
+    x = inputs[0]
+    return np.zeros((len(x), 0), np.int64), rows_with(wrapped(x, attributes["bits"]) != 0)
+
+
+_MEANINGS: Mapping[str, Callable[..., Meant]] = {
+    "linear": _linear,
+    "relu": _relu,
+    "truncate": _truncate,
+    "multiply": _multiply,
+    "lookup": _lookup,
+    "check": _check,
+}
+"""What an op that is not in `local` means: of its attributes, inputs and the parameters."""
+
+
+def shifted(x: RingArray, shift: int) -> RingArray:
+    """Return x / 2^shift, rounded to the nearest unit."""
+    return (x + (1 << (shift - 1))) >> shift if shift else x
+
+
+def wrapped(x: RingArray, bits: int) -> RingArray:
+    """Return x modulo 2^bits, as a signed number."""
+    return (x << (64 - bits)) >> (64 - bits)
+
+
+def rows_with(where: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return the rows in which any element is true."""
+    return np.asarray(where.reshape(len(where), -1).any(1), np.bool_)
+
+
 def convolve_exactly(x: RingArray, weight: RingArray, geometry: Geometry) -> RingArray:
-    """weight * x modulo 2^64, x: int64[S, C, H, W], by float64 convolutions that are exact.
+    """Return weight * x modulo 2^64, x: int64[S, C, H, W], by exact float64 convolutions.
 
     Both are cut into parts of few enough bits that no sum of their products is rounded.
     """

@@ -163,7 +163,7 @@ def keys(dealer: list[Frame]) -> list[bytes]:
 
 
 def pack_numbers(frames: list[Frame]) -> list[int]:
-    """The pack number at the head of each run that alice began; her first frame is What's."""
+    """The pack number at the head of each run that alice began; her first frame is of W - B."""
     online = [p for went, to, p in frames if (went, to) == ("sent", BOB)][1:]
     return [struct.unpack_from("<q", first)[0] for first in online[::EXCHANGES]]
 

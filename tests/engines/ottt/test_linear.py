@@ -5,7 +5,9 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from privserve.engines.ottt import blocked, linear, reference
+from privserve.engines.ottt import reference
+from privserve.engines.ottt.ops import blocked, linear
+from privserve.engines.ottt.ops.arrangement import arrange, arrangement, index_map, window_of
 from privserve.geometry import Geometry
 from privserve.prg import Prg
 
@@ -44,13 +46,13 @@ def check_both_paths(geometry: Geometry) -> None:
             "groups": [geometry.groups],
         },
     )
-    for index, window in ((geometry.index_map(), NOTHING), (NO_MAP, geometry.window())):
+    for index, window in ((index_map(geometry), NOTHING), (NO_MAP, window_of(geometry))):
         out = start.ravel().copy()
         linear.convolve_add(
             x.ravel(),
             index,
             window,
-            geometry.arrange(weight),
+            arrange(geometry, weight),
             geometry.outputs // geometry.groups,
             x.size // geometry.groups,
             out,
@@ -100,8 +102,8 @@ def test_blocks_of_positions_and_taps_fit_together():
 
 def test_large_layers_have_no_index_map():
     large = Geometry((64, 56, 56), 64, (3, 3), pads=(1, 1, 1, 1))
-    assert large.reading()[0].size == 0
-    assert large.reading()[1].size == blocked.NUMBERS
+    assert arrangement(large).index.size == 0
+    assert arrangement(large).window.size == blocked.NUMBERS
     small = Geometry((1, 28, 28), 10, (4, 4), (2, 2))
-    assert small.reading()[0].size
-    assert small.reading()[1].size == 0
+    assert arrangement(small).index.size
+    assert arrangement(small).window.size == 0

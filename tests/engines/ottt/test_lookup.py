@@ -1,4 +1,4 @@
-"""Lookups and products: the kernels against slow references, then whole functions."""
+"""Lookups: the kernels against a slow reference, then whole functions."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from ottt_models import graph
 from ottt_session import Session, uniform
 
 from privserve.compiler.builder import ProgramBuilder
-from privserve.compiler.formats import lookup_format, repetition
+from privserve.compiler.formats import lookup_format
 from privserve.compiler.plan import Piece
 from privserve.compiler.ranges import Range, synthetic_samples
 from privserve.compiler.smooth import apply_function
 from privserve.engines import Prepared, ottt
-from privserve.engines.ottt import lookup, product, reference
+from privserve.engines.ottt import reference
+from privserve.engines.ottt.ops import lookup
 from privserve.functions import evaluate
 from privserve.prg import Prg
 from privserve.splines import quadratics
@@ -49,25 +50,25 @@ def looked_up(attributes: dict, values: np.ndarray, parties: int) -> tuple[np.nd
     t = values - attributes["low"]
     assert t.min() >= 0
     assert t.max() < 2**bits - 2**segment_bits
-    that = (t + sum(p[:, :count] for p in pools)) & (2**bits - 1)
+    opened = (t + sum(p[:, :count] for p in pools)) & (2**bits - 1)
     outs = []
     for pool in pools:
         out = np.empty((batch, count), np.int64)
-        opened = np.ascontiguousarray(that + (7 << bits))  # what is above is cut off
-        lookup.finish_lookup(np.ascontiguousarray(pool), 0, count, opened, bits, segment_bits, out)
+        above = np.ascontiguousarray(opened + (7 << bits))  # what is above is cut off
+        lookup.finish_lookup(np.ascontiguousarray(pool), 0, count, above, bits, segment_bits, out)
         outs.append(out)
-    return np.array(outs), that
+    return np.array(outs), opened
 
 
 @settings(deadline=None, max_examples=40)
 @given(st.sampled_from([2, 3, 4]), st.integers(1, 3), st.integers(1, 40))
 def test_a_lookup_is_its_reference(parties: int, batch: int, count: int) -> None:
     values = Prg().int64((batch, count)) % 3500 - 1750
-    outs, that = looked_up(SIGMOID, values, parties)
+    outs, opened = looked_up(SIGMOID, values, parties)
     for b in range(batch):
         for e in range(count):
-            r = (int(that[b, e]) - int(values[b, e]) - 1800) % 2**12
-            expected = reference.lookup(SIGMOID, int(that[b, e]), r)
+            r = (int(opened[b, e]) - int(values[b, e]) - 1800) % 2**12
+            expected = reference.lookup(SIGMOID, int(opened[b, e]), r)
             assert (int(outs[:, b, e].sum()) - expected) % 2**64 == 0
     real = outs.sum(0) / 2.0**30
     assert np.abs(real - 1 / (1 + np.exp(-values / 2**8))).max() < 1e-3
@@ -85,8 +86,8 @@ def test_what_is_opened_and_read_is_uniform() -> None:
     """Two far values: neither the opening nor the entries' shares tell them apart."""
     means = []
     for value in (-1700, 1700):
-        outs, that = looked_up(SIGMOID, np.full((1, 40_000), value), 2)
-        assert np.abs(np.bincount(that.ravel() >> 8, minlength=16) / 40_000 - 1 / 16).max() < 0.01
+        outs, opened = looked_up(SIGMOID, np.full((1, 40_000), value), 2)
+        assert np.abs(np.bincount(opened.ravel() >> 8, minlength=16) / 40_000 - 1 / 16).max() < 0.01
         means.append(outs[0].astype(np.float64).mean() / 2.0**63)
     assert max(map(abs, means)) < 0.02
 
@@ -114,53 +115,6 @@ def test_a_lookups_format_covers_its_piece(
     assert lowest >= 0
     assert highest < 2 ** got["comparison_bits"] - 2 ** got["segment_bits"]
     assert got["comparison_bits"] <= 20
-
-
-@settings(deadline=None, max_examples=60)
-@given(st.sampled_from([2, 3]), st.integers(1, 3), *[st.integers(1, 5)] * 3)
-def test_a_product_is_its_reference(
-    parties: int, batch: int, outer: int, factors: int, inner: int
-) -> None:
-    count = outer * factors * inner
-    x, y = Prg().int64((batch, count)), Prg().int64((batch, factors))
-    masks = Prg().int64((batch, count + factors))
-    others = Prg().int64((parties - 1, batch, 2 * count + factors))
-    c = np.zeros((batch, count), np.int64)
-    product.deal_product(masks, others, 0, count + factors, 0, count, factors, inner, c)
-    pools = [np.concatenate([masks, c], axis=1), *others]
-    both = np.concatenate([x, y], axis=1)
-    opened = both - sum(p[:, : count + factors] for p in pools)
-    total = np.zeros((batch, count), np.int64)
-    for rank, pool in enumerate(pools):
-        out = np.empty((batch, count), np.int64)
-        product.finish_product(
-            np.ascontiguousarray(pool),
-            0,
-            0,
-            count + factors,
-            opened,
-            factors,
-            inner,
-            int(rank == 0),
-            out,
-        )
-        total += out
-    for b in range(batch):
-        assert total[b].tolist() == reference.product(x[b].tolist(), y[b].tolist(), inner)
-
-
-@settings(max_examples=200)
-@given(st.lists(st.tuples(st.integers(1, 3), st.booleans()), min_size=1, max_size=4))
-def test_repetition_finds_the_element_that_broadcasting_takes(
-    axes: list[tuple[int, bool]],
-) -> None:
-    shape = tuple(d for d, _ in axes)
-    small = tuple(d if kept else 1 for d, kept in axes)
-    inner = repetition(small, shape)
-    numbers = np.arange(math.prod(small)).reshape(small)
-    taken = np.broadcast_to(numbers, shape).ravel()
-    if inner is not None:
-        assert np.array_equal(np.arange(taken.size) // inner % numbers.size, taken)
 
 
 GELU = ["mul", ["mul", "x", ["add", ["erf", ["mul", "x", math.sqrt(0.5)]], 1.0]], 0.5]

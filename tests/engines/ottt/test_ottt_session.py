@@ -19,11 +19,12 @@ from ottt_models import (
 )
 from ottt_session import MemoryMesh, Session, Wire, uniform
 
-from privserve.engines.ottt import dealer, party
-from privserve.engines.ottt.bits import unpack_add_batch
-from privserve.engines.ottt.comparison import plan_comparison
+from privserve.engines.ottt import dealer
+from privserve.engines.ottt.bits import unpack_add
 from privserve.engines.ottt.costs import cost_of_op
+from privserve.engines.ottt.ops.comparison import plan_comparison
 from privserve.engines.ottt.pool import Pool
+from privserve.engines.ottt.stats import Stats
 from privserve.errors import ClusterError, InputError, PeerLost, TooManyRows
 from privserve.sharing import split
 
@@ -161,7 +162,7 @@ def exchanges_of(program):
             yield count, program.values[op.output].bits, False
         elif op.kind == "relu":
             plan = plan_comparison(op.attributes["comparison_bits"])
-            yield count, plan.bits, False
+            yield count, plan.comparison_bits, False
             yield count, plan.opened_bits, True
 
 
@@ -180,7 +181,7 @@ def test_every_share_and_every_opened_value_is_made_of_fair_coins(x):
         for party_frames in frames:
             words = np.frombuffer(party_frames[step][header:], np.int64).reshape(60, -1)
             values = np.zeros((60, count), np.int64)
-            unpack_add_batch(np.ascontiguousarray(words), count, bits, values)
+            unpack_add(np.ascontiguousarray(words), count, bits, values)
             shares.append(values)
         opened = shares[0] ^ shares[1] if xor else shares[0] + shares[1]
         for values in (*shares, opened):
@@ -339,7 +340,7 @@ def test_the_stats_count_packs_bytes_and_time():
     with Session(small_net()) as session:
         session.query(uniform((3, 6), -1, 1))
         stats = session.computes[0].stats
-    assert isinstance(stats, party.Stats)
+    assert isinstance(stats, Stats)
     assert stats.packs_used == 3
     assert stats.bytes_sent == stats.bytes_received > 0
     assert 0 < stats.exchange_seconds <= stats.run_seconds

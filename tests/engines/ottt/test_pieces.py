@@ -15,11 +15,12 @@ from ottt_session import Session, uniform
 
 from privserve.engines import ottt
 from privserve.engines.ottt import layout
-from privserve.engines.ottt.buffers import COMMUNICATING, Buffers, expiring, last_readers
-from privserve.engines.ottt.dealer import PackMaker, masks_of_weights
+from privserve.engines.ottt.buffers import Buffers, expiring, last_readers
+from privserve.engines.ottt.dealer import PackMaker
 from privserve.engines.ottt.layout import PackLayout, lay_out, mask_words, tuple_words
+from privserve.engines.ottt.ops.linear import masks_of_weights
 from privserve.prg import Prg, fresh_key
-from privserve.program import Program
+from privserve.program import OP_KINDS, Program
 
 WEIGHTS = random_weights()
 
@@ -193,7 +194,7 @@ def test_results_that_are_still_read_share_no_memory(program):
         for number in op.inputs:
             if number in made:
                 assert (values[number] == made[number]).all()
-        if op.kind in COMMUNICATING:
+        if OP_KINDS[op.kind].communicates:
             buffers[index].out[:] = index
             values[op.output], made[op.output] = buffers[index].out, index
         else:

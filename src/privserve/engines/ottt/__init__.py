@@ -9,15 +9,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from privserve.engines.ottt.compute import LANES, Compute
     from privserve.engines.ottt.dealer import deal
     from privserve.engines.ottt.limits import frame_limits, memory
     from privserve.engines.ottt.owner import OPS, check, prepare, summary
-    from privserve.engines.ottt.party import LANES, Compute
 
 _HOMES = {
-    "LANES": "party",
+    "LANES": "compute",
     "OPS": "owner",
-    "Compute": "party",
+    "Compute": "compute",
     "check": "owner",
     "deal": "dealer",
     "frame_limits": "limits",

@@ -9,32 +9,23 @@ from __future__ import annotations
 
 import numpy as np
 
-from privserve.engines.ottt.jit import (
-    INT64,
-    NOTHING,
-    RECEIVED_ROWS,
-    RECEIVED_WORDS,
-    ROWS,
-    WORDS,
-    kernel,
-)
-from privserve.fixedpoint import RingArray
+from privserve.engines.ottt.jit import ReceivedRows, Rows, Words, inlined, kernel
 
 
 def mask(bits: int) -> int:
-    """The int64 whose low `bits` bits are set; -1 for 64."""
+    """Return the int64 whose low `bits` bits are set; -1 for 64."""
     return -1 if bits >= 64 else (1 << bits) - 1
 
 
 def packed_words(count: int, bits: int) -> int:
-    """How many 64-bit words `count` values of `bits` bits are packed into."""
+    """Return how many 64-bit words `count` values of `bits` bits are packed into."""
     lanes = -(-count // 64)
     rows = -(-count // lanes)
     return lanes * -(-rows * bits // 64)
 
 
-@kernel("void(int64[::1], int64, int64, int64[::1])")
-def pack(values: RingArray, count: int, bits: int, out: RingArray) -> None:
+@kernel
+def pack(values: Words, count: int, bits: int, out: Words) -> None:
     """Pack the low `bits` bits of values[:count] into out[:packed_words(count, bits)]."""
     lanes = (count + 63) // 64
     rows = (count + lanes - 1) // lanes
@@ -56,9 +47,9 @@ def pack(values: RingArray, count: int, bits: int, out: RingArray) -> None:
                 target[lane] = (source[lane] & keep) >> back
 
 
-@kernel(NOTHING(RECEIVED_WORDS, INT64, INT64, WORDS))
-def unpack_add(packed: RingArray, count: int, bits: int, total: RingArray) -> None:
-    """total[:count] += the values in `packed`; the sums keep carries above `bits` bits."""
+@inlined
+def _unpack(packed: Words, count: int, bits: int, xor: int, total: Words) -> None:
+    """Add, or XOR, the values in `packed` to total[:count]; `xor` is a constant at each call."""
     lanes = (count + 63) // 64
     rows = (count + lanes - 1) // lanes
     keep = np.int64(-1) if bits >= 64 else (np.int64(1) << bits) - np.int64(1)
@@ -71,50 +62,30 @@ def unpack_add(packed: RingArray, count: int, bits: int, total: RingArray) -> No
         source = packed[word : word + width]
         if shift + bits <= 64:
             for lane in range(width):
-                target[lane] += (source[lane] >> shift) & keep
+                value = (source[lane] >> shift) & keep
+                target[lane] = target[lane] ^ value if xor else target[lane] + value
         else:
             back = 64 - shift
             low = (np.int64(1) << back) - np.int64(1)
             further = packed[word + lanes : word + lanes + width]
             for lane in range(width):
                 value = (source[lane] >> shift) & low
-                target[lane] += (value | (further[lane] << back)) & keep
+                value = (value | (further[lane] << back)) & keep
+                target[lane] = target[lane] ^ value if xor else target[lane] + value
 
 
-@kernel(NOTHING(RECEIVED_WORDS, INT64, INT64, WORDS))
-def unpack_xor(packed: RingArray, count: int, bits: int, total: RingArray) -> None:
-    """total[:count] ^= the values in `packed`."""
-    lanes = (count + 63) // 64
-    rows = (count + lanes - 1) // lanes
-    keep = np.int64(-1) if bits >= 64 else (np.int64(1) << bits) - np.int64(1)
-    for row in range(rows):
-        start = row * lanes
-        width = min(lanes, count - start)
-        word = (row * bits) // 64 * lanes
-        shift = (row * bits) % 64
-        target = total[start : start + width]
-        source = packed[word : word + width]
-        if shift + bits <= 64:
-            for lane in range(width):
-                target[lane] ^= (source[lane] >> shift) & keep
-        else:
-            back = 64 - shift
-            low = (np.int64(1) << back) - np.int64(1)
-            further = packed[word + lanes : word + lanes + width]
-            for lane in range(width):
-                value = (source[lane] >> shift) & low
-                target[lane] ^= (value | (further[lane] << back)) & keep
+@kernel
+def unpack_add(packed: ReceivedRows, count: int, bits: int, total: Rows) -> None:
+    """Add the values in `packed` to `total`; the sums keep carries above `bits` bits.
 
-
-@kernel(NOTHING(RECEIVED_ROWS, INT64, INT64, ROWS))
-def unpack_add_batch(packed: RingArray, count: int, bits: int, total: RingArray) -> None:
-    """`unpack_add` row by row: packed int64[B, words], total int64[B, count]."""
+    packed: int64[B, packed_words(count, bits)]; total: int64[B, count].
+    """
     for sample in range(packed.shape[0]):
-        unpack_add(packed[sample], count, bits, total[sample])
+        _unpack(packed[sample], count, bits, 0, total[sample])
 
 
-@kernel(NOTHING(RECEIVED_ROWS, INT64, INT64, ROWS))
-def unpack_xor_batch(packed: RingArray, count: int, bits: int, total: RingArray) -> None:
-    """`unpack_xor` row by row: packed int64[B, words], total int64[B, count]."""
+@kernel
+def unpack_xor(packed: ReceivedRows, count: int, bits: int, total: Rows) -> None:
+    """XOR the values in `packed` into `total`; the shapes are those of `unpack_add`."""
     for sample in range(packed.shape[0]):
-        unpack_xor(packed[sample], count, bits, total[sample])
+        _unpack(packed[sample], count, bits, 1, total[sample])

@@ -7,31 +7,26 @@ needs room for the widest few of its layers and not for all of them.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from privserve.engines.ottt.bits import packed_words
-from privserve.engines.ottt.comparison import plan_comparison
+from privserve.engines.ottt.ops import openings_of
 from privserve.fixedpoint import RingArray
-from privserve.program import Op, Program
-
-COMMUNICATING = ("linear", "relu", "truncate", "multiply", "lookup")
-COPYING = ("add", "sub", "scale", "add_parameter", "concat", "gather", "pad", "sum_pool")
-"""Local ops whose result shares no memory with their inputs; others may return views."""
+from privserve.program import OP_KINDS, Memory, Program
 
 
 @dataclass(frozen=True)
 class OpBuffers:
     """What one op writes into at one batch size."""
 
-    opened: RingArray
-    packed: RingArray
+    openings: tuple[tuple[RingArray, RingArray], ...]
+    """Per opening its values, int64[B, count], and their packed form, int64[B, words]."""
     out: RingArray
+    """int64[B, size]"""
     shaped: RingArray
     """`out` in the value's shape."""
-    matrix: RingArray
-    packed_matrix: RingArray
 
 
 @dataclass
@@ -44,47 +39,58 @@ class Buffers:
 
     @classmethod
     def for_batch(cls, program: Program, batch: int) -> Buffers:
-        """Buffers for `batch` queries at a time."""
-        rooms = {
-            index: room_of(program, op)
-            for index, op in enumerate(program.ops)
-            if op.kind in COMMUNICATING
-        }
+        """Make buffers for `batch` queries at a time."""
         scratch = [
-            np.zeros(batch * max((room[i] for room in rooms.values()), default=0), np.int64)
-            for i in range(4)
+            (np.zeros(batch * count, np.int64), np.zeros(batch * words, np.int64))
+            for count, words in scratch_sizes(program)
         ]
         places = place_results(program)
-        sizes: dict[int, int] = {}
-        for index, place in places.items():
-            size = program.values[program.ops[index].output].size
-            sizes[place] = max(sizes.get(place, 0), batch * size)
-        results = {place: np.zeros(size, np.int64) for place, size in sizes.items()}
+        sizes = result_sizes(program, places)
+        results = {place: np.zeros(batch * size, np.int64) for place, size in sizes.items()}
         of: dict[int, OpBuffers] = {}
-        for index, room in rooms.items():
-            value = program.values[program.ops[index].output]
-            opened, packed, matrix, packed_matrix = (
-                flat[: batch * words].reshape(batch, words)
-                for flat, words in zip(scratch, room, strict=True)
+        for index, place in places.items():
+            op = program.ops[index]
+            value = program.values[op.output]
+            openings = tuple(
+                (_rows(values, batch, opening.count), _rows(packed, batch, opening.words))
+                for opening, (values, packed) in zip(
+                    openings_of(program, op), scratch, strict=False
+                )
             )
-            out = results[places[index]][: batch * value.size].reshape(batch, value.size)
-            shaped = out.reshape(batch, *value.shape)
-            of[index] = OpBuffers(opened, packed, out, shaped, matrix, packed_matrix)
-        return cls(of, sum(a.nbytes for a in (*scratch, *results.values())))
+            out = _rows(results[place], batch, value.size)
+            of[index] = OpBuffers(openings, out, out.reshape(batch, *value.shape))
+        arrays = [*results.values(), *(array for pair in scratch for array in pair)]
+        return cls(of, sum(array.nbytes for array in arrays))
 
 
-def room_of(program: Program, op: Op) -> tuple[int, int, int, int]:
-    """Words per query of what the op opens, twice with its packed form."""
-    count = sum(program.values[i].size for i in op.inputs)
-    bits = op.attributes.get("comparison_bits", program.values[op.output].bits)
-    if op.kind != "relu":
-        return count, packed_words(count, bits), 0, 0
-    opened_bits = plan_comparison(bits).opened_bits
-    return count, packed_words(count, bits), count, packed_words(count, opened_bits)
+def _rows(flat: RingArray, batch: int, words: int) -> RingArray:
+    """The beginning of `flat` as int64[batch, words]."""
+    return flat[: batch * words].reshape(batch, words)
+
+
+def scratch_sizes(program: Program) -> list[tuple[int, int]]:
+    """Return the words per query for an op's first opening, its second one ..., and packed."""
+    sizes: list[tuple[int, int]] = []
+    for op in program.ops:
+        for number, opening in enumerate(openings_of(program, op)):
+            if number == len(sizes):
+                sizes.append((0, 0))
+            count, words = sizes[number]
+            sizes[number] = max(count, opening.count), max(words, opening.words)
+    return sizes
+
+
+def result_sizes(program: Program, places: Mapping[int, int]) -> dict[int, int]:
+    """Return the words per query of every place of `place_results`."""
+    sizes: dict[int, int] = {}
+    for index, place in places.items():
+        size = program.values[program.ops[index].output].size
+        sizes[place] = max(sizes.get(place, 0), size)
+    return sizes
 
 
 def last_readers(program: Program) -> list[int]:
-    """Per value the index of the last op that reads it; past the end for outputs."""
+    """Return per value the index of the last op that reads it; past the end for outputs."""
     last = [-1] * len(program.values)
     for index, op in enumerate(program.ops):
         last[op.output] = index
@@ -96,7 +102,7 @@ def last_readers(program: Program) -> list[int]:
 
 
 def expiring(program: Program) -> list[tuple[int, ...]]:
-    """Per op the values that nobody reads after it."""
+    """Return per op the values that nobody reads after it."""
     dead: list[list[int]] = [[] for _ in program.ops]
     for number, index in enumerate(last_readers(program)):
         if 0 <= index < len(dead):
@@ -105,7 +111,7 @@ def expiring(program: Program) -> list[tuple[int, ...]]:
 
 
 def place_results(program: Program) -> dict[int, int]:
-    """Per index of a communicating op: the number of the place where its result lies.
+    """Return per index of a communicating op the number of the place where its result lies.
 
     Two results share a place only if the first one's last reader, through whatever views,
     comes before the op that makes the second one.
@@ -115,9 +121,10 @@ def place_results(program: Program) -> dict[int, int]:
     shown: dict[int, frozenset[int]] = {port.value: frozenset() for port in program.inputs}
     seen: dict[int, int] = {}
     for index, op in enumerate(program.ops):
-        if op.kind in COMMUNICATING:
+        kind = OP_KINDS[op.kind]
+        if kind.communicates:
             shown[op.output] = frozenset([index])
-        elif op.kind in COPYING:
+        elif kind.memory is Memory.NEW:
             shown[op.output] = frozenset()
         else:
             shown[op.output] = frozenset().union(*(shown[i] for i in op.inputs))
@@ -130,7 +137,7 @@ def place_results(program: Program) -> dict[int, int]:
     for index, op in enumerate(program.ops):
         for result in [r for r in held if seen[r] < index]:
             free.append(held.pop(result))
-        if op.kind not in COMMUNICATING:
+        if not OP_KINDS[op.kind].communicates:
             continue
         size = program.values[op.output].size
         # The smallest free place that is large enough, or else the largest one, grown.

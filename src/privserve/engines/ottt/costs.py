@@ -1,13 +1,12 @@
-"""What an op costs per query, by formula; tests hold the formulas against the wire."""
+"""What an op costs per query, by what it opens and deals; tests hold that against the wire."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from privserve.engines.ottt.bits import packed_words
-from privserve.engines.ottt.comparison import plan_comparison
 from privserve.engines.ottt.layout import tuple_words
+from privserve.engines.ottt.ops import openings_of
 from privserve.program import Op, Program
 from privserve.text_table import table
 
@@ -22,27 +21,14 @@ class Cost:
 
 
 def cost_of_op(program: Program, op: Op) -> Cost:
-    """The cost of one op of `program` for one query."""
-    value = program.values[op.output]
-    dealt = 8 * tuple_words(program, op)
-    if op.kind == "linear":
-        return Cost(1, 8 * packed_words(program.values[op.inputs[0]].size, value.bits), dealt)
-    if op.kind == "relu":
-        plan = plan_comparison(op.attributes["comparison_bits"])
-        words = packed_words(value.size, plan.bits) + packed_words(value.size, plan.opened_bits)
-        return Cost(2, 8 * words, dealt)
-    if op.kind == "truncate":
-        return Cost(1, 8 * packed_words(value.size, op.attributes["comparison_bits"]), dealt)
-    if op.kind == "lookup":
-        return Cost(1, 8 * packed_words(value.size, op.attributes["comparison_bits"]), dealt)
-    if op.kind == "multiply":
-        both = sum(program.values[i].size for i in op.inputs)
-        return Cost(1, 8 * packed_words(both, value.bits), dealt)
-    return Cost(0, 0, dealt)
+    """Return the cost of one op of `program` for one query."""
+    openings = openings_of(program, op)
+    sent = sum(opening.words for opening in openings)
+    return Cost(len(openings), 8 * sent, 8 * tuple_words(program, op))
 
 
 def summary(program: Program) -> str:
-    """A readable table of the ops: what each computes on, and what it costs per query."""
+    """Return a readable table of the ops: what each computes on, and what it costs per query."""
     head = ("op", "layer", "shape", "range", "K", "exchanges", "B online", "B dealt")
     rows: list[Sequence[str]] = [head]
     totals = [0, 0, 0]

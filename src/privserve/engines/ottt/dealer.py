@@ -10,25 +10,26 @@ from __future__ import annotations
 import math
 import struct
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from privserve.engines.ottt import guard, linear, lookup, product, tuples
-from privserve.engines.ottt.comparison import plan_comparison
-from privserve.engines.ottt.layout import PIECE_BYTES, Piece, lay_out, tuple_words
+from privserve.engines.ottt.jit import compile_kernels
+from privserve.engines.ottt.layout import PIECE_BYTES, PackPiece, lay_out
+from privserve.engines.ottt.ops import TUPLE_OPS
+from privserve.engines.ottt.ops.check import bind_zeros
+from privserve.engines.ottt.ops.linear import masks_of_weights
+from privserve.engines.ottt.ops.opening import DealerStep, Place
 from privserve.errors import ClusterError, PeerLost
 from privserve.fixedpoint import RingArray
-from privserve.geometry import Geometry
 from privserve.mesh import Mesh
 from privserve.prg import KEY_BYTES, Prg, fresh_key
-from privserve.program import Op, Program
-from privserve.splines import quadratics
+from privserve.program import Program
 
 LANE = "deal"
 CREDIT = struct.Struct("<q")
-"""Party 0 to the dealer: room for so many further packs; 0 ends the session."""
+"""Party 0 to the dealer: room for this many further packs; 0 ends the session."""
 
 
 class PackMaker:
@@ -48,145 +49,73 @@ class PackMaker:
         self.layout = lay_out(program, piece_bytes)
         self._streams = [Prg(key) for key in keys]
         self._own = Prg()
-        self._linear = {
-            index: (geometry.reading(), geometry.arrange(masks[index]), geometry)
-            for index, op in enumerate(program.ops)
-            if op.kind == "linear"
-            for geometry in [Geometry.from_json(op.attributes["geometry"])]
-        }
-        self._specs = {
-            index: plan_comparison(op.attributes["comparison_bits"]).spec()
-            for index, op in enumerate(program.ops)
-            if op.kind == "relu"
-        }
-        self._quadratics = {
-            index: quadratics(op.attributes)
-            for index, op in enumerate(program.ops)
-            if op.kind == "lookup"
-        }
+        self._steps = [list(self._bind(piece, masks)) for piece in self.layout.pieces]
+        """By piece: the dealer's own words per query, and what makes corrections with them."""
         # Room for the largest piece of each kind, of as many packs as were ever made at a time.
         self._room = 0
         self._buffers: list[RingArray] = []
 
+    def _bind(
+        self, piece: PackPiece, masks: Mapping[int, RingArray]
+    ) -> Iterator[tuple[int, DealerStep]]:
+        """The steps that make the piece's corrections, op by op."""
+        program, layout = self.program, self.layout
+        for index in range(piece.first, piece.last):
+            if index not in layout.fields:
+                continue
+            op = program.ops[index]
+            kind = TUPLE_OPS[op.kind]
+            fields = layout.fields[index] - piece.start
+            place = Place(
+                masks=layout.masks.get(index, piece.start) - piece.start,
+                fields=fields,
+                target=fields - piece.mask_words,
+            )
+            if kind.deal is not None:
+                deal_op = kind.deal(program, op, place, masks.get(index))
+                yield kind.fresh(program, op), deal_op
+            if op.is_guarded:
+                behind = kind.dealt(program, op)
+                yield 0, bind_zeros(place.moved(behind))
+
     def make(self, count: int) -> Iterator[RingArray]:
-        """The next `count` packs by piece: int64[count, corrected words], party 0's fields.
+        """Yield the next `count` packs by piece: int64[count, corrected words], party 0's fields.
 
         The arrays are reused from piece to piece.
         """
         if count > self._room:
-            others = len(self._streams) - 1
-            pieces, ops = self.layout.pieces, self.program.ops
+            others, pieces = len(self._streams) - 1, self.layout.pieces
             sizes = (
                 others * max(piece.words for piece in pieces),
                 max(piece.mask_words for piece in pieces),
                 max(piece.corrected_words for piece in pieces),
-                max((self._fresh_words(op) for op in ops), default=0),
+                max((fresh for steps in self._steps for fresh, _ in steps), default=0),
             )
             self._buffers = [np.zeros(count * size, np.int64) for size in sizes]
             self._room = count
-        for piece in self.layout.pieces:
-            yield self._make_piece(piece, count)
+        for piece, steps in zip(self.layout.pieces, self._steps, strict=True):
+            yield self._make_piece(piece, steps, count)
 
-    def _make_piece(self, piece: Piece, count: int) -> RingArray:
+    def _make_piece(
+        self, piece: PackPiece, steps: Sequence[tuple[int, DealerStep]], count: int
+    ) -> RingArray:
         buffers, parties = self._buffers, len(self._streams)
-        others = _shaped(buffers[0], (parties - 1, count, piece.words))
         first = _shaped(buffers[1], (count, piece.mask_words))
+        others = _shaped(buffers[0], (parties - 1, count, piece.words))
         out = _shaped(buffers[2], (count, piece.corrected_words))
         self._streams[0].fill(first.data)
         for stream, share in zip(self._streams[1:], others, strict=True):
             stream.fill(share.data)
-        for index in range(piece.first, piece.last):
-            op = self.program.ops[index]
-            if index not in self.layout.fields:
-                continue
-            value = self.program.values[op.output]
-            # Where the op's masks and fields lie in the piece, and its corrections in `out`.
-            mask = self.layout.masks.get(index, piece.start) - piece.start
-            base = self.layout.fields[index] - piece.start
-            target = base - piece.mask_words
-            if zeros := guard.flag_words(op):
-                end = tuple_words(self.program, op) - zeros
-                guard.deal_zeros(others, base + end, target + end, out)
-            if op.kind == "linear":
-                reading, weight, geometry = self._linear[index]
-                inputs = self.program.values[op.inputs[0]].size
-                linear.deal(
-                    first,
-                    mask,
-                    others,
-                    inputs,
-                    base,
-                    target,
-                    value.size,
-                    *reading,
-                    weight,
-                    geometry.outputs // geometry.groups,
-                    inputs // geometry.groups,
-                    out,
-                )
-            elif op.kind == "multiply":
-                product.deal_product(
-                    first,
-                    others,
-                    mask,
-                    base,
-                    target,
-                    value.size,
-                    self.program.values[op.inputs[1]].size,
-                    op.attributes["inner"],
-                    out,
-                )
-            elif op.kind == "lookup":
-                lookup.deal_lookup(
-                    first,
-                    others,
-                    mask,
-                    base,
-                    target,
-                    value.size,
-                    op.attributes["comparison_bits"],
-                    op.attributes["segment_bits"],
-                    self._quadratics[index],
-                    out,
-                )
-            elif op.kind in ("relu", "truncate"):
-                k = op.attributes["comparison_bits"]
-                own = self._fresh(op, buffers[3], count)
-                if op.kind == "relu":
-                    spec = self._specs[index]
-                    chunks = plan_comparison(k).chunks
-                    tuples.deal_relu(
-                        own, others, base, target, value.size, value.bits, k, spec, chunks, out
-                    )
-                else:
-                    tuples.deal_truncate(
-                        own[0], others, base, target, value.size, value.bits, k, out
-                    )
+        for fresh, step in steps:
+            own = buffers[3][: fresh * count]
+            self._own.fill(own.data)
+            step(first, others, own, out)
         return out
-
-    def _fresh_words(self, op: Op) -> int:
-        """How much randomness of its own the dealer needs for an op, in words per query."""
-        value = self.program.values[op.output]
-        return {"relu": 2, "truncate": 1}.get(op.kind, 0) * value.size
-
-    def _fresh(self, op: Op, buffer: RingArray, count: int) -> RingArray:
-        """The dealer's own next randomness for `op`: int64[1 or 2, count, elements]."""
-        size = self.program.values[op.output].size
-        own = _shaped(buffer, (self._fresh_words(op) // size, count, size))
-        self._own.fill(own.data)
-        return own
 
 
 def _shaped(flat: RingArray, shape: tuple[int, ...]) -> RingArray:
     """The beginning of `flat` as an array of this shape."""
     return flat[: math.prod(shape)].reshape(shape)
-
-
-def masks_of_weights(program: Program, prg: Prg) -> Iterator[tuple[int, RingArray]]:
-    """(index of a linear op, the share of its B) in turn, from a party's set-up stream."""
-    for index, op in enumerate(program.ops):
-        if op.kind == "linear":
-            yield index, prg.int64(Geometry.from_json(op.attributes["geometry"]).weight_shape)
 
 
 def deal(
@@ -197,7 +126,8 @@ def deal(
     piece_bytes: int = PIECE_BYTES,
     **_: Any,
 ) -> None:
-    """Serve one session's packs; returns when party 0 ends it, or leaves, or at `stop`."""
+    """Serve one session's packs; return when party 0 ends it, or leaves, or at `stop`."""
+    compile_kernels()
     program = Program.from_json(description)
     mesh = meshes[LANE]
     try:
@@ -229,7 +159,7 @@ def deal(
 
 
 def split_keys(frame: bytes | memoryview) -> tuple[bytes, bytes]:
-    """The set-up key and the pack key from the dealer's first frame."""
+    """Return the set-up key and the pack key from the dealer's first frame."""
     if len(frame) != 2 * KEY_BYTES:
         raise ClusterError("the dealer runs another version of privserve; use one everywhere")
     return bytes(frame[:KEY_BYTES]), bytes(frame[KEY_BYTES:])

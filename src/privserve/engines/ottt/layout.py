@@ -1,11 +1,10 @@
 """Where each op's tuple lies in a pack: word offsets that all parties and the dealer share.
 
 A pack is a run of 64-bit words, cut into *pieces*: the tuples of some ops that follow each
-other. A piece begins with the masks of its linear ops, products and lookups, which every party
-draws from its own stream; then come the fields that party 0 is sent by the dealer and that
-the other parties draw from their streams too. The pack of a small network is one piece, and
-many packs travel in a message. Of a large network's pack each piece is a message, so that the
-dealer holds pieces only.
+other. A piece begins with the masks of its ops, which every party draws from its own stream;
+then come the fields that party 0 is sent by the dealer and that the other parties draw from
+their streams too. The pack of a small network is one piece, and many packs travel in a message.
+Of a large network's pack each piece is a message, so that the dealer holds pieces only.
 """
 
 from __future__ import annotations
@@ -13,21 +12,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from privserve.engines.ottt import nonlinear
-from privserve.engines.ottt.comparison import plan_comparison
-from privserve.engines.ottt.guard import flag_words
-from privserve.engines.ottt.lookup import table_words
+from privserve.engines.ottt.ops import TUPLE_OPS
+from privserve.engines.ottt.ops.check import FLAGS
 from privserve.program import Op, Program
 
 MESSAGE_BYTES = 5 << 18
 PIECE_BYTES = 16 << 20
 """A piece ends before the op with which it would exceed this; an op is never cut."""
 FRAME_WORDS = 1 << 17
-"""A single pack's piece travels in frames of at most so many words, which stay in the cache."""
+"""A single pack's piece travels in frames of at most this many words, which stay in the cache."""
 
 
 @dataclass(frozen=True)
-class Piece:
+class PackPiece:
     """The part of a pack that belongs to the ops first .. last - 1."""
 
     first: int
@@ -44,7 +41,7 @@ class Piece:
         return self.words - self.mask_words
 
     def frames(self, count: int) -> list[slice]:
-        """The corrected words of `count` packs' pieces that travel together."""
+        """Return the corrected words of `count` packs' pieces that travel together."""
         each = FRAME_WORDS if count == 1 else self.corrected_words
         starts = range(0, self.corrected_words, each)
         return [slice(at, min(at + each, self.corrected_words)) for at in starts]
@@ -58,7 +55,7 @@ class PackLayout:
     """Per index of an op with masks (A; A and B of a product; r of a lookup): their first word."""
     fields: Mapping[int, int]
     """Per index of an op with a tuple: its first corrected word (C of a linear op)."""
-    pieces: tuple[Piece, ...]
+    pieces: tuple[PackPiece, ...]
 
     @property
     def words(self) -> int:
@@ -77,36 +74,22 @@ class PackLayout:
 
 
 def mask_words(program: Program, op: Op) -> int:
-    """Words of the op's masks per query."""
-    if op.kind in ("linear", "multiply", "lookup"):
-        return sum(program.values[i].size for i in op.inputs)
-    return 0
+    """Return the words of the op's masks per query."""
+    return TUPLE_OPS[op.kind].masks(program, op) if op.kind in TUPLE_OPS else 0
 
 
 def tuple_words(program: Program, op: Op) -> int:
-    """Corrected words of the op's tuple per query; its masks are not among them.
+    """Return the corrected words of the op's tuple per query; its masks are not among them.
 
     A guarded op's shares of zero come last.
     """
-    value = program.values[op.output]
-    flags = flag_words(op)
-    if op.kind == "linear":
-        return value.size
-    if op.kind == "relu":
-        plan = plan_comparison(op.attributes["comparison_bits"])
-        return value.size * nonlinear.relu_words(plan, value.bits) + flags
-    if op.kind == "truncate":
-        k = op.attributes["comparison_bits"]
-        return value.size * nonlinear.truncate_words(value.bits, k) + flags
-    if op.kind == "multiply":
-        return value.size
-    if op.kind == "lookup":
-        return value.size * table_words(op.attributes)
-    return flags
+    if op.kind not in TUPLE_OPS:
+        return 0
+    return TUPLE_OPS[op.kind].dealt(program, op) + (FLAGS if op.is_guarded else 0)
 
 
 def lay_out(program: Program, piece_bytes: int = PIECE_BYTES) -> PackLayout:
-    """The layout of `program`'s packs."""
+    """Return the layout of `program`'s packs."""
     sizes = [(mask_words(program, op), tuple_words(program, op)) for op in program.ops]
     cuts, held = [0], 0
     for index, (masked, corrected) in enumerate(sizes):
@@ -117,7 +100,7 @@ def lay_out(program: Program, piece_bytes: int = PIECE_BYTES) -> PackLayout:
         held += more
     masks: dict[int, int] = {}
     fields: dict[int, int] = {}
-    pieces: list[Piece] = []
+    pieces: list[PackPiece] = []
     word = 0
     for first, last in zip(cuts, [*cuts[1:], len(sizes)], strict=True):
         start = word
@@ -133,5 +116,5 @@ def lay_out(program: Program, piece_bytes: int = PIECE_BYTES) -> PackLayout:
                 fields[index] = word
                 word += sizes[index][1]
         word = max(word, start + of_masks + 1)
-        pieces.append(Piece(first, last, start, of_masks, word - start))
+        pieces.append(PackPiece(first, last, start, of_masks, word - start))
     return PackLayout(masks, fields, tuple(pieces))

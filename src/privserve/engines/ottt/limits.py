@@ -6,12 +6,13 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from privserve.engines.ottt.buffers import COMMUNICATING, place_results, room_of
+from privserve.engines.ottt.buffers import place_results, result_sizes, scratch_sizes
+from privserve.engines.ottt.compute import ONLINE, SETUP_BYTES, pool_slots
 from privserve.engines.ottt.costs import cost_of_op
 from privserve.engines.ottt.dealer import LANE
 from privserve.engines.ottt.layout import FRAME_WORDS, PIECE_BYTES, lay_out
-from privserve.engines.ottt.party import ONLINE, SETUP_BYTES, pool_slots
-from privserve.geometry import Geometry
+from privserve.engines.ottt.ops import TUPLE_OPS
+from privserve.engines.ottt.ops.linear import geometries
 from privserve.program import Program
 
 PROCESS_BYTES = 200 << 20
@@ -24,11 +25,7 @@ def frame_limits(description: Mapping[str, Any], **options: Any) -> Mapping[str,
     layout = lay_out(program, options.get("piece_bytes", PIECE_BYTES))
     rows = pool_slots(layout, **options)
     openings = max((cost_of_op(program, op).bytes_online for op in program.ops), default=0)
-    weights = [
-        8 * math.prod(Geometry.from_json(op.attributes["geometry"]).weight_shape)
-        for op in program.ops
-        if op.kind == "linear"
-    ]
+    weights = [8 * math.prod(shape.weight_shape) for shape in geometries(program).values()]
     dealt = max(8 * layout.packs_per_message * layout.corrected_words, 8 * FRAME_WORDS)
     return {
         ONLINE: 8 + max(rows * openings, SETUP_BYTES + max(weights, default=0)),
@@ -41,17 +38,17 @@ def memory(description: Mapping[str, Any], parties: int, **options: Any) -> tupl
     program = Program.from_json(description)
     layout = lay_out(program, options.get("piece_bytes", PIECE_BYTES))
     weights = arranged = 0
-    for op in program.ops:
-        if op.kind == "linear":
-            geometry = Geometry.from_json(op.attributes["geometry"])
-            each = -(-geometry.outputs // geometry.groups // 8) * 8
-            weights += math.prod(geometry.weight_shape)
-            arranged += geometry.groups * each * math.prod(geometry.weight_shape[1:])
+    for geometry in geometries(program).values():
+        each = -(-geometry.outputs // geometry.groups // 8) * 8
+        weights += math.prod(geometry.weight_shape)
+        arranged += geometry.groups * each * math.prod(geometry.weight_shape[1:])
     pool = pool_slots(layout, **options) * layout.words
-    # The shares as they came, then W_i and What as the kernels read them.
+    # The shares as they came, then W_i and open_weight as the kernels read them.
     compute = weights + 2 * arranged + pool + _row_words(program)
     largest = max(piece.words for piece in layout.pieces) * layout.packs_per_message
-    tables = sum(3 << op.attributes["comparison_bits"] for op in program.ops if op.kind == "lookup")
+    tables = sum(
+        TUPLE_OPS[op.kind].dealer_table(program, op) for op in program.ops if op.kind in TUPLE_OPS
+    )
     # B as it is drawn and as the kernels read it; each party's part of a piece.
     dealer = weights + arranged + (parties + 1) * largest + tables
     return PROCESS_BYTES + 8 * compute, PROCESS_BYTES + 8 * dealer
@@ -59,10 +56,6 @@ def memory(description: Mapping[str, Any], parties: int, **options: Any) -> tupl
 
 def _row_words(program: Program) -> int:
     """What the online phase writes into for one row, and its largest values by themselves."""
-    rooms = [room_of(program, op) for op in program.ops if op.kind in COMMUNICATING]
-    scratch = sum(max((room[i] for room in rooms), default=0) for i in range(4))
-    sizes: dict[int, int] = {}
-    for index, place in place_results(program).items():
-        size = program.values[program.ops[index].output].size
-        sizes[place] = max(sizes.get(place, 0), size)
-    return scratch + sum(sizes.values()) + 4 * max(v.size for v in program.values)
+    scratch = sum(count + words for count, words in scratch_sizes(program))
+    results = sum(result_sizes(program, place_results(program)).values())
+    return scratch + results + 4 * max(v.size for v in program.values)

@@ -30,7 +30,7 @@ class Pool:
         self._refill = (1, slots)  # the producer's terms, see `room`
 
     def room(self, at_least: int, low_water: int) -> int:
-        """How many packs the producer may make now; 0 once the pool is closed.
+        """Return how many packs the producer may make now; 0 once the pool is closed.
 
         Blocks until there is room for `at_least` and no more than `low_water` packs are
         left, so that refilling comes in bursts instead of competing with every query; a
@@ -61,7 +61,7 @@ class Pool:
         return self._closed
 
     def free(self) -> int:
-        """Slots that neither hold a pack nor are in use."""
+        """Return how many slots neither hold a pack nor are in use."""
         with self._changed:
             return self.slots - (self._made - self._freed)
 
@@ -72,7 +72,7 @@ class Pool:
             self._changed.notify_all()
 
     def take(self, count: int) -> tuple[int, bool]:
-        """The number of the first of `count` consecutive packs, and whether it waited."""
+        """Return the number of the first of `count` consecutive packs, and whether it waited."""
         if count > self.slots:
             raise ValueError(f"a pool of {self.slots} packs cannot hold {count} at once")
         with self._changed:
@@ -93,7 +93,7 @@ class Pool:
             return first, waited
 
     def release(self, count: int) -> None:
-        """The oldest `count` taken packs were used up, or their query was given up."""
+        """Free the oldest `count` taken packs: they were used up, or their query was given up."""
         with self._changed:
             self._freed += count
             # Waking the producer for nothing would take the next query's time.
@@ -101,7 +101,7 @@ class Pool:
                 self._changed.notify_all()
 
     def fail(self, failure: BaseException) -> None:
-        """No more packs will come, because of `failure`; `take` raises it."""
+        """Stop everyone because of `failure`, after which no pack comes; `take` raises it."""
         with self._changed:
             self._failure = self._failure or failure
             self._closed = True

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from privserve.engines.ottt.comparison import ComparisonPlan
+from privserve.engines.ottt.ops.comparison import ComparisonPlan
 from privserve.fixedpoint import RingArray
 from privserve.functions import evaluate
 from privserve.splines import fit
@@ -20,7 +20,7 @@ Matrix = NDArray[np.int64]
 
 
 def pack(values: Sequence[int], bits: int) -> list[int]:
-    """The words of `bits.pack`: each of ceil(N / 64) columns as one long integer, cut up."""
+    """Return the words of `bits.pack`: each of ceil(N / 64) columns as one long integer, cut up."""
     lanes = -(-len(values) // 64)
     rows = -(-len(values) // lanes)
     words = -(-rows * bits // 64)
@@ -35,8 +35,8 @@ def pack(values: Sequence[int], bits: int) -> list[int]:
 
 
 def chunks_of(plan: ComparisonPlan, value: int) -> list[int]:
-    """The chunks x_1..x_c of the K - 1 low bits of `value`, the most significant first."""
-    chunks, position = [], plan.bits - 1
+    """Return the chunks x_1..x_c of the K - 1 low bits of `value`, the most significant first."""
+    chunks, position = [], plan.comparison_bits - 1
     for width in plan.widths:
         position -= width
         chunks.append(value >> position & (2**width - 1))
@@ -46,7 +46,7 @@ def chunks_of(plan: ComparisonPlan, value: int) -> list[int]:
 def comparison_matrix(
     plan: ComparisonPlan, x: int, r: int, mask_bit: int, r1: Matrix, r2: Matrix
 ) -> Matrix:
-    """M = R1 L R2 over GF(2), for L of determinant [x_low < r_low] ^ mask_bit.
+    """Return D = R1 L R2 over GF(2), for L of determinant [x_low < r_low] ^ mask_bit.
 
     r1, r2: {0,1}[c, c], upper unitriangular; r2 differs from the identity in its last
     column only.
@@ -64,7 +64,7 @@ def comparison_matrix(
 
 
 def unpack_free_bits(plan: ComparisonPlan, free: int) -> tuple[Matrix, Matrix, int]:
-    """R1, R2 and b from the dealer's free bits, as `deal_relu` reads them."""
+    """Return R1, R2 and b from the dealer's free bits, as `deal_relu` reads them."""
     c = plan.chunks
     r1, r2 = np.eye(c, dtype=np.int64), np.eye(c, dtype=np.int64)
     position = 0
@@ -79,7 +79,7 @@ def unpack_free_bits(plan: ComparisonPlan, free: int) -> tuple[Matrix, Matrix, i
 
 
 def pack_matrix(matrix: Matrix) -> int:
-    """M's bits on and above the diagonal, column by column."""
+    """Return D's bits on and above the diagonal, column by column."""
     word = position = 0
     for column in range(matrix.shape[1]):
         for row in range(column + 1):
@@ -89,7 +89,7 @@ def pack_matrix(matrix: Matrix) -> int:
 
 
 def determinant(word: int, chunks: int) -> int:
-    """det over GF(2) of the matrix with these packed bits and ones below its diagonal."""
+    """Return det over GF(2) of the matrix with these packed bits and ones below its diagonal."""
     matrix = np.zeros((chunks, chunks), dtype=np.int64)
     position = 0
     for column in range(chunks):
@@ -102,32 +102,32 @@ def determinant(word: int, chunks: int) -> int:
 
 
 def finish_relu(
-    that: int, dhat: int, bits: int, plan: ComparisonPlan, lead: int, share: dict[str, int]
+    opened: int, dhat: int, output_bits: int, plan: ComparisonPlan, lead: int, share: dict[str, int]
 ) -> int:
-    """A share of ReLU(u) mod 2^bits from shares named b, b_rho1, r, w, w_m, b_m."""
-    half, full = 1 << (plan.bits - 1), 1 << plan.bits
-    mhat = that >> (plan.bits - 1)
-    public = that % half + (0 if mhat else half)
+    """Return a share of ReLU(u) mod 2^output_bits from shares named b, b_rho1, r, w, w_m, b_m."""
+    half, full = 1 << (plan.comparison_bits - 1), 1 << plan.comparison_bits
+    mhat = opened >> (plan.comparison_bits - 1)
+    public = opened % half + (0 if mhat else half)
     rho0 = share["r"] - full * share["w"]
     rho1 = share["r"] - full * share["w_m"]
     b_rho0 = share["b_rho1"] + full * share["b_m"]
     rho, b_rho = (rho1, share["b_rho1"]) if mhat else (rho0, b_rho0)
     if dhat:  # d = 1 - b
-        return (lead * public - rho - (share["b"] * public - b_rho)) % (1 << bits)
-    return (share["b"] * public - b_rho) % (1 << bits)
+        return (lead * public - rho - (share["b"] * public - b_rho)) % (1 << output_bits)
+    return (share["b"] * public - b_rho) % (1 << output_bits)
 
 
 def finish_truncate(
-    that: int, bits: int, comparison_bits: int, lead: int, share: dict[str, int]
+    opened: int, output_bits: int, comparison_bits: int, lead: int, share: dict[str, int]
 ) -> int:
-    """A share of u mod 2^bits from shares named r, w, w_m."""
+    """Return a share of u mod 2^output_bits from shares named r, w, w_m."""
     full, half = 1 << comparison_bits, 1 << (comparison_bits - 1)
-    wrap = share["w"] if that >= half else share["w_m"]
-    return (lead * (that - half // 2) - share["r"] + full * wrap) % (1 << bits)
+    wrap = share["w"] if opened >= half else share["w_m"]
+    return (lead * (opened - half // 2) - share["r"] + full * wrap) % (1 << output_bits)
 
 
 def excess(u: int, comparison_bits: int, guard: int) -> int:
-    """q in [0, 2^guard): how many times 2^K a K-bit comparison of u is off."""
+    """Return q in [0, 2^guard): how many times 2^K a K-bit comparison of u is off."""
     half = 1 << (comparison_bits - 1)
     u_k = (u + half) % (1 << comparison_bits) - half
     return ((u - u_k) >> comparison_bits) % (1 << guard)
@@ -136,7 +136,7 @@ def excess(u: int, comparison_bits: int, guard: int) -> int:
 def flags(
     excesses: Sequence[int], guard: int, coefficients: Sequence[int], matrix: Matrix
 ) -> list[int]:
-    """What a guarded op's words sum to mod 2^64: the matrix times subset sums of 2^(64-g) q."""
+    """Return what a guarded op's words sum to mod 2^64: the matrix times sums of 2^(64-g) q."""
     sums = [
         sum(q for q, c in zip(excesses, coefficients, strict=True) if int(c) >> k & 1)
         << (64 - guard)
@@ -146,7 +146,7 @@ def flags(
 
 
 def linear(x: RingArray, weight: RingArray, geometry: dict[str, list[int]]) -> RingArray:
-    """A grouped convolution by its definition, over the integers mod 2^64.
+    """Return a grouped convolution by its definition, over the integers mod 2^64.
 
     x: int64[C, H, W]; weight: int64[O, C / groups, kh, kw]; geometry: strides, dilations,
     pads (top, left, bottom, right), groups ([g]). Returns int64[O, H', W'].
@@ -172,22 +172,22 @@ def linear(x: RingArray, weight: RingArray, geometry: dict[str, list[int]]) -> R
     return out
 
 
-def lookup(attributes: Mapping[str, Any], that: int, r: int) -> int:
-    """What the shares of a lookup sum to mod 2^64: the quadratic of the interval's segment."""
+def lookup(attributes: Mapping[str, Any], opened: int, r: int) -> int:
+    """Return what a lookup's shares sum to mod 2^64: the quadratic of the interval's segment."""
     bits, segment_bits = attributes["comparison_bits"], attributes["segment_bits"]
     low, unit = attributes["low"], attributes["unit"]
     width = 1 << segment_bits
-    begin = ((that // width) * width - r) % (1 << bits)
+    begin = ((opened // width) * width - r) % (1 << bits)
     if begin >= (1 << bits) - width:  # the interval wraps around; only its end is ever met
         begin -= 1 << bits
     start = np.array([(begin + low) * unit])
     c = fit(lambda x: evaluate(attributes["function"], x), attributes["piece"], start, width * unit)
-    z = that % width - width // 2
+    z = opened % width - width // 2
     scale = 2.0 ** attributes["output_bits"]
     return sum(round(float(c[k, 0]) * scale * unit**k) * z**k for k in range(3))
 
 
 def product(x: Sequence[int], y: Sequence[int], inner: int) -> list[int]:
-    """x times y element by element, as signed numbers mod 2^64; y repeats as in `product`."""
+    """Return x times y by element, as signed numbers mod 2^64; y repeats as in `product`."""
     exact = [v * y[e // inner % len(y)] for e, v in enumerate(x)]
     return [(v + 2**63) % 2**64 - 2**63 for v in exact]

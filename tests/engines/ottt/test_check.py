@@ -14,20 +14,23 @@ from ottt_session import Session, uniform
 from privserve.compiler import bounds
 from privserve.compiler.compile import compile_model
 from privserve.compiler.ranges import Range
-from privserve.engines.ottt import guard, nonlinear, reference
+from privserve.engines.ottt import reference
+from privserve.engines.ottt.ops import check
+from privserve.engines.ottt.ops.comparison import is_wide
+from privserve.engines.ottt.ops.opening import rounding
 from privserve.errors import ModelError
 from privserve.prg import Prg
 from privserve.program import MAX_COMPARISON_BITS
 from privserve.sharing import join, split
 
-FLAGS = guard.FLAGS
+FLAGS = check.FLAGS
 
 
 def zeros(parties: int, batch: int) -> list[np.ndarray]:
     """Every party's shares of zero, int64[batch, FLAGS], as the dealer corrects them."""
     others = Prg().int64((parties - 1, batch, FLAGS))
     first = np.zeros((batch, FLAGS), np.int64)
-    guard.deal_zeros(others, 0, 0, first)
+    check.deal_zeros(others, 0, 0, first)
     return [first, *others]
 
 
@@ -46,11 +49,11 @@ def flags_of_relu(
     for i, zero in enumerate(zeros(parties, batch)):
         words = opened["pools"].shape[2]
         pool = np.concatenate([opened["pools"][i], zero], axis=1)
-        bias = nonlinear.rounding(parties, shift) if i == 0 else 0
+        bias = rounding(parties, shift) if i == 0 else 0
         shares.append(np.zeros((batch, FLAGS), np.int64))
-        that, dhat = opened["that"], opened["dhat"]
-        arguments = (shift, bias, k, g, int(i == 0), coefficients, matrix, words, shares[-1], bits)
-        guard.guard_relu(pool, 0, 0, that, dhat, values[i], *arguments)
+        drawn_words = (coefficients, matrix, words, shares[-1])
+        arguments = (shift, bias, k, g, int(i == 0), *drawn_words, bits, int(is_wide(bits, k)))
+        check.guard_relu(pool, 0, 0, opened["opened"], opened["dhat"], values[i], *arguments)
     return steps.signed(outs, bits), shares, (coefficients, matrix)
 
 
@@ -62,10 +65,10 @@ def flags_of_truncation(
     coefficients, matrix = drawn(count)
     shares = []
     for i, zero in enumerate(zeros(parties, batch)):
-        bias = nonlinear.rounding(parties, shift) if i == 0 else 0
+        bias = rounding(parties, shift) if i == 0 else 0
         shares.append(np.zeros((batch, FLAGS), np.int64))
-        arguments = (shift, bias, k, g, int(i == 0), coefficients, matrix, 0, shares[-1])
-        guard.guard_truncate(zero, 0, outs[i], values[i], *arguments)
+        arguments = (shift, bias, k, g, coefficients, matrix, 0, shares[-1])
+        check.guard_truncate(zero, 0, outs[i], values[i], *arguments)
     return steps.signed(outs, bits), shares, (coefficients, matrix)
 
 
@@ -73,8 +76,7 @@ def shifted(values: list[np.ndarray], shift: int, bits: int) -> np.ndarray:
     """u as the parties' shifted shares sum to it, a signed number of `bits` bits."""
     parties = len(values)
     parts = [
-        (v + (nonlinear.rounding(parties, shift) if i == 0 else 0)) >> shift
-        for i, v in enumerate(values)
+        (v + (rounding(parties, shift) if i == 0 else 0)) >> shift for i, v in enumerate(values)
     ]
     return steps.signed(parts, bits)
 
@@ -196,7 +198,7 @@ def test_shares_of_zero_hide_what_a_partys_words_would_say():
     assert not join(zero).any()
     for share in zero:
         flags = np.zeros((2, FLAGS), np.int64)
-        guard.guard_zero(share, 0, np.zeros((2, 9), np.int64), 20, *drawn(9), 0, flags)
+        check.guard_zero(share, 0, np.zeros((2, 9), np.int64), 20, *drawn(9), 0, flags)
         assert np.array_equal(flags, share)
         assert len(np.unique(flags)) > FLAGS
 

@@ -9,27 +9,17 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from privserve.engines.ottt import linear
-from privserve.engines.ottt.dealer import (
-    CREDIT,
-    LANE,
-    masks_of_weights,
-    split_keys,
-)
-from privserve.engines.ottt.layout import PIECE_BYTES, PackLayout, Piece, lay_out
-from privserve.engines.ottt.online import (
-    LACKING,
-    BoundLinear,
-    Evaluation,
-    Party,
-    Stats,
-    lacking_memory,
-    received_words,
-)
+from privserve.engines.ottt.dealer import CREDIT, LANE, split_keys
+from privserve.engines.ottt.jit import compile_kernels
+from privserve.engines.ottt.layout import PIECE_BYTES, PackLayout, PackPiece, lay_out
+from privserve.engines.ottt.online import Evaluation, Holdings
+from privserve.engines.ottt.ops.arrangement import HeldWeight
+from privserve.engines.ottt.ops.linear import hold, masks_of_weights, precompute
+from privserve.engines.ottt.ops.opening import LACKING, lacking_memory, received_words
 from privserve.engines.ottt.pool import Pool
+from privserve.engines.ottt.stats import Stats
 from privserve.errors import ClusterError, InputError, TooManyRows
 from privserve.fixedpoint import RingArray
-from privserve.geometry import Geometry
 from privserve.mesh import Mesh
 from privserve.prg import Prg, fresh_key
 from privserve.program import Program
@@ -48,7 +38,7 @@ SETUP_BYTES = 16 << 20
 def pool_slots(
     layout: PackLayout, pool_queries: int = POOL_QUERIES, pool_bytes: int = POOL_BYTES, **_: Any
 ) -> int:
-    """How many packs a pool holds, and so how many rows run together at most."""
+    """Return how many packs a pool holds, and so how many rows run together at most."""
     return max(1, min(pool_queries, pool_bytes // (8 * layout.words)))
 
 
@@ -73,6 +63,7 @@ class Compute:
         piece_bytes: int = PIECE_BYTES,
         **_: Any,
     ) -> None:
+        compile_kernels()
         self.program = Program.from_json(description)
         self.layout = lay_out(self.program, piece_bytes)
         self.stats = Stats()
@@ -85,21 +76,21 @@ class Compute:
 
         setup_key, pack_key = split_keys(self._dealer.recv(self._parties))
         self._stream = Prg(pack_key)
-        self._linear = self._open_weights(shares, Prg(setup_key))
+        self._weights = self._open_weights(shares, Prg(setup_key))
         parameters = {
             op.attributes["parameter"]: shares[op.attributes["parameter"]]
             for op in self.program.ops
             if op.kind == "add_parameter"
         }
-        self._party = Party(
-            self.program,
-            self.layout,
-            self._linear,
-            parameters,
-            self.pool.packs,
-            self._mesh,
-            self.stats,
-            self._common_stream() if self.program.guards else None,
+        self._holdings = Holdings(
+            program=self.program,
+            layout=self.layout,
+            weights=self._weights,
+            parameters=parameters,
+            packs=self.pool.packs,
+            mesh=self._mesh,
+            stats=self.stats,
+            checks=self._common_stream() if self.program.guards else None,
         )
         self._thread = threading.Thread(target=self._fill_pool, name="packs", daemon=True)
         self._thread.start()
@@ -118,53 +109,42 @@ class Compute:
             return Prg(key)
         return Prg(bytes(self._mesh.recv(0)))
 
-    def _open_weights(self, shares: Mapping[str, RingArray], prg: Prg) -> dict[int, BoundLinear]:
-        """Open What = W - B of every linear op and arrange it and W_i for the kernels."""
-        linears: dict[int, BoundLinear] = {}
+    def _open_weights(self, shares: Mapping[str, RingArray], prg: Prg) -> dict[int, HeldWeight]:
+        """Open W - B of every linear op and arrange it and W_i for the kernels."""
+        weights: dict[int, HeldWeight] = {}
         waiting: list[tuple[int, RingArray]] = []
         for index, mask in masks_of_weights(self.program, prg):
             # Many small weights go in one exchange; large ones do not all lie here at once.
             weight = shares[self.program.ops[index].attributes["weight"]]
             waiting.append((index, weight - mask))
             if sum(masked.nbytes for _, masked in waiting) >= SETUP_BYTES:
-                linears.update(self._open_some(shares, waiting))
+                weights.update(self._open_some(shares, waiting))
                 waiting = []
-        return {**linears, **self._open_some(shares, waiting)}
+        return {**weights, **self._open_some(shares, waiting)}
 
     def _open_some(
         self, shares: Mapping[str, RingArray], masked: Sequence[tuple[int, RingArray]]
-    ) -> dict[int, BoundLinear]:
-        """Open some ops' What from this party's shares of it."""
+    ) -> dict[int, HeldWeight]:
+        """Open some ops' W - B from this party's shares of it."""
         if not masked:
             return {}
         opened = np.concatenate([share.ravel() for _, share in masked])
         for payload in self._mesh.exchange(opened.copy().data.cast("B")):
             if payload is not None:
                 opened += received_words(payload)
-        linears: dict[int, BoundLinear] = {}
+        weights: dict[int, HeldWeight] = {}
         start = 0
         for index, share in masked:
-            op, what = self.program.ops[index], opened[start : start + share.size]
-            start += share.size
-            geometry = Geometry.from_json(op.attributes["geometry"])
-            bias = np.zeros(self.program.values[op.output].size, np.int64)
-            if name := op.attributes["bias"]:
-                positions = bias.size // geometry.outputs
-                bias += np.repeat(np.asarray(shares[name], np.int64), positions)
-            inputs = self.program.values[op.inputs[0]].size
-            linears[index] = BoundLinear(
-                reading=geometry.reading(),
-                weight=geometry.arrange(shares[op.attributes["weight"]]),
-                opened=geometry.arrange(what),
-                bias=bias,
-                each=geometry.outputs // geometry.groups,
-                inputs=inputs,
-                group_size=inputs // geometry.groups,
-                bits=self.program.values[op.output].bits,
-                a=self.layout.masks[index],
-                z=self.layout.fields[index],
+            weights[index] = hold(
+                self.program,
+                self.program.ops[index],
+                shares,
+                open_weight=opened[start : start + share.size],
+                masks=self.layout.masks[index],
+                fields=self.layout.fields[index],
             )
-        return linears
+            start += share.size
+        return weights
 
     # The pool's thread.
 
@@ -191,7 +171,7 @@ class Compute:
         self.pool.publish(count)
         return count
 
-    def _fill_piece(self, piece: Piece, count: int) -> None:
+    def _fill_piece(self, piece: PackPiece, count: int) -> None:
         """A piece of the next `count` packs: its words, then every Z_i of it."""
         packs, first = self.pool.packs, self.pool.made
         rows = [
@@ -208,29 +188,15 @@ class Compute:
             for row, corrected in zip(rows, words.reshape(count, -1), strict=True):
                 row[piece.mask_words :][frame] = corrected
         for index in range(piece.first, piece.last):
-            if index not in self._linear:
-                continue
-            op = self._linear[index]
-            linear.precompute(
-                packs,
-                first,
-                count,
-                op.a,
-                op.inputs,
-                op.z,
-                op.bias.size,
-                *op.reading,
-                op.opened,
-                op.each,
-                op.group_size,
-            )
+            if index in self._weights:
+                precompute(self._weights[index], packs, first, count)
 
     # The online phase.
 
     def run(self, inputs: Sequence[RingArray]) -> list[RingArray]:
-        """Shares of the outputs, int64[B, ...], from shares of the inputs; collective.
+        """Return shares of the outputs, int64[B, ...], from shares of the inputs; collective.
 
-        Where ranges are guarded, one more output: int64[B, guards, FLAGS], see `guard`.
+        Where ranges are guarded, one more output: int64[B, guards, FLAGS], see `ops.check`.
         """
         if self._broken:
             raise ClusterError("the session failed earlier; share the model again")
@@ -279,7 +245,7 @@ class Compute:
             while self._sizes and (len(self._sizes) >= 16 or held > EVALUATION_BYTES):
                 held -= self._sizes.pop(next(iter(self._sizes))).nbytes
             try:
-                self._sizes[batch] = Evaluation(self._party, batch)
+                self._sizes[batch] = Evaluation(self._holdings, batch)
             except MemoryError:
                 return None
         return self._sizes[batch]

@@ -14,8 +14,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from privserve.engines.ottt.jit import kernel
-from privserve.fixedpoint import RingArray
+from privserve.engines.ottt.jit import Planes, Rows, Words, inlined, kernel
 
 POSITIONS = 256
 """Positions of a block, at most; rows of a block lie in the second level of cache."""
@@ -26,26 +25,28 @@ TAPS = 64
 FEW_POSITIONS = 64
 """Below this many positions the weights are the rows, where there are outputs enough."""
 
-# The numbers of a window; see Geometry.window.
+# The numbers of a window; see `arrangement.window_of`.
 CHANNELS, HEIGHT, WIDTH, KERNEL_H, KERNEL_W = 0, 1, 2, 3, 4
 STRIDE_H, STRIDE_W, TOP, LEFT, DILATION_H, DILATION_W, OUT_H, OUT_W = 5, 6, 7, 8, 9, 10, 11, 12
 NUMBERS = 13
 
 
-@kernel("void(int64[::1], int64, int64[::1], int64, int64, int64, int64, int64[:,::1])")
+@kernel
 def gather(
-    x: RingArray,
+    x: Words,
     base: int,
-    window: RingArray,
+    window: Words,
     first_tap: int,
     taps: int,
     first_position: int,
     positions: int,
-    rows: RingArray,
+    rows: Rows,
 ) -> None:
-    """rows[t, p] = the element of x[base:] that tap first_tap + t reads at first_position + p.
+    """Set rows[t, p] to the element of x[base:] that tap first_tap + t reads.
 
-    Zero for padding. window: see Geometry.window; taps are numbered (channel, row, column).
+    It does so at position first_position + p.
+
+    Zero for padding. window: see `arrangement.window_of`; taps are numbered (channel, row, column).
     """
     height, width = window[HEIGHT], window[WIDTH]
     kernel_h, kernel_w = window[KERNEL_H], window[KERNEL_W]
@@ -90,25 +91,22 @@ def gather(
             done += run
 
 
-@kernel(
-    "void(int64[:,::1], int64, int64[:,::1], int64, int64, int64,"
-    " int64[::1], int64[::1], int64[::1], int64[::1])"
-)
+@kernel
 def multiply_rows(
-    rows: RingArray,
+    rows: Rows,
     first_row: int,
-    factors: RingArray,
+    factors: Rows,
     first_factor: int,
     column: int,
     count: int,
-    y0: RingArray,
-    y1: RingArray,
-    y2: RingArray,
-    y3: RingArray,
+    y0: Words,
+    y1: Words,
+    y2: Words,
+    y3: Words,
 ) -> None:
-    """y_r += sum over t < count of factors[first_factor + t, column + r] * rows[first_row + t].
+    """Add sum over t < count of factors[first_factor + t, column + r] * rows[first_row + t] to y_r.
 
-    Of the rows, so much is read as a y is long.
+    Of the rows, as much is read as a y is long.
     """
     width = y0.shape[0]
     t = 0
@@ -144,14 +142,9 @@ def multiply_rows(
         t += 1
 
 
-@kernel("void(int64[::1], int64[::1], int64[:,:,::1], int64, int64, int64[::1])")
+@kernel
 def _add_by_position(
-    x: RingArray,
-    window: RingArray,
-    weight: RingArray,
-    each: int,
-    group_size: int,
-    out: RingArray,
+    x: Words, window: Words, weight: Planes, each: int, group_size: int, out: Words
 ) -> None:
     """`convolve_add` with gathered rows of positions."""
     groups, taps, _ = weight.shape
@@ -188,14 +181,9 @@ def _add_by_position(
                             y[p] += source[p]
 
 
-@kernel("void(int64[::1], int64[::1], int64[:,:,::1], int64, int64, int64[::1])")
+@kernel
 def _add_by_output(
-    x: RingArray,
-    window: RingArray,
-    weight: RingArray,
-    each: int,
-    group_size: int,
-    out: RingArray,
+    x: Words, window: Words, weight: Planes, each: int, group_size: int, out: Words
 ) -> None:
     """`convolve_add` with the weights as rows, for few positions."""
     groups, taps, padded = weight.shape
@@ -217,11 +205,9 @@ def _add_by_output(
                 y[p] += total[p, o]
 
 
-@kernel("void(int64[::1], int64[::1], int64[::1], int64, int64[::1])")
-def add_shifted(
-    source: RingArray, offsets: RingArray, factors: RingArray, taps: int, total: RingArray
-) -> None:
-    """total[p] += sum over t < taps of factors[t] * source[offsets[t] + p]."""
+@kernel
+def add_shifted(source: Words, offsets: Words, factors: Words, taps: int, total: Words) -> None:
+    """Add sum over t < taps of factors[t] * source[offsets[t] + p] to total[p]."""
     width = total.shape[0]
     t = 0
     while t + 3 <= taps:
@@ -240,14 +226,41 @@ def add_shifted(
         t += 1
 
 
-@kernel("void(int64[::1], int64[::1], int64[:,:,::1], int64, int64, int64[::1])")
+@inlined
+def _split_by_phase(
+    line: Words, first: int, left: int, stride_w: int, picture: int, source: Words
+) -> None:
+    """Spread a line of the input over its phases' pictures in source[first:], `left` columns in."""
+    width = line.shape[0]
+    if stride_w == 1:
+        target = source[first + left : first + left + width]
+        for w in range(width):
+            target[w] = line[w]
+    else:
+        for start in range(min(stride_w, width)):
+            w = start + left
+            at = first + w % stride_w * picture + w // stride_w
+            count = (width - start - 1) // stride_w + 1
+            target = source[at : at + count]
+            for k in range(count):
+                target[k] = line[start + k * stride_w]
+
+
+@inlined
+def _find_taps(window: Words, columns: int, picture: int, offsets: Words) -> None:
+    """offsets[t] = where the picture that tap t reads begins."""
+    stride_h, stride_w = window[STRIDE_H], window[STRIDE_W]
+    for i in range(window[KERNEL_H]):
+        for j in range(window[KERNEL_W]):
+            h, w = i * window[DILATION_H], j * window[DILATION_W]
+            phase = h % stride_h * stride_w + w % stride_w
+            at = phase * picture + h // stride_h * columns + w // stride_w
+            offsets[i * window[KERNEL_W] + j] = at
+
+
+@kernel
 def _add_by_channel(
-    x: RingArray,
-    window: RingArray,
-    weight: RingArray,
-    each: int,
-    group_size: int,
-    out: RingArray,
+    x: Words, window: Words, weight: Planes, each: int, group_size: int, out: Words
 ) -> None:
     """`convolve_add` for few outputs per group.
 
@@ -255,52 +268,35 @@ def _add_by_channel(
     itself). Then what a tap reads is a whole picture shifted: one long row, of which the
     columns past the output's width are dropped.
     """
-    groups = weight.shape[0]
-    channels, height, width = window[CHANNELS], window[HEIGHT], window[WIDTH]
-    kernel_h, kernel_w = window[KERNEL_H], window[KERNEL_W]
+    height, width = window[HEIGHT], window[WIDTH]
     stride_h, stride_w = window[STRIDE_H], window[STRIDE_W]
     top, left = window[TOP], window[LEFT]
     out_h, out_w = window[OUT_H], window[OUT_W]
     positions = out_h * out_w
-    reach_h = window[DILATION_H] * (kernel_h - 1)
-    reach_w = window[DILATION_W] * (kernel_w - 1)
+    reach_h = window[DILATION_H] * (window[KERNEL_H] - 1)
+    reach_w = window[DILATION_W] * (window[KERNEL_W] - 1)
     rows = max(out_h + reach_h // stride_h, (top + height - 1) // stride_h + 1)
     columns = max(out_w + reach_w // stride_w, (left + width - 1) // stride_w + 1)
     picture = rows * columns
     # The shifted row of the last tap ends past the last picture by less than a row.
     source = np.zeros(stride_h * stride_w * picture + columns, np.int64)
     total = np.empty(out_h * columns, np.int64)
-    per_channel = kernel_h * kernel_w
-    offsets = np.empty(per_channel, np.int64)
-    factors = np.empty(per_channel, np.int64)
-    for i in range(kernel_h):
-        for j in range(kernel_w):
-            h, w = i * window[DILATION_H], j * window[DILATION_W]
-            phase = h % stride_h * stride_w + w % stride_w
-            offsets[i * kernel_w + j] = phase * picture + h // stride_h * columns + w // stride_w
-    for g in range(groups):
-        for channel in range(channels):
+    taps = window[KERNEL_H] * window[KERNEL_W]
+    offsets = np.empty(taps, np.int64)
+    factors = np.empty(taps, np.int64)
+    _find_taps(window, columns, picture, offsets)
+    for g in range(weight.shape[0]):
+        for channel in range(window[CHANNELS]):
             start = g * group_size + channel * height * width
             for h in range(height):
                 line = x[start + h * width : start + (h + 1) * width]
                 first = (h + top) % stride_h * stride_w * picture + (h + top) // stride_h * columns
-                if stride_w == 1:
-                    target = source[first + left : first + left + width]
-                    for w in range(width):
-                        target[w] = line[w]
-                else:
-                    for start_w in range(min(stride_w, width)):
-                        w = start_w + left
-                        at = first + w % stride_w * picture + w // stride_w
-                        count = (width - start_w - 1) // stride_w + 1
-                        target = source[at : at + count]
-                        for k in range(count):
-                            target[k] = line[start_w + k * stride_w]
+                _split_by_phase(line, first, left, stride_w, picture, source)
             for o in range(each):
-                for t in range(per_channel):
-                    factors[t] = weight[g, channel * per_channel + t, o]
+                for t in range(taps):
+                    factors[t] = weight[g, channel * taps + t, o]
                 total[:] = 0
-                add_shifted(source, offsets, factors, per_channel, total)
+                add_shifted(source, offsets, factors, taps, total)
                 y = out[(g * each + o) * positions : (g * each + o + 1) * positions]
                 for h in range(out_h):
                     row = y[h * out_w : (h + 1) * out_w]
@@ -309,18 +305,13 @@ def _add_by_channel(
                         row[w] += sums[w]
 
 
-@kernel("void(int64[::1], int64[::1], int64[:,:,::1], int64, int64, int64[::1])")
+@kernel
 def convolve_add(
-    x: RingArray,
-    window: RingArray,
-    weight: RingArray,
-    each: int,
-    group_size: int,
-    out: RingArray,
+    x: Words, window: Words, weight: Planes, each: int, group_size: int, out: Words
 ) -> None:
-    """out[O * positions] += weight * x for one sample; x: int64[C * H * W].
+    """Add weight * x to out[O * positions] for one sample; x: int64[C * H * W].
 
-    weight: as Geometry.arrange gives it; each: outputs per group; group_size: input
+    weight: as `arrange` gives it; each: outputs per group; group_size: input
     elements per group.
     """
     if weight.shape[2] < 4:

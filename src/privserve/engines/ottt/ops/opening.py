@@ -1,0 +1,313 @@
+"""The opening itself, and what an op that takes a tuple from the pack is to the engine.
+
+Every op that communicates goes through the same four steps:
+
+1. *Deal*. Every party draws its words of the op's tuple from its own stream; the dealer sends
+   party 0 corrections, the op's secrets minus what the others drew.
+2. *Precompute*. What a party can work out before a query comes.
+3. *Open*. Each party masks its share of x with words of the pack, and all send each other what
+   comes out: with A = sum A_i and r = sum r_i mod 2^K,
+
+       opened = x - A mod 2^bits                           (linear ops, products)
+       opened = (x >> shift) + offset + r mod 2^K          (comparisons, lookups)
+
+   uniform whatever x is, since A or r is. An opening takes one exchange and carries `bits` bits
+   per element.
+4. *Finish*. Each party computes its share of the result from what was opened and its tuple.
+
+`TupleOp` is what an op says of these steps. Layout, costs, buffers, dealer and online phase follow
+from it: they know no op by its name. A pack's words are in `layout`.
+
+In the kernels' arguments: pool int64[slots, pack words]; first the slot of the batch's first pack
+(slots wrap around); lead 1 at party 0, which adds public terms, else 0; values int64[B, count].
+"""
+
+from __future__ import annotations
+
+import struct
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from privserve.engines.ottt.bits import pack, packed_words, unpack_add, unpack_xor
+from privserve.engines.ottt.jit import Rows, kernel
+from privserve.engines.ottt.ops.arrangement import HeldWeight
+from privserve.engines.ottt.stats import Stats
+from privserve.errors import ClusterError, TooManyRows
+from privserve.fixedpoint import RingArray
+from privserve.mesh import Mesh
+from privserve.program import Op, Program
+
+NO_PACK = -1
+LACKING = struct.pack("<q", NO_PACK)
+"""Sent for a batch's first opening by a party that has no memory for the batch."""
+
+Step = Callable[[int], None]
+"""An op's online step; takes the number of the batch's first pack."""
+Source = Callable[[], RingArray]
+DealerStep = Callable[[RingArray, RingArray, RingArray, RingArray], None]
+"""Writes an op's corrections for a batch of packs, piece by piece.
+
+Takes int64[B, mask words], party 0's masks; int64[n - 1, B, words], the streams of the others;
+int64[B * fresh words], randomness of the dealer's own; and int64[B, corrected words] to write to.
+"""
+
+
+@dataclass(frozen=True)
+class Opening:
+    """One exchange: `count` values of `bits` bits per query, which sum up (or XOR) to public."""
+
+    count: int
+    bits: int
+    xor: bool = False
+
+    @property
+    def words(self) -> int:
+        """64-bit words that a party sends to each peer per query."""
+        return packed_words(self.count, self.bits)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the words of an op's tuple lie, for the dealer."""
+
+    masks: int
+    """In a piece."""
+    fields: int
+    """In a piece."""
+    target: int
+    """In the piece's corrections: where the fields go."""
+
+    def moved(self, words: int) -> Place:
+        """Return the place of the fields behind this many words of the tuple."""
+        return Place(self.masks, self.fields + words, self.target + words)
+
+
+@dataclass(frozen=True)
+class BoundOpening:
+    """An opening at one party, bound to the arrays of one batch size."""
+
+    total: RingArray
+    """This party's values, int64[B, count]; after `open`, those that all parties' sum up to."""
+    packed: RingArray
+    """Where this party puts their low bits, int64[B, words]."""
+    open: Callable[[], None]
+    nbytes: int
+    """What is sent to each peer."""
+
+
+@dataclass(frozen=True)
+class Guard:
+    """What a guarded op needs to flag rows that left its range; see `check`."""
+
+    zeros: int
+    """The word of a pack where its shares of zero begin."""
+    coefficients: RingArray
+    matrix: RingArray
+    flags: RingArray
+    """Its words, int64[B, FLAGS]."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """One op at one compute party, for batches of one size: what its step reads and writes."""
+
+    program: Program
+    op: Op
+    packs: RingArray
+    """The pool's, int64[slots, words]."""
+    masks: int
+    """The word of a pack where its masks begin."""
+    fields: int
+    """The word where the corrected words of its tuple begin."""
+    parties: int
+    rank: int
+    inputs: tuple[Source, ...]
+    """Its inputs, contiguous int64[B, size] each."""
+    openings: tuple[BoundOpening, ...]
+    out: RingArray
+    """int64[B, size]"""
+    weight: HeldWeight | None
+    """Of a linear op."""
+    guard: Guard | None
+    """None where its range is sound."""
+
+    @property
+    def lead(self) -> int:
+        """1 at the party that adds public constants, else 0."""
+        return int(self.rank == 0)
+
+    @property
+    def output_bits(self) -> int:
+        """The low bits of its output that matter."""
+        return self.program.values[self.op.output].bits
+
+    @property
+    def bias(self) -> int:
+        """What this party adds before the op's shift; see `rounding`."""
+        return self.lead * rounding(self.parties, self.op.attributes["shift"])
+
+
+def _no_words(program: Program, op: Op) -> int:
+    return 0
+
+
+def _no_opening(program: Program, op: Op) -> tuple[Opening, ...]:
+    return ()
+
+
+@dataclass(frozen=True)
+class TupleOp:
+    """A kind of op that takes a tuple from the pack, by what it deals, opens and computes."""
+
+    bind: Callable[[Site], Step]
+    """The online step, for batches of one size."""
+    openings: Callable[[Program, Op], tuple[Opening, ...]] = _no_opening
+    """Its exchanges, in order."""
+    masks: Callable[[Program, Op], int] = _no_words
+    """Words per query that every party, party 0 too, draws from its stream."""
+    dealt: Callable[[Program, Op], int] = _no_words
+    """Words per query that party 0 is sent, shares of zero for a guard not among them."""
+    fresh: Callable[[Program, Op], int] = _no_words
+    """Words per query that the dealer draws for itself."""
+    deal: Callable[[Program, Op, Place, RingArray | None], DealerStep] | None = None
+    """The dealer's step, from where the tuple lies and B, the mask of a linear op's weight."""
+    dealer_table: Callable[[Program, Op], int] = _no_words
+    """Words that the dealer holds for the op as long as the session lasts, B not among them."""
+
+
+def rounding(parties: int, shift: int) -> int:
+    """Return what party 0 adds before a shift, so that the dropped carries average to zero.
+
+    A share-wise shift loses 0 to n - 1 units, and the real quotient's fraction; with n/2
+    units added the result lies within n/2 of the quotient, without a bias.
+    """
+    return parties << (shift - 1) if shift else 0
+
+
+@kernel
+def mask_input(
+    pool: Rows, first: int, masks: int, values: Rows, bits: int, masked: Rows, packed: Rows
+) -> None:
+    """Set masked = values - A_i and pack its low `bits` bits; masks: the word where A_i begins."""
+    count = values.shape[1]
+    for sample in range(values.shape[0]):
+        row = pool[(first + sample) % pool.shape[0]]
+        source = values[sample]
+        out = masked[sample]
+        mask = row[masks : masks + count]
+        for e in range(count):
+            out[e] = source[e] - mask[e]
+        pack(out, count, bits, packed[sample])
+
+
+@kernel
+def mask_shifted(
+    pool: Rows,
+    first: int,
+    masks: int,
+    offset: int,
+    values: Rows,
+    shift: int,
+    comparison_bits: int,
+    bias: int,
+    masked: Rows,
+    packed: Rows,
+) -> None:
+    """Set masked = ((values + bias) >> shift) + offset + r_i mod 2^K, and pack it.
+
+    masks: the word of the fields that carry r_i in their low K = `comparison_bits` bits.
+    """
+    slots = pool.shape[0]
+    batch, count = values.shape
+    keep = (np.int64(1) << comparison_bits) - np.int64(1)
+    for sample in range(batch):
+        row = pool[(first + sample) % slots]
+        source = values[sample]
+        out = masked[sample]
+        mask = row[masks : masks + count]
+        for e in range(count):
+            out[e] = (((source[e] + bias) >> shift) + offset + mask[e]) & keep
+        pack(out, count, comparison_bits, packed[sample])
+
+
+def open_shifted(site: Site, masks: int, offset: int) -> Step:
+    """Return the step that opens (x >> shift) + offset + r mod 2^K, the op's first opening.
+
+    masks: the word of a pack where the r_i lie.
+    """
+    packs, (source, *_), opening = site.packs, site.inputs, site.openings[0]
+    shift, comparison_bits = site.op.attributes["shift"], site.op.attributes["comparison_bits"]
+    bias, total, packed, open_ = site.bias, opening.total, opening.packed, opening.open
+    offset *= site.lead
+
+    def step(first: int) -> None:
+        mask_shifted(
+            packs, first, masks, offset, source(), shift, comparison_bits, bias, total, packed
+        )
+        open_()
+
+    return step
+
+
+def bind_opening(
+    opening: Opening,
+    total: RingArray,
+    packed: RingArray,
+    numbered: RingArray | None,
+    mesh: Mesh,
+    stats: Stats,
+) -> BoundOpening:
+    """Return the opening of `total`, int64[B, count], at the party of `mesh`.
+
+    It adds (or XORs) the other parties' packed shares to `total`, this party's. numbered: for a
+    run's first opening, which is packed there instead of into `packed`, int64[1 + words]; its
+    first word is the number of the first pack that the run takes, and travels in front. Parties
+    that disagree raise ClusterError before any uses what was opened under other masks.
+    """
+    shape, count, bits = packed.shape, opening.count, opening.bits
+    payload = packed.data.cast("B")
+    if numbered is not None:
+        packed, payload = numbered[1:].reshape(shape), numbered.data.cast("B")
+    peers = [peer for peer in range(mesh.n) if peer != mesh.rank]
+    unpack = unpack_xor if opening.xor else unpack_add
+    # A channel hands frames of one size out in one view again and again: to read each view as
+    # words once takes 6 % off a small network's query.
+    seen: list[memoryview | None] = [None] * mesh.n
+    numbers: list[RingArray] = [packed] * mesh.n
+    rows: list[RingArray] = [packed] * mesh.n
+
+    def open_() -> None:
+        began = time.perf_counter()
+        received = mesh.exchange(payload)
+        stats.exchange_seconds += time.perf_counter() - began
+        for peer in peers:
+            frame = received[peer]
+            if frame is not seen[peer]:
+                words = received_words(frame)
+                if words.size == 1 and words[0] == NO_PACK:
+                    raise lacking_memory(shape[0])
+                ahead = 0 if numbered is None else 1
+                numbers[peer], rows[peer] = words[:ahead], words[ahead:].reshape(shape)
+                seen[peer] = frame if words.base is not None else None  # no copy
+            if numbered is not None and numbers[peer][0] != numbered[0]:
+                raise ClusterError("the parties' packs are out of step; share the model again")
+            unpack(rows[peer], count, bits, total)
+
+    return BoundOpening(total, packed, open_, payload.nbytes)
+
+
+def lacking_memory(rows: int) -> TooManyRows:
+    """Return what a batch ends with where a party has no memory for it."""
+    return TooManyRows(f"a party has no memory for {rows} rows at a time; ask fewer per query")
+
+
+def received_words(frame: memoryview | None) -> RingArray:
+    """Return a received frame as int64 words; copied only where it is not aligned."""
+    assert frame is not None  # only the own rank's is
+    words: NDArray[Any] = np.frombuffer(frame, dtype=np.int64)
+    return words if words.flags.aligned else words.copy()
