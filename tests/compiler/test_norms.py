@@ -52,7 +52,7 @@ def test_the_parties_compute_the_squares_of_a_final_norm_and_the_client_takes_th
     model = graph([node("ReduceL2", ["x"], axes=[1])], {}, (6,))
     program, _ = compile_model(model)
     assert program.outputs[0].activation == ROOT
-    assert {op.kind for op in program.ops} <= {"truncate", "multiply", "reshape", "sum_pool"}
+    assert {op.kind for op in program.ops} <= {"truncate", "square", "reshape", "sum_pool"}
 
 
 @pytest.mark.parametrize(

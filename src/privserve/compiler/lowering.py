@@ -17,7 +17,7 @@ import numpy as np
 from privserve.compiler import moves
 from privserve.compiler.builder import ProgramBuilder
 from privserve.compiler.onnx_graph import Constant
-from privserve.compiler.products import linear, multiply
+from privserve.compiler.products import linear, square
 from privserve.compiler.ranges import Floats
 from privserve.compiler.smooth import apply_function
 from privserve.compiler.traced import Traced
@@ -72,7 +72,7 @@ class SmoothFunction:
         """Emit the function, within `tolerance`, in its own layer's scope; a square is exact."""
         with b.scope(self.layer):
             if self.expression == ["mul", "x", "x"]:
-                return multiply(b, self.x, self.x)
+                return square(b, self.x)
             return apply_function(b, self.x, self.expression, tolerance=tolerance)
 
 

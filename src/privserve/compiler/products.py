@@ -58,9 +58,9 @@ def multiply(b: ProgramBuilder, x: Traced, y: Traced) -> Traced:
     x = moves.expand(b, x, shape)
     if (inner := repetition(y.shape, shape)) is None:
         y, inner = moves.expand(b, y, shape), 1
+    if x.number == y.number:
+        return square(b, x)
     bounds = x.range.times(y.range)
-    if x.number == y.number:  # a square, of which intervals do not know that
-        bounds = Range(np.maximum(bounds.low, 0), bounds.high, bounds.samples)
     step = x.step * y.step
     if bounds.magnitude / step >= 2.0**62:
         x = b.tamed(x, bounds.magnitude)
@@ -71,6 +71,23 @@ def multiply(b: ProgramBuilder, x: Traced, y: Traced) -> Traced:
     if bounds.magnitude / step >= 2.0**62:
         b.refuse(bounds.magnitude)
     return b.emit("multiply", (x, y), shape, step, bounds, {"inner": inner})
+
+
+def square(b: ProgramBuilder, x: Traced) -> Traced:
+    """Return x * x, which opens x once."""
+    x = b.truncate(x)
+    if _squared(x).magnitude / x.step**2 >= 2.0**62:
+        x = b.tamed(x, _squared(x).magnitude)
+    bounds = _squared(x)
+    if bounds.magnitude / x.step**2 >= 2.0**62:
+        b.refuse(bounds.magnitude)
+    return b.emit("square", (x,), x.shape, x.step**2, bounds, {})
+
+
+def _squared(x: Traced) -> Range:
+    """The range of x * x, of which intervals do not know that it is a square."""
+    bounds = x.range.times(x.range)
+    return Range(np.maximum(bounds.low, 0), bounds.high, bounds.samples)
 
 
 def lookup(

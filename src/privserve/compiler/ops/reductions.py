@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from privserve.compiler import moves
 from privserve.compiler.builder import ProgramBuilder
 from privserve.compiler.lowering import Lowering, SmoothFunction, Tensor
-from privserve.compiler.products import multiply
+from privserve.compiler.products import square
 from privserve.compiler.registry import lowers
 from privserve.compiler.traced import Traced
 
@@ -62,7 +62,7 @@ def _sum_of_squares(
     gone = _reduced_axes(c, len(x.shape), axes, noop_with_empty_axes)
     if not gone:
         raise c.refuse("noop_with_empty_axes: ONNX does not say whether it squares then")
-    out = _summed(b, multiply(b, x, x), gone)
+    out = _summed(b, square(b, x), gone)
     return moves.reshape(b, out, _kept_shape(x, gone, keepdims))
 
 
