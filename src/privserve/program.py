@@ -80,6 +80,7 @@ OP_KINDS: Mapping[str, Kind] = {
     "multiply": Kind(
         "x * y: `inner`; element e takes element (e // inner) % len(y) of y", communicates=True
     ),
+    "square": Kind("x * x", communicates=True),
     "lookup": Kind(
         "a smooth `function` of x >> `shift`, by quadratics: see engines.ottt.ops.lookup",
         communicates=True,

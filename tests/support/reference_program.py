@@ -235,6 +235,10 @@ class _Machine:
         bound = one * second + other * error + error * second
         return Element(units.reshape(shape), bound.reshape(shape))
 
+    def _square(self, op: Op, x: Element) -> Element:
+        units = each(lambda a: signed(a * a), x.units)
+        return Element(units, 2 * self.reals(op.inputs[0]) * x.error + x.error**2)
+
     def _scale(self, op: Op, x: Element) -> Element:
         shape = self.program.values[op.output].shape
         factor = np.broadcast_to(np.array(op.attributes["factor"], dtype=object), shape)

@@ -107,6 +107,12 @@ def _multiply(
     return x * factor[:, place].reshape(x.shape), None
 
 
+def _square(
+    attributes: Attributes, inputs: Sequence[RingArray], parameters: Mapping[str, RingArray]
+) -> Meant:
+    return inputs[0] * inputs[0], None
+
+
 def _lookup(
     attributes: Attributes, inputs: Sequence[RingArray], parameters: Mapping[str, RingArray]
 ) -> Meant:
@@ -135,6 +141,7 @@ _MEANINGS: Mapping[str, Callable[..., Meant]] = {
     "relu": _relu,
     "truncate": _truncate,
     "multiply": _multiply,
+    "square": _square,
     "lookup": _lookup,
     "check": _check,
 }

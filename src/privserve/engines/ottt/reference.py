@@ -191,3 +191,8 @@ def product(x: Sequence[int], y: Sequence[int], inner: int) -> list[int]:
     """Return x times y by element, as signed numbers mod 2^64; y repeats as in `product`."""
     exact = [v * y[e // inner % len(y)] for e, v in enumerate(x)]
     return [(v + 2**63) % 2**64 - 2**63 for v in exact]
+
+
+def square(opened: int, lead: int, share: Mapping[str, int]) -> int:
+    """Return a share of x^2 mod 2^64 from x - A and shares named a and c."""
+    return (lead * opened**2 + 2 * opened * share["a"] + share["c"]) % 2**64
