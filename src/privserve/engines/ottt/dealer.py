@@ -76,7 +76,7 @@ class PackMaker:
                 yield kind.fresh(program, op), deal_op
             if op.is_guarded:
                 behind = kind.dealt(program, op)
-                yield 0, bind_zeros(place.moved(behind))
+                yield 0, bind_zeros(fields=fields + behind, target=place.target + behind)
 
     def make(self, count: int) -> Iterator[RingArray]:
         """Yield the next `count` packs by piece: int64[count, corrected words], party 0's fields.

@@ -36,7 +36,7 @@ from __future__ import annotations
 import numpy as np
 
 from privserve.engines.ottt.jit import Planes, Rows, Words, inlined, kernel
-from privserve.engines.ottt.ops.opening import DealerStep, Place, Site, Step, TupleOp
+from privserve.engines.ottt.ops.opening import DealerStep, Site, Step, TupleOp
 from privserve.fixedpoint import RingArray
 
 FLAGS = 40
@@ -188,11 +188,14 @@ def deal_zeros(others: Planes, fields: int, target: int, out: Rows) -> None:
             out[sample, target + word] = total
 
 
-def bind_zeros(place: Place) -> DealerStep:
-    """Return the dealer's step for a guarded op's shares of zero, the fields of `place`."""
+def bind_zeros(fields: int, target: int) -> DealerStep:
+    """Return the dealer's step for a guarded op's shares of zero.
+
+    fields: their first word in a piece; target: in the piece's corrections.
+    """
 
     def step(first: RingArray, others: RingArray, own: RingArray, out: RingArray) -> None:
-        deal_zeros(others, place.fields, place.target, out)
+        deal_zeros(others, fields, target, out)
 
     return step
 

@@ -82,10 +82,6 @@ class Place:
     target: int
     """In the piece's corrections: where the fields go."""
 
-    def moved(self, words: int) -> Place:
-        """Return the place of the fields behind this many words of the tuple."""
-        return Place(self.masks, self.fields + words, self.target + words)
-
 
 @dataclass(frozen=True)
 class BoundOpening:
