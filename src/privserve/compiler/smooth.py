@@ -1,6 +1,6 @@
 """Hidden activations other than ReLU: a function on a computed value, lowered piece by piece.
 
-`splines.plan` cuts the function into affine tails and splines; here the pieces become ops.
+`plan.plan` cuts the function into affine tails and splines; here the pieces become ops.
 With breakpoints b_1 < .. < b_m and r_j = relu(x - b_j), all in one comparison, piece j sees
 x clipped to its range, b_j + r_j - r_(j+1), and the result is a sum over the pieces of what
 each adds beyond the end that faces a chosen one.
@@ -151,7 +151,7 @@ def _assemble(
     for j, piece in enumerate(pieces):
         clipped = _clipped(b, x, pieces, above, j)
         if piece.slope is None:
-            # What `splines.plan` promises, and twice that where a piece is used at its end.
+            # What `plan.plan` promises, and twice that where a piece is used at its end.
             error = 1.5 * tolerance * max(1.0, steepest(expression, piece.low, piece.high) / 4)
             part: Traced | None = lookup(b, clipped, expression, piece, bounds, error)
             if j != chosen:

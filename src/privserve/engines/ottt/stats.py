@@ -13,8 +13,5 @@ class Stats(RunStats):
 
     packs_used: int = 0
     packs_waited_for: int = 0
-    exchange_seconds: float = 0.0
-    waiting_seconds: float = 0.0
-    """Waiting for packs."""
     run_seconds: float = 0.0
     """In `run`, exchanges and waiting included."""
