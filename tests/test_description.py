@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import privserve as ps
-from privserve.activations import CLIENT_ACTIVATIONS, NORMALISING
+from privserve.activations import APPLIED, NORMALISING
 from privserve.client import _parse_model
 from privserve.description import MAX_ELEMENTS, read_description
 from privserve.errors import InputError
@@ -42,7 +42,7 @@ def test_guards_and_notes_may_be_missing() -> None:
     assert read_description(bare) == {**bare, "guards": [], "notes": []}
 
 
-@pytest.mark.parametrize("op", CLIENT_ACTIVATIONS)
+@pytest.mark.parametrize("op", APPLIED)
 def test_every_activation_that_a_client_applies_may_be_described(op: str) -> None:
     activation = {"op": op, "axis": 1} if op in NORMALISING else {"op": op}
     output = {"name": "y", "shape": [10], "activation": activation}

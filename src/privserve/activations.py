@@ -27,20 +27,23 @@ ROOT = "Sqrt"
 """The client's as well, but only where what goes in is known not to be negative: a negative
 number would tell more than the answer does."""
 
+APPLIED = (*CLIENT_ACTIVATIONS, ROOT)
+"""What a description may ask a client for."""
+
 
 def apply_activation(values: Floats, activation: Mapping[str, Any] | None) -> Floats:
     """The model's last layer on what was joined.
 
-    activation: {"op": ROOT or one of CLIENT_ACTIVATIONS, "axis": where it is one of NORMALISING},
-    or None. Raises ClusterError for any other.
+    activation: {"op": one of APPLIED, "axis": where it is one of NORMALISING}, or None. Raises
+    ClusterError for any other.
     """
     if activation is None:
         return values
     op = activation["op"]
+    if op not in APPLIED:
+        raise ClusterError(f"the parties ask for the unknown activation {op}")
     if op == ROOT:
         return np.sqrt(np.maximum(values, 0))  # rounding may have made a zero negative
-    if op not in CLIENT_ACTIVATIONS:
-        raise ClusterError(f"the parties ask for the unknown activation {op}")
     if op not in NORMALISING:
         return evaluate([op.lower(), "x"], values)
     axis = int(activation["axis"])

@@ -10,7 +10,7 @@ import math
 from sys import float_info
 from typing import Any, NotRequired, TypedDict, cast
 
-from privserve.activations import CLIENT_ACTIVATIONS, NORMALISING
+from privserve.activations import APPLIED, NORMALISING
 from privserve.errors import InputError
 from privserve.fixedpoint import RING_BITS
 from privserve.oip import MAX_AXES
@@ -24,7 +24,7 @@ class Activation(TypedDict):
     """What the client applies to an output that it joined."""
 
     op: str
-    """One of CLIENT_ACTIVATIONS."""
+    """One of APPLIED."""
     axis: NotRequired[int]
     """Of the output with its batch axis; where the op is one of NORMALISING."""
 
@@ -110,7 +110,7 @@ def _check_activation(output: dict[str, Any]) -> None:
         return
     what = f"the description's output {output['name']!r}"
     op = activation.get("op") if isinstance(activation, dict) else None
-    if op not in CLIENT_ACTIVATIONS:
+    if op not in APPLIED:
         raise InputError(f"{what} has no activation that a client knows")
     if op in NORMALISING:
         axis, axes = activation.get("axis"), 1 + len(output["shape"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 import pytest
@@ -11,7 +13,9 @@ from onnx import helper
 from onnx.reference import ReferenceEvaluator
 from ottt_models import graph
 from ottt_session import Session, uniform
+from serving import free_workers, serving
 
+import privserve as ps
 from privserve.activations import apply_activation
 from privserve.compiler.accuracy import compile_accurately
 from privserve.compiler.compile import compile_model
@@ -136,3 +140,16 @@ def test_a_norm_over_no_axes_is_refused(op: str) -> None:
     model = graph([node(op, ["x"], noop_with_empty_axes=1)], {}, (4,))
     with pytest.raises(ModelError, match="noop_with_empty_axes"):
         compile_model(model)
+
+
+def test_a_client_of_a_cluster_gets_a_final_norm(tag: str, tmp_path: Path) -> None:
+    model = graph([node("ReduceL2", ["x"], axes=[1])], {}, (6,))
+    onnx.save(model, tmp_path / "norm.onnx")
+    x = np.concatenate([uniform((4, 6), -4, 4), np.zeros((1, 6))])
+    with (
+        ps.Cluster(*free_workers()) as cluster,
+        ps.load_model(tmp_path / "norm.onnx") as served,
+    ):
+        served.share(cluster, input_range=(-4, 4))
+        with serving(cluster, served), ps.Client(cluster) as client:
+            assert np.abs(client.query_model(x) - expected(model, x)).max() < 5e-3

@@ -8,7 +8,7 @@ from unittest import mock
 
 import numpy as np
 import reference_program
-from ottt_session import Session
+from ottt_session import Session, as_sent
 from random_graphs import Graph
 
 from privserve.activations import apply_activation
@@ -65,7 +65,7 @@ def judge(graph: Graph, *, served: bool, rows: int = ROWS) -> Verdict:
         except ModelError as error:
             verdict.refused = str(error)
             return verdict
-    program = Program.from_json(prepared.description)
+    program = Program.from_json(as_sent(prepared.description))
     verdict.warned = any("INEXACT" in note for note in program.notes)
     encoded = encode(x, program.fraction_bits)
     if served:

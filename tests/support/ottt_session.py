@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import queue
 import threading
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import onnx
 
+from privserve.description import read_description
 from privserve.engines import ottt
 from privserve.errors import PeerLost
 from privserve.prg import Prg
@@ -62,12 +65,17 @@ class MemoryMesh:
         return [self.recv(p) if p in others else None for p in range(self.n)]
 
 
+def as_sent(description: dict[str, Any]) -> dict[str, Any]:
+    """A description as a party reads it, through JSON and the checks of the front."""
+    return dict(read_description(json.loads(json.dumps(description))))
+
+
 class Session:
     """n compute parties and a dealer serving one prepared model."""
 
     def __init__(self, model: onnx.ModelProto, parties: int = 2, options=None, **prepare) -> None:
         self.prepared = ottt.prepare(model, **prepare)
-        self.program = Program.from_json(self.prepared.description)
+        self.program = Program.from_json(as_sent(self.prepared.description))
         self.parties = parties
         self.wires = {lane: Wire(parties) for lane in ottt.LANES}
         shares = {name: split(w, parties) for name, w in self.prepared.parameters.items()}
