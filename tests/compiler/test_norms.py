@@ -144,7 +144,7 @@ def test_a_norm_over_no_axes_is_refused(op: str) -> None:
 
 def test_a_client_of_a_cluster_gets_a_final_norm(tag: str, tmp_path: Path) -> None:
     model = graph([node("ReduceL2", ["x"], axes=[1])], {}, (6,))
-    onnx.save(model, tmp_path / "norm.onnx")
+    onnx.save(onnx.shape_inference.infer_shapes(model), tmp_path / "norm.onnx")
     x = np.concatenate([uniform((4, 6), -4, 4), np.zeros((1, 6))])
     with (
         ps.Cluster(*free_workers()) as cluster,
