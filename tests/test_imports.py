@@ -13,7 +13,7 @@ FORBIDDEN = {
     "privserve.engines": ("torch", "onnx", "numba", "httpx"),
     "privserve.client": ("torch", "onnx", "numba", "converters", "privserve.party"),
     "privserve.cluster": ("torch", "onnx", "numba", "converters", "privserve.party"),
-    "privserve.engines.ottt.party": ("torch", "onnx", "httpx", "privserve.compiler"),
+    "privserve.engines.ottt.compute": ("torch", "onnx", "httpx", "privserve.compiler"),
     "privserve.engines.ottt.dealer": ("torch", "onnx", "httpx", "privserve.compiler"),
     "privserve.launch": ("torch", "onnx", "numba", "httpx", "converters"),
 }

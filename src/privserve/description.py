@@ -6,6 +6,7 @@ program. It comes over the network, so whoever takes one reads it with `read_des
 
 from __future__ import annotations
 
+import json
 import math
 from sys import float_info
 from typing import Any, NotRequired, TypedDict, cast
@@ -78,6 +79,10 @@ def read_description(fields: object) -> Description:
             raise InputError(f"the description's '{key}' must be a number of bits of the ring")
     _check_range(fields.get("input_range"))
     guards, notes = (_texts(fields, key) for key in ("guards", "notes"))
+    try:  # Python's JSON reader takes NaN and infinity, which no other one has to
+        json.dumps(fields, allow_nan=False)
+    except (ValueError, TypeError, RecursionError):
+        raise InputError("the description holds NaN, infinity or what is no JSON") from None
     return cast(Description, {**fields, "guards": guards, "notes": notes})
 
 
