@@ -13,11 +13,12 @@ from typing import Any, NotRequired, TypedDict, cast
 
 from privserve.activations import APPLIED, NORMALISING
 from privserve.errors import InputError
-from privserve.fixedpoint import RING_BITS
 from privserve.oip import MAX_AXES
 
 MAX_TENSORS = 1024
 MAX_ELEMENTS = 1 << 31
+MAX_FRACTION_BITS = 512
+"""More than the ring has: a unit may be worth less than 2^-64, where all of a value is small."""
 """Of one input or output, per row of a query."""
 
 
@@ -75,8 +76,10 @@ def read_description(fields: object) -> Description:
         _check_activation(tensor)
     for key in ("fraction_bits", "output_fraction_bits"):
         bits = fields.get(key)
-        if type(bits) is not int or abs(bits) > RING_BITS:
-            raise InputError(f"the description's '{key}' must be a number of bits of the ring")
+        if type(bits) is not int or abs(bits) > MAX_FRACTION_BITS:
+            raise InputError(
+                f"the description's '{key}' must be a whole number of at most {MAX_FRACTION_BITS}"
+            )
     _check_range(fields.get("input_range"))
     guards, notes = (_texts(fields, key) for key in ("guards", "notes"))
     try:  # Python's JSON reader takes NaN and infinity, which no other one has to

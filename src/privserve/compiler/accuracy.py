@@ -34,6 +34,12 @@ elements differ from sample to sample."""
 TOLERABLE = 0.01
 """An error of more than this part of the outputs' spread is warned of."""
 
+FLAT, SMALLEST = 1e-9, 1e-30
+"""Values that spread less than this, in parts of their magnitude or at all, are alike."""
+
+GROWING = (ROOT, "Exp")
+LARGEST_EXPONENT = 700.0
+
 MOST_FRACTION_BITS = 20
 PRODUCTS = 4e9
 """Of samples that are simulated: this many multiplications at most, but two samples at least."""
@@ -48,17 +54,26 @@ class OutputError:
     spread: float
     variation: float
     """The spread of the one element that varies most from sample to sample."""
+    magnitude: float
+    """The largest absolute value."""
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether all values are alike, but for what arithmetic makes of it."""
+        return self.spread <= max(FLAT * self.magnitude, SMALLEST)
 
     @property
     def relative(self) -> float:
-        """The error as a part of the spread; 0 where there is no spread to compare with."""
-        return self.error / self.spread if self.spread else 0.0
+        """The error as a part of the spread, or of flat values' magnitude, or of 1 if that is 0."""
+        if not self.is_flat:
+            return self.error / self.spread
+        return self.error / self.magnitude if self.magnitude > SMALLEST else self.error
 
     def __str__(self) -> str:
-        return (
-            f"output '{self.name}': expected error {self.error:.2g}, "
-            f"{self.relative:.2g} of the spread of its values ({self.spread:.3g})"
-        )
+        said = f"output '{self.name}': expected error {self.error:.2g}, "
+        if self.is_flat:
+            return f"{said}and its values are all alike ({self.magnitude:.3g} at most)"
+        return f"{said}{self.relative:.2g} of the spread of its values ({self.spread:.3g})"
 
 
 @dataclass(frozen=True)
@@ -101,18 +116,21 @@ def measured(compiled: Compiled, fraction_bits: int) -> Measured:
         got, ideal = _judged(port, np.asarray(units * step)), _judged(port, before)
         off = np.abs(got - ideal[:count])[~left]
         variation = float(np.ptp(ideal, axis=0).max(initial=0.0))
-        error = OutputError(port.name, off.max(initial=0.0).item(), np.ptp(ideal).item(), variation)
-        errors.append(error)
+        spread, magnitude = float(np.ptp(ideal)), float(np.abs(ideal).max())
+        largest = float(off.max(initial=0.0))
+        errors.append(OutputError(port.name, largest, spread, variation, magnitude))
     return Measured(compiled, tuple(errors), int((~left).sum()), fraction_bits)
 
 
 def _judged(port: Port, values: Floats) -> Floats:
-    """An output as it is compared: after a root, since near zero that makes errors grow.
+    """An output as it is compared: after what makes errors grow, a root near zero and exp.
 
-    The client's other activations hardly do.
+    The client's other activations do not.
     """
-    if port.activation is None or port.activation["op"] != ROOT:
+    if port.activation is None or port.activation["op"] not in GROWING:
         return values
+    if port.activation["op"] == "Exp":
+        values = np.minimum(values, LARGEST_EXPONENT)
     return apply_activation(values, port.activation)
 
 
