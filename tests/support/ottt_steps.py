@@ -56,120 +56,112 @@ def open_sum(packed: list[np.ndarray], own: np.ndarray, rank: int, bits: int) ->
     return total
 
 
-def relu(
-    values: list[np.ndarray], shift: int, comparison_bits: int, bits: int
-) -> tuple[list[np.ndarray], dict[str, np.ndarray]]:
-    """Shares of ReLU(values >> shift) mod 2^bits, and what was opened on the way."""
-    plan, parties = plan_comparison(comparison_bits), len(values)
-    batch, count = values[0].shape
-    pools, own = deal_relu_pools(plan, batch, count, bits, parties)
+def open_shifted(
+    values: list[np.ndarray],
+    pools: list[np.ndarray],
+    masks: int,
+    offset: int,
+    shift: int,
+    comparison_bits: int,
+) -> list[np.ndarray]:
+    """(values >> shift) + offset + r, opened; by party, since each has its own array of it."""
+    parties, (batch, count) = len(values), values[0].shape
     masked = [np.empty((batch, count), np.int64) for _ in values]
     words = packing.packed_words(count, comparison_bits)
     packed = [np.zeros((batch, words), np.int64) for _ in values]
     for i in range(parties):
-        bias = rounding(parties, shift) if i == 0 else 0
         mask_shifted(
-            pools[i],
-            0,
-            2 * count,
-            1 << (comparison_bits - 1) if i == 0 else 0,
-            values[i],
-            shift,
-            comparison_bits,
-            bias,
-            masked[i],
-            packed[i],
+            pool=pools[i],
+            first=0,
+            masks=masks,
+            offset=offset if i == 0 else 0,
+            values=values[i],
+            shift=shift,
+            comparison_bits=comparison_bits,
+            bias=rounding(parties, shift) if i == 0 else 0,
+            masked=masked[i],
+            packed=packed[i],
         )
-    sums = [open_sum(packed, masked[i], i, comparison_bits) for i in range(parties)]
-    fields = relu_op.field_words(bits, comparison_bits)
-    wide = int(is_wide(bits, comparison_bits))
-    matrix = [np.empty((batch, count), np.int64) for _ in values]
+    return [open_sum(packed, masked[i], i, comparison_bits) for i in range(parties)]
+
+
+def open_matrix(
+    plan: ComparisonPlan, pools: list[np.ndarray], tables: int, opened: list[np.ndarray]
+) -> list[np.ndarray]:
+    """What all parties' tables say at `opened`, XORed; by party."""
+    batch, count = opened[0].shape
+    matrix = [np.empty((batch, count), np.int64) for _ in pools]
     words = packing.packed_words(count, plan.opened_bits)
-    packed = [np.zeros((batch, words), np.int64) for _ in values]
-    for i in range(parties):
+    packed = [np.zeros((batch, words), np.int64) for _ in pools]
+    for i, pool in enumerate(pools):
         look_up(
-            pools[i],
+            pool,
             0,
-            fields * count,
-            sums[i],
+            tables,
+            opened[i],
             plan.spec(),
             plan.chunks,
             plan.opened_bits,
-            comparison_bits,
+            plan.comparison_bits,
             matrix[i],
             packed[i],
         )
-    outs, opened, dhat = [], [], []
-    for i in range(parties):
-        total = matrix[i].copy()
-        for peer in range(parties):
+    for i, total in enumerate(matrix):
+        for peer, payload in enumerate(packed):
             if peer != i:
-                packing.unpack_xor(packed[peer], count, plan.opened_bits, total)
-        opened.append(total & packing.mask(plan.opened_bits))
-        out = np.empty((batch, count), np.int64)
+                packing.unpack_xor(payload, count, plan.opened_bits, total)
+    return matrix
+
+
+def relu(
+    values: list[np.ndarray], shift: int, comparison_bits: int, bits: int
+) -> tuple[list[np.ndarray], dict[str, np.ndarray]]:
+    """Shares of ReLU(values >> shift) mod 2^bits, and what was opened on the way."""
+    plan, (batch, count) = plan_comparison(comparison_bits), values[0].shape
+    pools, own = deal_relu_pools(plan, batch, count, bits, len(values))
+    half = 1 << (comparison_bits - 1)
+    opened = open_shifted(values, pools, 2 * count, half, shift, comparison_bits)
+    fields = relu_op.field_words(bits, comparison_bits)
+    totals = open_matrix(plan, pools, fields * count, opened)
+    matrix = totals[0] & packing.mask(plan.opened_bits)
+    outs = [np.empty((batch, count), np.int64) for _ in values]
+    for i, out in enumerate(outs):
         relu_op.finish_relu(
             pool=pools[i],
             first=0,
             fields=0,
-            opened=sums[i],
-            matrix=total,
+            opened=opened[i],
+            matrix=totals[i],
             chunks=plan.chunks,
             output_bits=bits,
             comparison_bits=comparison_bits,
-            wide=wide,
+            wide=int(is_wide(bits, comparison_bits)),
             lead=int(i == 0),
             out=out,
         )
-        outs.append(out)
-        dhat.append(total)
-    return outs, {
-        "opened": sums[0],
-        "matrix": opened[0],
-        "own": own,
-        "pools": np.array(pools),
-        "dhat": dhat[0],
-    }
+    seen = {"opened": opened[0], "matrix": matrix, "own": own, "pools": np.array(pools)}
+    return outs, {**seen, "dhat": totals[0]}
 
 
 def truncate(
     values: list[np.ndarray], shift: int, comparison_bits: int, bits: int
 ) -> list[np.ndarray]:
     """Shares of values >> shift mod 2^bits."""
-    parties = len(values)
-    batch, count = values[0].shape
-    prg = Prg()
-    wide = int(is_wide(bits, comparison_bits))
+    parties, (batch, count) = len(values), values[0].shape
+    prg, wide = Prg(), int(is_wide(bits, comparison_bits))
     words = truncate_op.truncate_words(bits, comparison_bits) * count
     others = prg.int64((parties - 1, batch, words))
     first = np.zeros((batch, words), np.int64)
     own = prg.int64((batch, count))
     truncate_op.deal_truncate(own, others, 0, 0, count, bits, comparison_bits, wide, first)
     pools = [first, *others]
-    masked = [np.empty((batch, count), np.int64) for _ in values]
-    size = packing.packed_words(count, comparison_bits)
-    packed = [np.zeros((batch, size), np.int64) for _ in values]
-    for i in range(parties):
-        bias = rounding(parties, shift) if i == 0 else 0
-        mask_shifted(
-            pools[i],
-            0,
-            0,
-            1 << (comparison_bits - 2) if i == 0 else 0,
-            values[i],
-            shift,
-            comparison_bits,
-            bias,
-            masked[i],
-            packed[i],
-        )
-    outs = []
-    for i in range(parties):
-        opened = open_sum(packed, masked[i], i, comparison_bits)
-        out = np.empty((batch, count), np.int64)
+    quarter = 1 << (comparison_bits - 2)
+    opened = open_shifted(values, pools, 0, quarter, shift, comparison_bits)
+    outs = [np.empty((batch, count), np.int64) for _ in values]
+    for i, out in enumerate(outs):
         truncate_op.finish_truncate(
-            pools[i], 0, 0, opened, bits, comparison_bits, wide, int(i == 0), out
+            pools[i], 0, 0, opened[i], bits, comparison_bits, wide, int(i == 0), out
         )
-        outs.append(out)
     return outs
 
 
