@@ -8,8 +8,9 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from privserve.certificates import OWNER_TOKEN, token_digest, write_cluster
+from privserve.certificates import OWNER_KEY, write_cluster
 from privserve.config import read_config
+from privserve.owner_calls import load_owner_key
 
 PARTIES = [
     ("alice", "localhost:1", "10.0.0.1:2"),
@@ -28,7 +29,7 @@ def certificate(path: Path) -> x509.Certificate:
 
 
 def test_secret_files_can_be_read_by_their_owner_alone(home: Path) -> None:
-    secret = {home / OWNER_TOKEN, *home.glob("*/*.key")}
+    secret = {home / OWNER_KEY, *home.glob("*/*.key")}
     assert len(secret) == 4
     for path in home.rglob("*"):
         if path.is_file():
@@ -53,12 +54,13 @@ def test_every_party_gets_its_own_key_and_no_other(home: Path) -> None:
 
 def test_the_authority_signed_every_party_by_its_name_and_hosts(home: Path) -> None:
     authority = certificate(home / "ca.pem")
+    config = read_config(home / "cluster.toml")
     hosts = {"alice": {"localhost", "10.0.0.1"}, "bob": {"::1"}, "carol": {"carol.example.org"}}
     for name, *_ in PARTIES:
         signed = certificate(home / name / f"{name}.pem")
         signed.verify_directly_issued_by(authority)
         names = signed.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-        assert {str(n.value) for n in names} == {name} | hosts[name]
+        assert {str(n.value) for n in names} == {config.identity(name)} | hosts[name]
         assert not signed.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
 
 
@@ -69,24 +71,27 @@ def test_the_authoritys_key_is_kept_nowhere(home: Path) -> None:
     for path in home.rglob("*"):
         if path.is_file() and b"PRIVATE KEY" in path.read_bytes():
             key = serialization.load_pem_private_key(path.read_bytes(), None)
-            kept.append(key.public_key().public_numbers())  # type: ignore[union-attr]
-    assert len(kept) == 3
+            if path.name != OWNER_KEY:
+                kept.append(key.public_key().public_numbers())  # type: ignore[union-attr]
+    assert len(kept) == 3  # the parties', beside the owner's
     assert authority.public_numbers() not in kept
 
 
-def test_the_parties_know_the_tokens_digest_but_not_the_token(home: Path) -> None:
-    token = (home / OWNER_TOKEN).read_text()
-    assert len(token) >= 43  # 256 bits in base 64
-    assert read_config(home / "cluster.toml").owner_token_sha256 == token_digest(token)
-    holders = [p for p in home.rglob("*") if p.is_file() and token.encode() in p.read_bytes()]
-    assert holders == [home / OWNER_TOKEN]
+def test_the_parties_know_the_owners_public_key_and_nothing_else_of_it(home: Path) -> None:
+    key = load_owner_key(home / OWNER_KEY)
+    assert read_config(home / "cluster.toml").owner == key.public_key().public_bytes_raw()
+    secret = (home / OWNER_KEY).read_bytes().splitlines()[1]
+    assert [p for p in home.rglob("*") if p.is_file() and secret in p.read_bytes()] == [
+        home / OWNER_KEY
+    ]
 
 
-def test_every_cluster_has_an_authority_and_a_token_of_its_own(tmp_path: Path) -> None:
+def test_every_cluster_has_an_id_an_authority_and_an_owners_key_of_its_own(tmp_path: Path) -> None:
     homes = [write_cluster(tmp_path / name, PARTIES).parent for name in ("one", "two")]
-    tokens = {(home / OWNER_TOKEN).read_text() for home in homes}
-    authorities = {(home / "ca.pem").read_bytes() for home in homes}
-    assert len(tokens) == len(authorities) == 2
+    configs = [read_config(home / "cluster.toml") for home in homes]
+    assert len({config.cluster for config in configs}) == 2
+    assert len({config.owner for config in configs}) == 2
+    assert len({(home / "ca.pem").read_bytes() for home in homes}) == 2
 
 
 def test_writing_again_replaces_all_files_and_leaves_no_part_behind(home: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -13,19 +14,21 @@ PARTIES = [
     ("bob", "10.0.0.2:4001", "10.0.0.2:4101"),
     ("carol", "[::1]:4002", "[::1]:4102"),
 ]
+OWNER = bytes(range(32))
+TEXT = format_config(PARTIES, "c", OWNER)
 
 
 @pytest.fixture
 def toml(tmp_path: Path) -> Path:
     path = tmp_path / "cluster.toml"
-    path.write_text(format_config(PARTIES, "0" * 64))
+    path.write_text(format_config(PARTIES, "c1", OWNER))
     return path
 
 
 def test_what_is_written_is_read_back(toml: Path) -> None:
     config = read_config(toml)
     assert [(p.name, p.http, p.peer) for p in config.parties] == PARTIES
-    assert config.owner_token_sha256 == "0" * 64
+    assert (config.cluster, config.owner) == ("c1", OWNER)
     assert config.path == toml
 
 
@@ -54,20 +57,29 @@ def test_a_missing_file_says_how_to_get_one(tmp_path: Path) -> None:
         read_config(tmp_path / "nowhere.toml")
 
 
+def test_a_partys_identity_is_a_name_that_no_host_can_have(toml: Path) -> None:
+    assert read_config(toml).identity("bob") == "bob.c1.privserve.invalid"
+
+
 BAD_FILES = {
+    "no owner": (TEXT.replace("owner =", "x ="), "'owner' is missing"),
+    "an owner's key that is cut": (format_config(PARTIES, "c", OWNER[:31]), "Ed25519 public key"),
+    "an owner's key that is none": (re.sub('owner = ".*"', 'owner = "?"', TEXT), "Ed25519"),
+    "a cluster with dots": (format_config(PARTIES, "a.b", OWNER), "'a.b' cannot be a name"),
+    "a party with dots": (TEXT.replace('"bob"', '"bob.c"'), "'bob.c' cannot be a name"),
     "not TOML": ("[[party", "cannot be read as TOML"),
     "not text": (b"\xff\xfe\x00", "cannot be read as TOML"),
     "no parties": ('ca = "ca.pem"', r"no \[\[party\]\] tables"),
     "parties that are no tables": ("party = [1, 2, 3]", r"no \[\[party\]\] tables"),
-    "two parties": (format_config(PARTIES[:2], "0"), "names 2 parties"),
-    "a name twice": (format_config([PARTIES[0], *PARTIES[:2]], "0"), "name twice: alice"),
-    "no authority": (format_config(PARTIES, "0").replace("ca =", "x ="), "'ca' is missing"),
+    "two parties": (format_config(PARTIES[:2], "c", OWNER), "names 2 parties"),
+    "a name twice": (format_config([PARTIES[0], *PARTIES[:2]], "c", OWNER), "name twice: alice"),
+    "no authority": (TEXT.replace("ca =", "x ="), "'ca' is missing"),
     "a number for a name": (
-        format_config(PARTIES, "0").replace('name = "bob"', "name = 5"),
+        TEXT.replace('name = "bob"', "name = 5"),
         "'name' is missing or not a text",
     ),
     "an address without a port": (
-        format_config(PARTIES, "0").replace("localhost:4000", "localhost"),
+        TEXT.replace("localhost:4000", "localhost"),
         "'localhost' is not an address",
     ),
 }

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import socket
 import ssl
 from pathlib import Path
 
 import httpx
 
+from privserve.addresses import split_address
+from privserve.config import DOMAIN
 from privserve.errors import BY_CODE, ClusterError, ConfigError, InputError, QueryError
 
 
@@ -21,6 +24,32 @@ def tls_context(ca: Path) -> ssl.SSLContext:
             f"{ca} is missing or holds no certificate; copy it from where the cluster was made"
         ) from None
     return context
+
+
+def identity_at(address: str, context: ssl.SSLContext, seconds: float = 5.0) -> str:
+    """The identity that whoever listens at `address` proves to have in its cluster.
+
+    For those who know addresses only: whom they mean is what they find, but it is a party
+    that the cluster's authority signed. Raises ClusterError.
+    """
+    unnamed = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    unnamed.minimum_version = context.minimum_version
+    unnamed.check_hostname = False
+    for certificate in context.get_ca_certs(binary_form=True):
+        unnamed.load_verify_locations(cadata=certificate)
+    try:
+        with (
+            socket.create_connection(split_address(address), timeout=seconds) as raw,
+            unnamed.wrap_socket(raw) as stream,
+        ):
+            entries = (stream.getpeercert() or {}).get("subjectAltName", ())
+    except OSError as error:
+        raise unreachable(f"the party at {address}", address, error) from None
+    names = [str(entry[1]) for entry in entries if entry[0] == "DNS"]
+    found = [name for name in names if name.endswith(f".{DOMAIN}") and name.count(".") == 3]
+    if len(found) != 1:
+        raise ClusterError(f"what listens at {address} is no party of a privserve cluster")
+    return found[0]
 
 
 def raise_for_answer(response: httpx.Response, who: str) -> None:
@@ -42,7 +71,7 @@ def raise_for_answer(response: httpx.Response, who: str) -> None:
 
 def unreachable(who: str, address: str, error: Exception) -> ClusterError:
     """Return the error for a party that HTTP cannot reach."""
-    if isinstance(error, httpx.TimeoutException):
+    if isinstance(error, httpx.TimeoutException | TimeoutError):
         return ClusterError(f"{who} at {address} did not answer in time; is the cluster alive?")
     if "CERTIFICATE_VERIFY_FAILED" in str(error):
         return ClusterError(

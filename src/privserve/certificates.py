@@ -7,7 +7,6 @@ key is forgotten at once, so that no further party can ever join under its name.
 from __future__ import annotations
 
 import datetime
-import hashlib
 import ipaddress
 import os
 import secrets
@@ -16,58 +15,58 @@ from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.x509.oid import NameOID
 
 from privserve.addresses import split_address
-from privserve.config import format_config
+from privserve.config import format_config, identity
 
 VALID_DAYS = 365
-OWNER_TOKEN = "owner.token"
+OWNER_KEY = "owner.key"
 
 
 def write_cluster(directory: Path, parties: Sequence[tuple[str, str, str]]) -> Path:
     """Write the files of a new cluster below `directory` and return its cluster.toml.
 
     parties: (name, http address, peer address), the dealer last. `directory` itself is
-    the model owner's: cluster.toml, ca.pem and owner.token (a secret). Clients need the
+    the model owner's: cluster.toml, ca.pem and owner.key (a secret). Clients need the
     first two only. `directory/NAME/` is what party NAME needs on its own host, its private
     key included. Secret files are readable by their owner alone.
     """
     directory.mkdir(parents=True, exist_ok=True, mode=0o700)
     authority_key = ec.generate_private_key(ec.SECP256R1())
-    authority = _certificate("privserve cluster", authority_key, None, None, [])
-    token = secrets.token_urlsafe(32)
-    config = format_config(parties, token_digest(token)).encode()
+    cluster = secrets.token_hex(8)
+    authority = _certificate(f"privserve cluster {cluster}", authority_key, None, None, [])
+    owner = ed25519.Ed25519PrivateKey.generate()
+    config = format_config(parties, cluster, owner.public_key().public_bytes_raw()).encode()
     ca_pem = authority.public_bytes(serialization.Encoding.PEM)
-    _write(directory / OWNER_TOKEN, token.encode(), secret=True)
+    _write(directory / OWNER_KEY, _private_pem(owner), secret=True)
     _write(directory / "ca.pem", ca_pem)
     for name, http, peer in parties:
         key = ec.generate_private_key(ec.SECP256R1())
+        # Parties, owner and clients go by the identity alone. Hosts are there for other
+        # programs, which know a server by its address.
         hosts = [split_address(http)[0], split_address(peer)[0]]
-        certificate = _certificate(name, key, authority, authority_key, [name, *hosts])
+        certificate = _certificate(
+            name, key, authority, authority_key, [identity(name, cluster), *hosts]
+        )
         home = directory / name
         home.mkdir(exist_ok=True, mode=0o700)
         _write(home / "cluster.toml", config)
         _write(home / "ca.pem", ca_pem)
         _write(home / f"{name}.pem", certificate.public_bytes(serialization.Encoding.PEM))
-        _write(
-            home / f"{name}.key",
-            key.private_bytes(
-                serialization.Encoding.PEM,
-                serialization.PrivateFormat.PKCS8,
-                serialization.NoEncryption(),
-            ),
-            secret=True,
-        )
+        _write(home / f"{name}.key", _private_pem(key), secret=True)
     # Last, so that whoever waits for this file finds the others complete.
     _write(directory / "cluster.toml", config)
     return directory / "cluster.toml"
 
 
-def token_digest(token: str) -> str:
-    """Return what cluster.toml says of the owner's token, which has 256 bits of entropy."""
-    return hashlib.sha256(token.encode()).hexdigest()
+def _private_pem(key: ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey) -> bytes:
+    return key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
 
 
 def _certificate(

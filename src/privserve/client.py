@@ -22,7 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 from privserve import fixedpoint, oip, sharing
 from privserve.activations import apply_activation
 from privserve.addresses import join_address, split_address
-from privserve.calls import raise_for_answer, tls_context, unreachable
+from privserve.calls import identity_at, raise_for_answer, tls_context, unreachable
 from privserve.config import ClusterConfig, read_config
 from privserve.description import Description, TensorDescription, read_description
 from privserve.errors import (
@@ -48,6 +48,8 @@ MAX_CONCURRENT = 32
 class _Peer:
     name: str
     address: str
+    identity: str
+    """What its certificate has to say, whatever its address."""
     http: httpx.Client
 
 
@@ -74,12 +76,11 @@ class Client:
         """cluster: a cluster.toml, a running `Cluster`, or the compute parties' addresses
         together with `ca`, the cluster's ca.pem. timeout: seconds that a query may take.
         """
-        parties, authority = _resolve(cluster, ca)
-        context = tls_context(authority)
+        parties, context = _resolve(cluster, ca)
         self._timeout = timeout
         self._peers = [
-            _Peer(name, address, _connection(address, context, timeout))
-            for name, address in parties
+            _Peer(name, address, identity, _connection(address, context, timeout))
+            for name, address, identity in parties
         ]
         # Two stages, so that queries that wait for their requests cannot starve them.
         self._queries = ThreadPoolExecutor(MAX_CONCURRENT, "privserve-query")
@@ -190,7 +191,9 @@ class Client:
 
     def _call(self, peer: _Peer, method: str, path: str, **options: Any) -> httpx.Response:
         try:
-            response = peer.http.request(method, path, **options)
+            response = peer.http.request(
+                method, path, extensions={"sni_hostname": peer.identity}, **options
+            )
         except httpx.TransportError as error:
             raise unreachable(peer.name, peer.address, error) from None
         except RuntimeError:
@@ -225,19 +228,38 @@ class Client:
             return self._model
 
 
-def _resolve(cluster: Any, ca: str | Path | None) -> tuple[list[tuple[str, str]], Path]:
-    """((name, http address) of each compute party, the authority's certificate)."""
+def _resolve(
+    cluster: Any, ca: str | Path | None
+) -> tuple[list[tuple[str, str, str]], ssl.SSLContext]:
+    """((name, http address, identity) of each compute party, whom to trust)."""
     if isinstance(cluster, str | Path):
         cluster = read_config(cluster)
     config = getattr(cluster, "config", cluster)
     if isinstance(config, ClusterConfig):
-        return [(p.name, p.http) for p in config.compute], Path(ca or config.ca)
+        parties = [(p.name, p.http, config.identity(p.name)) for p in config.compute]
+        return parties, tls_context(Path(ca or config.ca))
     if isinstance(config, Sequence) and config and ca is not None:
-        return [(f"the party at {address}", str(address)) for address in config], Path(ca)
+        context = tls_context(Path(ca))
+        return _introduced([str(address) for address in config], context), context
     raise ConfigError(
         "name the cluster: a cluster.toml, a started Cluster, or the compute parties' addresses "
         "with ca="
     )
+
+
+def _introduced(addresses: Sequence[str], context: ssl.SSLContext) -> list[tuple[str, str, str]]:
+    """Who is at each address, by certificates of one cluster and of different parties."""
+    found: list[tuple[str, str, str]] = []
+    for address in addresses:
+        identity = identity_at(address, context)
+        name, cluster = identity.split(".")[:2]
+        for other, at, known in found:
+            if known == identity:
+                raise ConfigError(f"{address} and {at} are one party, {other}; name each once")
+            if known.split(".")[1] != cluster:
+                raise ConfigError(f"{address} and {at} belong to different clusters")
+        found.append((name, address, identity))
+    return found
 
 
 def _connection(address: str, context: ssl.SSLContext, timeout: float) -> httpx.Client:

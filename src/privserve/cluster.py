@@ -21,9 +21,10 @@ import httpx
 
 from privserve.addresses import bind, join_address, split_address
 from privserve.calls import raise_for_answer, tls_context, unreachable
-from privserve.certificates import OWNER_TOKEN, write_cluster
+from privserve.certificates import OWNER_KEY, write_cluster
 from privserve.config import ClusterConfig, PartyConfig, Timeouts, party_names, read_config
-from privserve.errors import ClusterError, ConfigError
+from privserve.errors import ClusterError, ConfigError, OwnerOnly
+from privserve.owner_calls import Signer, load_owner_key
 
 PEER_PORT_OFFSET = 100
 START_SECONDS = 60.0
@@ -80,7 +81,7 @@ class Cluster:
 
     @classmethod
     def connect(cls, config: str | Path) -> Cluster:
-        """Return a cluster whose parties run already; needs owner.token beside cluster.toml."""
+        """Return a cluster whose parties run already; needs owner.key beside cluster.toml."""
         found = read_config(config)
         workers = [Worker(p.http, auto_managed=False, peer=p.peer) for p in found.parties]
         cluster = cls(*workers)
@@ -158,16 +159,16 @@ class Cluster:
             report(f"{party.name} ({self.config.role(party.name)}) is up at {party.http}")
 
     def _open(self, config: ClusterConfig) -> None:
-        token_file = config.path.parent / OWNER_TOKEN
-        try:
-            token = token_file.read_text()
-        except OSError:
+        key = load_owner_key(config.path.parent / OWNER_KEY)
+        if key.public_key().public_bytes_raw() != config.owner:
             raise ConfigError(
-                f"{token_file} cannot be read; only its holder, the model owner, may share models"
-            ) from None
+                f"{config.path.parent / OWNER_KEY} is not the key that {config.path} names; take "
+                "both from the cluster as it was made"
+            )
+        self._signer = Signer(key, config.cluster)
+        self._boots: dict[str, str] = {}
         self._http = httpx.Client(
             verify=tls_context(config.ca),
-            headers={"Authorization": f"Bearer {token}"},
             timeout=httpx.Timeout(60.0, connect=5.0),
             trust_env=False,
         )
@@ -236,15 +237,43 @@ class Cluster:
     def _log(self, name: str) -> Path:
         return (self._temporary or self._directory or Path()) / name / "party.log"
 
-    def call(self, party: PartyConfig, method: str, path: str, **options: Any) -> httpx.Response:
-        """Make one HTTP call to a party as the model owner; raises the error it stands for."""
+    def call(
+        self, party: PartyConfig, method: str, path: str, *, session: str = "", **options: Any
+    ) -> httpx.Response:
+        """Make one signed HTTP call to a party as the model owner; raises the error it stands for.
+
+        session: which one the call is about; the party refuses it (StaleSession) where another
+        one is current. options: `content` and `headers`, or `json`.
+        """
+        try:
+            return self._signed(party, method, path, session, options)
+        except OwnerOnly:
+            # A party that was started again has another name for its process.
+            if self._boots.pop(party.name, None) is None:
+                raise
+            return self._signed(party, method, path, session, options)
+
+    def _signed(
+        self, party: PartyConfig, method: str, path: str, session: str, options: dict[str, Any]
+    ) -> httpx.Response:
         if self._http is None:
             raise ClusterError("the cluster is not running; call start() first")
-        host, port = party.http_address
+        if party.name not in self._boots:
+            about = self._send(self._http.build_request("GET", _url(party, "/v2")), party)
+            self._boots[party.name] = str(about.json().get("boot"))
+        request = self._http.build_request(method, _url(party, path), **options)
+        target = request.url.raw_path.decode("ascii")
+        request.headers["Authorization"] = self._signer.authorization(
+            party.name, self._boots[party.name], method, target, session, request.read()
+        )
+        return self._send(request, party)
+
+    def _send(self, request: httpx.Request, party: PartyConfig) -> httpx.Response:
+        if self._http is None:
+            raise ClusterError("the cluster was stopped meanwhile")
+        request.extensions["sni_hostname"] = self.config.identity(party.name)
         try:
-            response = self._http.request(
-                method, f"https://{join_address(host, port)}{path}", **options
-            )
+            response = self._http.send(request)
         except httpx.TransportError as error:
             raise unreachable(party.name, party.http, error) from None
         raise_for_answer(response, party.name)
@@ -270,3 +299,7 @@ class Cluster:
         if self._temporary is not None:
             shutil.rmtree(self._temporary, ignore_errors=True)
             self._temporary = None
+
+
+def _url(party: PartyConfig, path: str) -> str:
+    return f"https://{join_address(*party.http_address)}{path}"

@@ -1,7 +1,8 @@
 """cluster.toml: who the parties are, where they listen, and which files prove it.
 
+    cluster = "4b1f0c..."               # an id; every certificate carries it
     ca = "ca.pem"                       # signs every party's certificate
-    owner_token_sha256 = "5f2c..."      # whoever holds the token may share and serve models
+    owner = "9m3K..."                   # the model owner's public key: it signs what it asks for
 
     [[party]]                           # in order; the last one is the dealer
     name = "alice"
@@ -15,7 +16,9 @@ File names are relative to cluster.toml.
 
 from __future__ import annotations
 
+import base64
 import json
+import re
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +26,10 @@ from pathlib import Path
 
 from privserve.addresses import split_address
 from privserve.errors import ConfigError
+
+DOMAIN = "privserve.invalid"
+OWNER_KEY_BYTES = 32
+LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?")
 
 EXTRA_NAMES = ("dave", "erin", "frank", "grace", "heidi", "ivan", "judy", "karl", "laura")
 
@@ -75,8 +82,10 @@ class ClusterConfig:
     """A whole cluster; the last party is the dealer."""
 
     parties: tuple[PartyConfig, ...]
+    cluster: str
     ca: Path
-    owner_token_sha256: str
+    owner: bytes
+    """The model owner's Ed25519 public key, 32 bytes."""
     path: Path
 
     @property
@@ -88,6 +97,10 @@ class ClusterConfig:
     def dealer(self) -> PartyConfig:
         """The dealer."""
         return self.parties[-1]
+
+    def identity(self, name: str) -> str:
+        """The name that the certificate of party `name` has to carry, whatever its address."""
+        return identity(name, self.cluster)
 
     def rank(self, name: str) -> int:
         """Return the position of party `name`; the dealer's is the number of compute parties."""
@@ -124,12 +137,34 @@ def read_config(path: str | Path) -> ClusterConfig:
     names = [p.name for p in parties]
     if len(set(names)) != len(names):
         raise ConfigError(f"{path} uses a party's name twice: {', '.join(names)}")
+    cluster = _text(path, table, "cluster")
+    for label in (cluster, *names):
+        if not LABEL.fullmatch(label):
+            raise ConfigError(
+                f"{path}: '{label}' cannot be a name; use lower-case letters, digits and '-'"
+            )
     return ClusterConfig(
         parties=parties,
+        cluster=cluster,
         ca=path.parent / _text(path, table, "ca"),
-        owner_token_sha256=_text(path, table, "owner_token_sha256"),
+        owner=_public_key(path, _text(path, table, "owner")),
         path=path,
     )
+
+
+def identity(name: str, cluster: str) -> str:
+    """What a certificate calls party `name`: in a domain that no host can be in (RFC 6761)."""
+    return f"{name}.{cluster}.{DOMAIN}"
+
+
+def _public_key(path: Path, text: str) -> bytes:
+    try:
+        key = base64.b64decode(text, validate=True)
+    except ValueError:
+        key = b""
+    if len(key) != OWNER_KEY_BYTES:
+        raise ConfigError(f"{path}: 'owner' is not an Ed25519 public key in base 64")
+    return key
 
 
 def _party(path: Path, entry: dict[str, object]) -> PartyConfig:
@@ -153,12 +188,13 @@ def _text(path: Path, table: dict[str, object], key: str, default: str | None = 
     return value
 
 
-def format_config(parties: Sequence[tuple[str, str, str]], owner_token_sha256: str) -> str:
+def format_config(parties: Sequence[tuple[str, str, str]], cluster: str, owner: bytes) -> str:
     """Return cluster.toml for (name, http, peer) triples, with the default file names."""
     lines = [
         "# A privserve cluster: compute parties first, the dealer last.",
+        f"cluster = {json.dumps(cluster)}",
         'ca = "ca.pem"',
-        f"owner_token_sha256 = {json.dumps(owner_token_sha256)}",
+        f"owner = {json.dumps(base64.b64encode(owner).decode())}",
     ]
     for name, http, peer in parties:
         lines += ["", "[[party]]"]

@@ -76,6 +76,13 @@ class QueryError(PrivserveError):
             self.status = status
 
 
+class OwnerOnly(QueryError):
+    """A call that only the model owner may make, and did not sign for this party and moment."""
+
+    code = "owner_only"
+    status = 401
+
+
 class LimitReached(QueryError):
     """The cluster has answered its `num_requests` and serves no more for now."""
 
@@ -104,6 +111,6 @@ class NotServing(QueryError):
 
 
 BY_CODE: dict[str, type[QueryError]] = {
-    kind.code: kind for kind in (QueryError, LimitReached, NotServing, StaleSession)
+    kind.code: kind for kind in (QueryError, OwnerOnly, LimitReached, NotServing, StaleSession)
 }
 """What a code of an answer stands for, InputError's apart; QueryError where it is not known."""

@@ -34,6 +34,7 @@ from privserve.errors import (
     InputError,
     ModelError,
     QueryError,
+    StaleSession,
     UnknownOpError,
 )
 from privserve.fixedpoint import RingArray
@@ -52,6 +53,7 @@ class SecureModel:
         self.converted = converted
         self.name = name
         self._cluster: Cluster | None = None
+        self._session = ""
 
     def __enter__(self) -> SecureModel:
         return self
@@ -153,7 +155,7 @@ class SecureModel:
             "description": prepared.description,
             "options": dict(options or {}),
         }
-        self._cluster = cluster
+        self._cluster, self._session = cluster, str(message["session"])
         try:
             self._send(cluster, message, split)
             for party in cluster.config.parties:
@@ -206,7 +208,8 @@ class SecureModel:
         a party is lost.
         """
         cluster, leader = self._shared()
-        cluster.call(leader, "POST", "/privserve/serve", json={"num_requests": num_requests})
+        message = {"num_requests": num_requests}
+        cluster.call(leader, "POST", "/privserve/serve", session=self._session, json=message)
         answered = 0
         try:
             while True:
@@ -222,7 +225,8 @@ class SecureModel:
                 time.sleep(POLL_SECONDS)
         except KeyboardInterrupt:
             with contextlib.suppress(ClusterError, QueryError):
-                stopped = cluster.call(leader, "POST", "/privserve/stop").json()
+                path = "/privserve/stop"
+                stopped = cluster.call(leader, "POST", path, session=self._session).json()
                 answered = stopped["answered"]
             if num_requests is not None:
                 raise
@@ -233,8 +237,12 @@ class SecureModel:
         deadline = time.monotonic() + POLL_PATIENCE_SECONDS
         while True:
             try:
-                found: dict[str, Any] = cluster.call(leader, "GET", "/privserve/status").json()
+                path = "/privserve/status"
+                response = cluster.call(leader, "GET", path, session=self._session)
+                found: dict[str, Any] = response.json()
                 return found
+            except StaleSession:
+                raise ClusterError("serving ended: another model was shared meanwhile") from None
             except (ClusterError, QueryError, ValueError) as error:
                 cluster.check_processes()
                 if time.monotonic() > deadline:
@@ -263,7 +271,8 @@ class SecureModel:
         with contextlib.suppress(ClusterError):
             for party in cluster.config.parties:
                 with contextlib.suppress(ClusterError, QueryError):
-                    cluster.call(party, "POST", f"/v2/repository/models/{self.name}/unload")
+                    path = f"/v2/repository/models/{self.name}/unload"
+                    cluster.call(party, "POST", path, session=self._session)
 
 
 def _way_out(error: UnknownOpError, engine: str) -> str:

@@ -33,7 +33,9 @@ def test_a_first_frame_is_a_small_one(parties: Parties) -> None:
     config = parties.own_config(0)
     host, port = config.parties[2].peer_address
     raw = socket.create_connection((host, port), timeout=10)
-    stream = TlsStream(raw, client_context(config, config.parties[0]), server_hostname="carol")
+    stream = TlsStream(
+        raw, client_context(config, config.parties[0]), server_hostname=config.identity("carol")
+    )
     stream.handshake(10)
     channel = Channel(stream, "carol", "hello")
     channel.set_timeout(5)
@@ -134,7 +136,9 @@ def test_waiting_for_the_others_can_be_cancelled(tmp_path: Path) -> None:
 
 def connect(parties: Parties, rank: int, context: ssl.SSLContext) -> ssl.SSLSocket:
     raw = socket.create_connection(parties.config.parties[rank].peer_address, timeout=5)
-    return context.wrap_socket(raw, server_hostname=parties.config.parties[rank].name)
+    return context.wrap_socket(
+        raw, server_hostname=parties.config.identity(parties.config.parties[rank].name)
+    )
 
 
 def hello(session: str, lane: str, sender: str) -> bytes:

@@ -10,12 +10,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import h5py
+import httpx
 import numpy as np
 import torch
 
 import privserve as ps
-from privserve.certificates import write_cluster
+from privserve.certificates import OWNER_KEY, write_cluster
 from privserve.config import ClusterConfig, party_names, read_config
+from privserve.owner_calls import Signer, load_owner_key
 
 ROOT = Path(__file__).parents[2]
 SAMPLE_MODEL = ROOT / "examples" / "digits-model.h5"
@@ -119,3 +121,24 @@ def write_unsupported_layer(path: Path) -> None:
         config = file.attrs["model_config"]
         config = config.decode() if isinstance(config, bytes) else config
         file.attrs["model_config"] = config.replace('"AveragePooling2D"', '"Teleport2D"')
+
+
+class SignedBy(httpx.Auth):
+    """Signs plain HTTP calls to one party as the model owner does."""
+
+    requires_request_body = True
+
+    def __init__(self, config: ClusterConfig, party: str, boot: str, session: str = "") -> None:
+        self._signer = Signer(load_owner_key(config.path.parent / OWNER_KEY), config.cluster)
+        self._where = (party, boot)
+        self._session = session
+
+    def auth_flow(self, request: httpx.Request) -> Iterator[httpx.Request]:
+        request.headers["Authorization"] = self._signer.authorization(
+            *self._where,
+            request.method,
+            request.url.raw_path.decode(),
+            self._session,
+            request.content,
+        )
+        yield request

@@ -6,6 +6,7 @@ It moves shares between HTTP bodies and the party, and knows no protocol.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import math
 from concurrent.futures import Future
@@ -21,6 +22,7 @@ from privserve import __version__, oip
 from privserve.description import TensorDescription, read_description
 from privserve.errors import InputError, PrivserveError, QueryError, StaleSession
 from privserve.fixedpoint import RingArray
+from privserve.owner_calls import Permission
 from privserve.party.queries import Pending
 from privserve.party.session import SessionSpec
 
@@ -108,6 +110,7 @@ class _Front:
                 "version": __version__,
                 "extensions": ["binary_tensor_data"],
                 "party": self.party.me.name,
+                "boot": self.party.owner.boot,
                 "role": self.party.role,
                 "compute_parties": [p.name for p in self.party.config.compute],
                 "models": [session.spec.model] if loaded and session is not None else [],
@@ -184,15 +187,28 @@ class _Front:
 
     # -- the model owner ------------------------------------------------------------------
 
-    def _owner_only(self, request: Request) -> None:
-        kind, _, token = request.headers.get("Authorization", "").partition(" ")
-        if kind != "Bearer" or not self.party.is_owner(token):
-            raise QueryError("only the model owner may do this; its token is in owner.token", 401)
+    def _permission(self, request: Request) -> Permission:
+        """What the owner signed of this call, its session compared; raises OwnerOnly."""
+        target = request.scope["raw_path"].decode("latin-1")
+        if request.url.query:
+            target += f"?{request.url.query}"
+        header = request.headers.get("Authorization", "")
+        permission = self.party.owner.check(header, request.method, target)
+        session = self.party.session
+        if permission.session and (session is None or session.spec.id != permission.session):
+            raise StaleSession("another model was shared here since; this call is about that one")
+        return permission
+
+    async def _signed_body(self, request: Request, limit: int) -> bytearray:
+        """The body of a call that the owner signed; read only after the signature was checked."""
+        permission = self._permission(request)
+        body = await _read(request, limit)
+        permission.check(await asyncio.to_thread(lambda: hashlib.sha256(body).hexdigest()))
+        return body
 
     async def load(self, request: Request) -> Response:
         """Begin a session with a share of a model; the dealer gets the description only."""
-        self._owner_only(request)
-        body = await _read(request, MAX_MODEL_BYTES)
+        body = await self._signed_body(request, MAX_MODEL_BYTES)
         length = request.headers.get(oip.HEADER_LENGTH)
         message, shares = oip.parse_message(body, length, "inputs")
         if self.party.role == "dealer" and shares:
@@ -210,14 +226,13 @@ class _Front:
 
     async def unload(self, request: Request) -> Response:
         """End the session; the shares are forgotten."""
-        self._owner_only(request)
+        await self._signed_body(request, 0)
         await asyncio.to_thread(self.party.unload)
         return JSONResponse(self.party.status())
 
     async def serve(self, request: Request) -> Response:
         """Answer the next `num_requests` queries; null is no limit. Leader only."""
-        self._owner_only(request)
-        message = await _read_json(request)
+        message = _json_object(await self._signed_body(request, HEADER_ALLOWANCE))
         count = message.get("num_requests")
         if count is not None and (type(count) is not int or count < 1):
             raise InputError("'num_requests' must be a positive whole number or null")
@@ -226,13 +241,13 @@ class _Front:
 
     async def stop(self, request: Request) -> Response:
         """Refuse further queries; the model stays shared. Leader only."""
-        self._owner_only(request)
+        await self._signed_body(request, 0)
         self.party.leader().queue.stop()
         return JSONResponse(self.party.status())
 
     async def status(self, request: Request) -> Response:
         """Describe the state of party and session, and what the queries cost."""
-        self._owner_only(request)
+        await self._signed_body(request, 0)
         return JSONResponse(self.party.status())
 
 
@@ -295,8 +310,7 @@ async def _read(request: Request, limit: int) -> bytearray:
     return body
 
 
-async def _read_json(request: Request) -> dict[str, Any]:
-    body = await _read(request, HEADER_ALLOWANCE)
+def _json_object(body: bytearray) -> dict[str, Any]:
     try:
         message = json.loads(bytes(body) or b"{}")
     except (ValueError, RecursionError):

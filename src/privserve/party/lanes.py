@@ -189,7 +189,7 @@ class Listener:
             channel.set_timeout(HANDSHAKE_SECONDS)
             fields = json.loads(bytes(channel.recv()))
             hello = _Hello(str(fields["session"]), str(fields["lane"]), str(fields["from"]))
-            if hello.sender not in names:
+            if self._config.identity(hello.sender) not in names:
                 channel.release()
                 return
         except (OSError, PeerLost, ValueError, KeyError, TypeError):
@@ -230,7 +230,9 @@ class Listener:
                 raw = socket.create_connection(
                     (host, port), timeout=wait.at_most(HANDSHAKE_SECONDS)
                 )
-                stream = TlsStream(raw, self._client, server_hostname=peer.name)
+                stream = TlsStream(
+                    raw, self._client, server_hostname=self._config.identity(peer.name)
+                )
                 stream.handshake(HANDSHAKE_SECONDS)
                 hello = {"session": session, "lane": lane, "from": self._me.name}
                 Channel(stream, peer.name, lane).send(json.dumps(hello).encode())

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import socket
 import threading
 from pathlib import Path
@@ -11,6 +9,7 @@ from typing import Any
 
 from privserve.config import ClusterConfig, Timeouts
 from privserve.errors import NotServing, QueryError
+from privserve.owner_calls import Verifier
 from privserve.party.lanes import Listener
 from privserve.party.roles import ComputeSession, LeaderSession, open_session
 from privserve.party.session import Seat, Session, SessionSpec
@@ -26,6 +25,7 @@ class Party:
         self.config = config
         self.me = config.parties[config.rank(name)]
         self.role = config.role(name)
+        self.owner = Verifier(config.owner, config.cluster, name)
         self._listener = Listener(config, self.me, peer_socket)
         self._seat = Seat(config, self.me, self._listener, timeouts)
         self._session: Session | None = None
@@ -35,11 +35,6 @@ class Party:
     def session(self) -> Session | None:
         """The current session, if a model was ever shared."""
         return self._session
-
-    def is_owner(self, token: str) -> bool:
-        """Return whether `token` is the model owner's; takes the same time for any answer."""
-        digest = hashlib.sha256(token.encode()).hexdigest()
-        return hmac.compare_digest(digest, self.config.owner_token_sha256)
 
     def load(self, spec: SessionSpec) -> None:
         """Begin a session with `spec`, ending the one before; returns before it is ready."""
