@@ -128,7 +128,7 @@ def test_clients_of_one_limit_get_exactly_that_many_answers(digits: Digits) -> N
             thread.join(30)
         wait_until(lambda: not serve.is_alive(), "serve() returns at the limit")
     assert outcomes.count("answered") == 5
-    refused = [outcome for outcome in outcomes if "limit of 5 queries is reached" in outcome]
+    refused = [outcome for outcome in outcomes if "limit of 5 rows is reached" in outcome]
     assert len(refused) == 7
 
 

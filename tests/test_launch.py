@@ -120,7 +120,7 @@ def test_three_parties_serve_their_limit_and_end(start: Start, tag: str) -> None
             assert client.query_model(X).shape == (1, 2)
         assert run.end() == 0
     assert "answered 2/2" in run.output
-    assert "the limit of 2 queries is reached" in run.output
+    assert "the limit of 2 rows is reached" in run.output
     assert not tagged_processes(tag)
 
 
@@ -251,7 +251,7 @@ def test_the_demo_runs_from_conversion_to_the_end(tag: str, tmp_path: Path) -> N
     )
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert ended.stdout.count("and was correctly classified as") == 3
-    assert "the limit of 3 queries is reached" in ended.stdout
+    assert "the limit of 3 rows is reached" in ended.stdout
     assert "all parties are gone" in ended.stdout
     assert not tagged_processes(tag)
     assert not list(tmp_path.iterdir())

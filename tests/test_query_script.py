@@ -163,7 +163,7 @@ def test_a_reached_limit_is_an_error_with_the_remedy(
         assert query.main([*config, "--count", "2"]) == 2
     captured = capsys.readouterr()
     assert len(captured.out.splitlines()) == 1
-    assert "limit of 1 queries is reached" in captured.err
+    assert "limit of 1 rows is reached" in captured.err
 
 
 def test_asking_for_nothing_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

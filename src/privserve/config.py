@@ -26,6 +26,7 @@ from pathlib import Path
 
 from privserve.addresses import split_address
 from privserve.errors import ConfigError
+from privserve.sharing import MAX_COMPUTE_PARTIES
 
 DOMAIN = "privserve.invalid"
 OWNER_KEY_BYTES = 32
@@ -40,8 +41,17 @@ def party_names(count: int) -> list[str]:
         raise ConfigError(
             f"a cluster needs at least 3 parties (two that compute, one dealer), not {count}"
         )
+    if count > MAX_COMPUTE_PARTIES + 1:
+        raise ConfigError(_too_many(count))
     extra = [*EXTRA_NAMES, *(f"party{i}" for i in range(3 + len(EXTRA_NAMES), count + 1))]
     return ["alice", "bob", *extra[: count - 3], "carol"]
+
+
+def _too_many(count: int) -> str:
+    return (
+        f"a cluster has at most {MAX_COMPUTE_PARTIES} compute parties and a dealer, since ranges "
+        f"leave room for the rounding of that many; these are {count} parties"
+    )
 
 
 @dataclass
@@ -134,6 +144,8 @@ def read_config(path: str | Path) -> ClusterConfig:
     parties = tuple(_party(path, entry) for entry in entries)
     if len(parties) < 3:
         raise ConfigError(f"{path} names {len(parties)} parties; a cluster needs at least 3")
+    if len(parties) > MAX_COMPUTE_PARTIES + 1:
+        raise ConfigError(f"{path}: {_too_many(len(parties))}")
     names = [p.name for p in parties]
     if len(set(names)) != len(names):
         raise ConfigError(f"{path} uses a party's name twice: {', '.join(names)}")

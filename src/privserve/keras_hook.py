@@ -47,7 +47,7 @@ def _shared(model: Any) -> Any:
 
 
 def _serve(model: Any, num_requests: int | None = None, **options: Any) -> int:
-    """Answer queries until the limit is reached; see SecureModel.serve."""
+    """Answer rows until the limit is reached; see SecureModel.serve."""
     answered: int = _shared(model).serve(num_requests, **options)
     return answered
 

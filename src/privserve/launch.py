@@ -46,7 +46,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--model", type=Path, default=DEFAULT_MODEL, help=".onnx, .h5 or .keras")
     parser.add_argument(
-        "--num-requests", type=int, metavar="N", help="serve N queries, then end (default: no end)"
+        "--num-requests",
+        type=int,
+        metavar="N",
+        help="answer N rows (images), then end (default: no end)",
     )
     _add_sharing(parser)
     parser.add_argument("--host", default="localhost", help="where the parties listen")
@@ -233,15 +236,15 @@ def _cluster(options: argparse.Namespace) -> tuple[Cluster, Path]:
 
 def _serve(model: SecureModel, limit: int | None, where: Path) -> None:
     """Serve `limit` queries, or until Ctrl-C, and say how it goes."""
-    many = f"{limit} queries" if limit else "queries until Ctrl-C"
+    many = f"{limit} rows" if limit else "queries until Ctrl-C"
     say(f"serving {many}; ask with: python scripts/query.py --config {where}")
     answered = model.serve(
         limit, report=lambda n: say(f"  answered {n}" + (f"/{limit}" if limit else ""))
     )
     if limit:
-        say(f"the limit of {limit} queries is reached")
+        say(f"the limit of {limit} rows is reached")
     else:
-        say(f"stopped after {answered} queries")
+        say(f"stopped after {answered} rows")
 
 
 def fresh_directory(directory: Path) -> Path:

@@ -201,7 +201,10 @@ class SecureModel:
         *,
         report: Callable[[int], None] = lambda answered: None,
     ) -> int:
-        """Answer queries until `num_requests` are answered; None: until interrupted.
+        """Answer queries until `num_requests` rows are answered; None: until interrupted.
+
+        A request is one row, such as one image: a query for more rows than are left is refused
+        and told how many are.
 
         report: called with the number answered so far whenever it grew. Returns how many
         were answered. May be called again; the model stays shared. Raises ClusterError if

@@ -13,6 +13,9 @@ import numpy as np
 from privserve.fixedpoint import RingArray
 from privserve.prg import Prg
 
+MAX_COMPUTE_PARTIES = 32
+"""A truncation is off by half a unit per party; the compiler's ranges have room for this many."""
+
 
 def split(secret: RingArray, parties: int) -> list[RingArray]:
     """Additive shares of `secret` (int64, any shape) for `parties` >= 2 parties.

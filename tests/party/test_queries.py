@@ -5,6 +5,8 @@ import time
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from privserve.errors import LimitReached, NotServing, QueryError
 from privserve.party import queries
@@ -109,9 +111,51 @@ def test_exactly_the_limit_is_run_and_the_rest_is_refused() -> None:
     for late in asked[3:]:
         error = late.future.exception(0)
         assert isinstance(error, LimitReached)
-        assert "limit of 3 queries" in str(error)
+        assert "limit of 3 rows" in str(error)
         assert error.status == 429
     assert {r.id for r in leader.take_refusals()} == {"3", "4"}
+
+
+@pytest.mark.parametrize("rows", [2, 5, 1024])
+def test_the_limit_counts_rows_and_a_query_for_more_is_told_how_many_are_left(rows: int) -> None:
+    """A limit of 1 used to answer a query of 1,024 images."""
+    leader = LeaderQueue(2, 100, 10)
+    leader.serve(3)
+    first, large, last = query("first", 2), query("large", rows), query("last")
+    complete(leader, first, large, last)
+    batch = leader.next_batch()
+    assert names(batch) == ["first"]
+    leader.finished(batch)
+    batch = leader.next_batch()
+    assert names(batch) == ["last"]
+    refused = large.future.exception(0)
+    assert isinstance(refused, LimitReached)
+    assert f"{rows} rows, and 1 of the limit of 3 are left" in str(refused)
+    leader.finished(batch)
+    assert (leader.answered, leader.serving) == (3, False)
+
+
+@given(st.lists(st.integers(1, 9), max_size=30), st.integers(1, 60), st.integers(1, 12))
+def test_no_more_rows_than_the_limit_are_ever_answered(
+    sizes: list[int], limit: int, most: int
+) -> None:
+    leader = LeaderQueue(2, most, 10)
+    leader.serve(limit)
+    asked = [query(str(i), rows) for i, rows in enumerate(sizes)]
+    complete(leader, *asked)
+    answered: list[str] = []
+    while batch := leader.next_batch():
+        answered += names(batch)
+        leader.finished(batch)
+    rows = sum(sizes[int(name)] for name in answered)
+    assert rows == leader.answered <= limit
+    left = limit
+    for i, size in enumerate(sizes):  # each that fitted when its turn came was answered
+        if size <= left:
+            left -= size
+            assert str(i) in answered
+        else:
+            assert asked[i].future.done()
 
 
 def test_queries_that_wait_for_a_share_at_the_limit_are_refused_too() -> None:

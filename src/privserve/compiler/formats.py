@@ -13,9 +13,10 @@ import numpy as np
 
 from privserve.compiler.plan import Piece
 from privserve.compiler.ranges import Floats
+from privserve.sharing import MAX_COMPUTE_PARTIES
 
-ROUNDING_UNITS = 16
-"""Truncation is off by at most n/2 units, so up to 32 compute parties stay in range."""
+ROUNDING_UNITS = MAX_COMPUTE_PARTIES // 2
+"""Truncation is off by at most n/2 units for n compute parties."""
 
 
 EXACT = 1e-12

@@ -124,7 +124,7 @@ class LeaderQueue:
         return self._limit
 
     def serve(self, num_requests: int | None) -> None:
-        """Answer the next `num_requests` queries; without end when None."""
+        """Answer the next `num_requests` rows (a request is one row); without end when None."""
         with self.changed:
             if self._serving:
                 raise QueryError("the model is being served already; stop that first", 409)
@@ -216,16 +216,23 @@ class LeaderQueue:
             return None
 
     def next_batch(self) -> list[Pending]:
-        """Return queries to run now, in order, of at most max_rows rows together; maybe none."""
+        """Return queries to run now, in order, of at most max_rows rows together; maybe none.
+
+        One that asks for more rows than the limit leaves is refused and told how many are left.
+        """
         with self.changed:
             batch: list[Pending] = []
             rows = 0
             while self._ready and self._serving:
-                if self._remaining is not None and len(batch) >= self._remaining:
-                    break
                 query = self.pending.get(self._ready[0])
                 if batch and rows + query.rows > self._max_rows:
                     break
+                if self._remaining is not None and rows + query.rows > self._remaining:
+                    if batch:  # how many are left is certain once these are answered
+                        break
+                    self._ready.popleft()
+                    self._refuse(Refusal(query.id, LimitReached, self._too_many(query.rows)))
+                    continue
                 rows += query.rows
                 self.pending.take(query.id)
                 self._arrivals.pop(query.id, None)
@@ -233,16 +240,23 @@ class LeaderQueue:
                 batch.append(query)
             return batch
 
+    def _too_many(self, rows: int) -> str:
+        return (
+            f"this query has {rows} rows, and {self._remaining} of the limit of {self._limit} are "
+            "left; ask for fewer, or ask the model owner to serve more"
+        )
+
     def finished(self, batch: list[Pending]) -> None:
-        """Count `batch` as answered; close the queue when that was the last of the limit."""
+        """Count `batch` as answered; close the queue when that was the last row of the limit."""
         with self.changed:
-            self.answered += len(batch)
+            rows = sum(query.rows for query in batch)
+            self.answered += rows
             if self._remaining is not None:
-                self._remaining -= len(batch)
+                self._remaining -= rows
                 if self._remaining <= 0 and self._serving:
                     self._close(
                         LimitReached,
-                        f"the limit of {self._limit} queries is reached; ask the model owner "
+                        f"the limit of {self._limit} rows is reached; ask the model owner "
                         "to serve again",
                     )
             self.changed.notify_all()
