@@ -21,7 +21,7 @@ from privserve.party.queries import Pending
 
 def test_a_query_is_answered_with_shares_of_its_answer(sessions: Sessions) -> None:
     sessions.start()
-    sessions.leader.queue.serve(1)
+    sessions.leader.queue.serve(2)
     asked = sessions.ask(numbers(3, 4, 5, 6))
     np.testing.assert_array_equal(answer(asked), numbers(6, 8, 10, 12))
     assert not np.array_equal(asked[0].future.result()[0], answer(asked))
@@ -104,10 +104,10 @@ def test_the_status_counts_and_shows_no_share(sessions: Sessions) -> None:
     sessions.start()
     sessions.leader.queue.serve(2)
     answer(sessions.ask(numbers(3, 4, 5, 6)))
-    wait_until(lambda: sessions.leader.queue.answered == 1, "the answer is counted")
+    wait_until(lambda: sessions.leader.queue.answered == 2, "the answer is counted")
     status = sessions.leader.status()
     assert status["state"] == "loaded"
-    assert (status["answered"], status["limit"], status["waiting"]) == (1, 2, 0)
+    assert (status["answered"], status["limit"], status["waiting"]) == (2, 2, 0)
     assert (status["cost"]["queries"], status["cost"]["rows"]) == (1, 2)
     assert status["cost"]["frames"] == 1
     assert sessions.all[2].status()["session"] == status["session"]
@@ -182,7 +182,7 @@ def test_a_batch_that_a_party_has_no_memory_for_is_refused_and_the_next_is_answe
     sessions: Sessions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sessions.start()
-    sessions.leader.queue.serve(2)
+    sessions.leader.queue.serve(4)
     run = echo_engine.Compute.run
 
     def scarce(self: echo_engine.Compute, inputs: list[np.ndarray]) -> list[np.ndarray]:

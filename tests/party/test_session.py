@@ -107,6 +107,12 @@ def test_an_engine_that_cannot_start_fails_the_session_everywhere(sessions: Sess
     assert echo_engine.SECRET not in sessions.leader.reason
 
 
+def test_a_session_that_fails_in_set_up_keeps_no_share_of_the_weights(sessions: Sessions) -> None:
+    sessions.start(shares={"w": numbers(1, 2)}, fail=True)
+    wait_for_failure(sessions)
+    wait_until(lambda: not any(s.spec.shares for s in sessions.all), "the shares are forgotten")
+
+
 def test_a_party_that_does_not_join_is_named(sessions: Sessions) -> None:
     sessions.start([0, 2], Timeouts(connect=0.5, peer=1, share=1))
     wait_until(lambda: states(sessions) == ["failed"] * 2, "both gave up")

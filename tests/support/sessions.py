@@ -34,10 +34,16 @@ class Sessions:
         ]
         self.all: list[Session] = []
 
-    def start(self, who: list[int] | None = None, timeouts: Timeouts = QUICK, **options) -> None:
+    def start(
+        self,
+        who: list[int] | None = None,
+        timeouts: Timeouts = QUICK,
+        shares: dict[str, np.ndarray] | None = None,
+        **options,
+    ) -> None:
         name = uuid4().hex
         for rank in range(len(self.listeners)) if who is None else who:
-            spec = SessionSpec(name, "m", "echo", echo_engine.DESCRIPTION, {}, options)
+            spec = SessionSpec(name, "m", "echo", echo_engine.DESCRIPTION, shares or {}, options)
             config = self.configs[rank]
             party = config.parties[rank]
             seat = Seat(config, party, self.listeners[rank], timeouts)

@@ -76,6 +76,12 @@ class EngineModule(Protocol):
     def frame_limits(self, description: Mapping[str, Any], **options: Any) -> Mapping[str, int]:
         """Return by lane the bytes of the largest frame that a session of this model may see."""
 
+    def fingerprint(self, description: Mapping[str, Any], **options: Any) -> str:
+        """Return a hash of how this code lays out the randomness of a query.
+
+        Parties whose fingerprints differ must not run together.
+        """
+
     def memory(
         self, description: Mapping[str, Any], parties: int, **options: Any
     ) -> tuple[int, int]:

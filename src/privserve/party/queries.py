@@ -223,6 +223,7 @@ class LeaderQueue:
         with self.changed:
             batch: list[Pending] = []
             rows = 0
+            limit = Refusal("", LimitReached.code, LimitReached.status, "")
             while self._ready and self._serving:
                 query = self.pending.get(self._ready[0])
                 if batch and rows + query.rows > self._max_rows:
@@ -231,7 +232,7 @@ class LeaderQueue:
                     if batch:  # how many are left is certain once these are answered
                         break
                     self._ready.popleft()
-                    self._refuse(Refusal(query.id, LimitReached, self._too_many(query.rows)))
+                    self._refuse(replace(limit, id=query.id, reason=self._too_many(query.rows)))
                     continue
                 rows += query.rows
                 self.pending.take(query.id)

@@ -172,8 +172,8 @@ class LeaderSession(ComputeSession):
         while not self._ended.is_set():
             with self.queue.changed:
                 wait = self.queue.expire()
-                refusals = self.queue.take_refusals()
                 batch = self.queue.next_batch()
+                refusals = self.queue.take_refusals()  # last: choosing a batch may refuse too
                 if not refusals and not batch:
                     self.queue.changed.wait(wait)
                     continue

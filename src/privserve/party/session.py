@@ -17,7 +17,7 @@ import time
 import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from privserve.config import ClusterConfig, PartyConfig, Timeouts
@@ -25,6 +25,7 @@ from privserve.description import Description
 from privserve.engines import load_engine
 from privserve.errors import NotServing, PeerLost, PrivserveError, QueryError
 from privserve.fixedpoint import RingArray
+from privserve.party.agreement import compare, facts
 from privserve.party.channel import Channel
 from privserve.party.lanes import LaneMesh, Listener
 
@@ -116,6 +117,7 @@ class Session(ABC):
             )
             if self._ended.is_set():
                 raise PeerLost(self.reason)
+            self._agree()
             self._spawn(self._watch, "watch")
             self._serve()
         except PeerLost as error:
@@ -138,6 +140,20 @@ class Session(ABC):
             )
         finally:
             self._release()
+
+    def _agree(self) -> None:
+        """Compare with every other party what is about to run; see `agreement`."""
+        spec, channels = self.spec, self._lanes[WATCH].channels
+        mine = facts(spec.engine, spec.description, spec.options)
+        for channel in channels.values():
+            channel.set_timeout(self._timeouts.peer)
+        if (lost := self._tell(channels, mine)) is not None:
+            raise PeerLost(lost)
+        # All are heard before anybody is judged: whoever leaves with something unread would
+        # make the others lose what it said.
+        heard = {channel.peer: json.loads(bytes(channel.recv())) for channel in channels.values()}
+        for peer, theirs in heard.items():
+            compare(self._me.name, mine, peer, theirs)
 
     @abstractmethod
     def _serve(self) -> None:
@@ -190,6 +206,7 @@ class Session(ABC):
             thread.join(5)
         for lane in self._lanes.values():
             lane.release()
+        self.spec = replace(self.spec, shares={})  # where set-up failed they are here still
         self._wake.close()
         self._woken.close()
 

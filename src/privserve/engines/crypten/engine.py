@@ -15,6 +15,7 @@ import io
 import math
 import warnings
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -50,6 +51,11 @@ PROCESS_BYTES = 600 << 20
 def frame_limits(description: Mapping[str, Any], **_: Any) -> Mapping[str, int]:
     """See `engines.EngineModule`; CrypTen decides by itself what it sends."""
     return {LANE: MAX_FRAME}
+
+
+def fingerprint(description: Mapping[str, Any], **_: Any) -> str:
+    """See `engines.EngineModule`: CrypTen asks for its triples one by one, by their shapes."""
+    return f"crypten {version('crypten')}"
 
 
 def memory(description: Mapping[str, Any], parties: int, **_: Any) -> tuple[int, int]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from privserve.engines.ottt.compute import LANES, Compute
     from privserve.engines.ottt.dealer import deal
-    from privserve.engines.ottt.limits import frame_limits, memory
+    from privserve.engines.ottt.limits import fingerprint, frame_limits, memory
     from privserve.engines.ottt.owner import OPS, check, prepare, summary
 
 _HOMES = {
@@ -20,6 +20,7 @@ _HOMES = {
     "Compute": "compute",
     "check": "owner",
     "deal": "dealer",
+    "fingerprint": "limits",
     "frame_limits": "limits",
     "memory": "limits",
     "prepare": "owner",
@@ -32,6 +33,7 @@ __all__ = [
     "Compute",
     "check",
     "deal",
+    "fingerprint",
     "frame_limits",
     "memory",
     "prepare",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -31,6 +32,13 @@ def frame_limits(description: Mapping[str, Any], **options: Any) -> Mapping[str,
         ONLINE: 8 + max(rows * openings, SETUP_BYTES + max(weights, default=0)),
         LANE: dealt,
     }
+
+
+def fingerprint(description: Mapping[str, Any], **options: Any) -> str:
+    """See `engines.EngineModule`: of the words of every op's masks and tuple."""
+    layout = lay_out(Program.from_json(description), options.get("piece_bytes", PIECE_BYTES))
+    words = (sorted(layout.masks.items()), sorted(layout.fields.items()), layout.pieces)
+    return hashlib.sha256(repr(words).encode()).hexdigest()
 
 
 def memory(description: Mapping[str, Any], parties: int, **options: Any) -> tuple[int, int]:
