@@ -21,7 +21,15 @@ from privserve.engines import Compute, load_engine
 from privserve.errors import NotServing, PeerLost, QueryError, TooManyRows
 from privserve.party.cores import stay_on_own_core
 from privserve.party.queries import LeaderQueue, Pending, PendingQueries, Refusal
-from privserve.party.session import ARRIVALS, ORDERS, Seat, Session, SessionSpec, gone
+from privserve.party.session import (
+    ARRIVALS,
+    CAUSE_SECONDS,
+    ORDERS,
+    Seat,
+    Session,
+    SessionSpec,
+    gone,
+)
 
 RECENT_RUNS = 1000
 
@@ -95,7 +103,7 @@ class ComputeSession(Session):
         except BaseException as error:
             # The batch left the queue, so only this thread can tell its clients; the reason
             # that they get is the one that the watcher finds.
-            self._ended.wait(0.5 if isinstance(error, PeerLost) else 0)
+            self._ended.wait(CAUSE_SECONDS if isinstance(error, PeerLost) else 0)
             for query in batch:
                 why = self.reason or f"{self._me.name} lost the session during this query"
                 query.future.set_exception(NotServing(f"{why}; the query was not answered"))

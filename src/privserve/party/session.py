@@ -36,6 +36,8 @@ ARRIVALS = "arrivals"  # followers to leader: which queries have come in
 WATCH = "watch"  # everyone to everyone: signs of life, and why a session ends
 
 HEARTBEAT_SECONDS = 2.0
+CAUSE_SECONDS = 5.0
+"""At most this long a broken channel waits for the watcher to say why: an instant, but for load."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,7 @@ class Session(ABC):
             self._serve()
         except PeerLost as error:
             # The watcher knows who left first and why; this thread only saw a broken pipe.
-            self._ended.wait(0.5)
+            self._ended.wait(CAUSE_SECONDS if self._is_watched else 0)
             self._finish("failed", str(error))
         except PrivserveError as error:
             self._finish("failed", str(error))
@@ -154,6 +156,10 @@ class Session(ABC):
         heard = {channel.peer: json.loads(bytes(channel.recv())) for channel in channels.values()}
         for peer, theirs in heard.items():
             compare(self._me.name, mine, peer, theirs)
+
+    @property
+    def _is_watched(self) -> bool:
+        return any(thread.name == "watch" for thread in self._threads)
 
     @abstractmethod
     def _serve(self) -> None:
