@@ -24,6 +24,24 @@ def test_ending_one_side_ends_all_with_its_reason(sessions: Sessions) -> None:
     assert {session.reason for session in sessions.all} == {"bob was shut down"}
 
 
+def test_the_cause_is_told_before_the_channels_break_however_slow_the_watcher_is(
+    sessions: Sessions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a busy machine the others used to be told that alice is gone instead."""
+    sessions.start()
+    tell, main = sessions.leader._tell, sessions.leader._threads[0]
+
+    def slow(channels: dict, message: dict) -> str | None:
+        if "over" in message:  # as long as the session's own thread would take to end
+            main.join(1)
+        return tell(channels, message)
+
+    monkeypatch.setattr(sessions.leader, "_tell", slow)
+    sessions.leader.end("the owner left")
+    wait_until(lambda: states(sessions) == ["ended"] * 3, "all sessions ended", 5)
+    assert {session.reason for session in sessions.all} == {"the owner left"}
+
+
 @pytest.mark.parametrize("gone", [0, 1, 2])
 def test_a_party_that_vanishes_is_named_to_all_clients(sessions: Sessions, gone: int) -> None:
     sessions.start()

@@ -122,6 +122,7 @@ class Session(ABC):
             self._agree()
             self._spawn(self._watch, "watch")
             self._serve()
+            self._ended.wait(CAUSE_SECONDS)  # the dealer's work ends when party 0 leaves
         except PeerLost as error:
             # The watcher knows who left first and why; this thread only saw a broken pipe.
             self._ended.wait(CAUSE_SECONDS if self._is_watched else 0)
@@ -191,21 +192,25 @@ class Session(ABC):
             self._ended.set()
         log.info("%s: session over: %s", self._me.name, reason)
         self.ready.set()
-        # The watcher says goodbye to the others before the channels break.
         with contextlib.suppress(OSError):
             self._woken.send(b"x")
-        watcher = next((t for t in self._threads if t.name == "watch"), None)
-        if watcher is not None and watcher is not threading.current_thread():
-            watcher.join(2)
+        self._say_goodbye()
         for lane in self._lanes.values():
             lane.close()
         self._refuse_all(self._over())
+
+    def _say_goodbye(self) -> None:
+        """Let the watcher tell the others why, before the channels break."""
+        watcher = next((t for t in self._threads if t.name == "watch"), None)
+        if watcher is not None and watcher is not threading.current_thread():
+            watcher.join(2)
 
     def _over(self) -> QueryError:
         return NotServing(f"{self.reason}; the model owner has to share the model again")
 
     def _release(self) -> None:
         """Free the sockets, once no thread uses them any more."""
+        self._say_goodbye()
         for lane in self._lanes.values():
             lane.close()
         for thread in self._threads[1:]:
@@ -232,6 +237,8 @@ class Session(ABC):
             if now >= next_beat:
                 lost = self._tell(channels, {"alive": True})
                 next_beat = now + HEARTBEAT_SECONDS
+                if lost is not None:  # who left may have said why before
+                    lost, state = self._last_words(channels) or (lost, state)
             if lost is None:
                 lost, state = self._hear(channels, heard, next_beat - now)
             silent = [channels[p].peer for p, at in heard.items() if now - at > self._timeouts.peer]
@@ -253,6 +260,16 @@ class Session(ABC):
             except PeerLost:
                 lost = gone(channel.peer)
         return lost
+
+    def _last_words(self, channels: dict[int, Channel]) -> tuple[str, str] | None:
+        """Why the session is over and its state, if any party said so; reads what has come."""
+        for channel in channels.values():
+            with contextlib.suppress(PeerLost):
+                while select.select([channel.fileno()], [], [], 0)[0]:
+                    message = json.loads(bytes(channel.recv()))
+                    if "over" in message:
+                        return str(message["over"]), str(message["state"])
+        return None
 
     def _hear(
         self, channels: dict[int, Channel], heard: dict[int, float], timeout: float
