@@ -10,6 +10,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from privserve.certificates import OWNER_KEY, write_cluster
 from privserve.config import read_config
+from privserve.credentials import KEY_FILE
 from privserve.owner_calls import load_owner_key
 
 PARTIES = [
@@ -29,8 +30,8 @@ def certificate(path: Path) -> x509.Certificate:
 
 
 def test_secret_files_can_be_read_by_their_owner_alone(home: Path) -> None:
-    secret = {home / OWNER_KEY, *home.glob("*/*.key")}
-    assert len(secret) == 4
+    secret = {home / OWNER_KEY, home / KEY_FILE, *home.glob("*/*.key")}
+    assert len(secret) == 5
     for path in home.rglob("*"):
         if path.is_file():
             mode = stat.S_IMODE(path.stat().st_mode)

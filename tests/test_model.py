@@ -16,6 +16,7 @@ from serving import (
     SAMPLE_MODEL,
     SMALL,
     Digits,
+    client_headers,
     free_workers,
     serving,
     small_model,
@@ -55,6 +56,7 @@ def test_a_share_that_reaches_one_party_times_out_alone(tag: str, small: ps.Secu
                     plain.post,
                     f"https://{party.http}/v2/models/model/versions/{version}/infer",
                     json={**message, "id": f"only {party.name}"},
+                    headers=client_headers(config, party.name),
                 )
                 for party in config.compute
             ]

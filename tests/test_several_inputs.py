@@ -10,7 +10,7 @@ import httpx
 import numpy as np
 import pytest
 import torch
-from serving import ROOT, free_workers, serving
+from serving import ROOT, client_headers, free_workers, serving
 from test_query_script import query
 from torch import nn
 
@@ -107,7 +107,9 @@ def test_a_party_refuses_shares_that_are_not_the_models_inputs(served: Served) -
         ({**share, ROW: np.zeros((2, 5), np.int64)}, ROW, "[2, 6]"),
     ]
     with httpx.Client(
-        base_url=f"https://{config.compute[0].http}", verify=tls_context(config.ca)
+        base_url=f"https://{config.compute[0].http}",
+        verify=tls_context(config.ca),
+        headers=client_headers(config, config.compute[0].name),
     ) as http:
         model = f"/v2/models/{FIXTURE.stem}"
         version = http.get(model).json()["versions"][0]

@@ -27,6 +27,7 @@ from privserve.errors import (
     PrivserveError,
     QueryError,
     RangeError,
+    UnknownClient,
 )
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ __all__ = [
     "QueryError",
     "RangeError",
     "SecureModel",
+    "UnknownClient",
     "Worker",
     "load_model",
 ]

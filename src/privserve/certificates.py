@@ -19,7 +19,8 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.x509.oid import NameOID
 
 from privserve.addresses import split_address
-from privserve.config import format_config, identity
+from privserve.config import ClusterConfig, PartyConfig, format_config, identity
+from privserve.credentials import DEFAULT_CLIENT, KEY_FILE, ClientKey, ClientTable, Limits
 
 VALID_DAYS = 365
 OWNER_KEY = "owner.key"
@@ -28,10 +29,11 @@ OWNER_KEY = "owner.key"
 def write_cluster(directory: Path, parties: Sequence[tuple[str, str, str]]) -> Path:
     """Write the files of a new cluster below `directory` and return its cluster.toml.
 
-    parties: (name, http address, peer address), the dealer last. `directory` itself is
-    the model owner's: cluster.toml, ca.pem and owner.key (a secret). Clients need the
-    first two only. `directory/NAME/` is what party NAME needs on its own host, its private
-    key included. Secret files are readable by their owner alone.
+    parties: (name, http address, peer address), the dealer last. `directory` itself is the
+    model owner's: cluster.toml, ca.pem, owner.key, clients.json and client.key, the key of a
+    default client. Another client needs cluster.toml, ca.pem and a key of its own, see
+    `privserve.clients`. `directory/NAME/` is what party NAME needs on its own host, its private
+    key included. Keys are readable by their owner alone.
     """
     directory.mkdir(parents=True, exist_ok=True, mode=0o700)
     authority_key = ec.generate_private_key(ec.SECP256R1())
@@ -40,8 +42,8 @@ def write_cluster(directory: Path, parties: Sequence[tuple[str, str, str]]) -> P
     owner = ed25519.Ed25519PrivateKey.generate()
     config = format_config(parties, cluster, owner.public_key().public_bytes_raw()).encode()
     ca_pem = authority.public_bytes(serialization.Encoding.PEM)
-    _write(directory / OWNER_KEY, _private_pem(owner), secret=True)
-    _write(directory / "ca.pem", ca_pem)
+    write_file(directory / OWNER_KEY, _private_pem(owner), secret=True)
+    write_file(directory / "ca.pem", ca_pem)
     for name, http, peer in parties:
         key = ec.generate_private_key(ec.SECP256R1())
         # Parties, owner and clients go by the identity alone. Hosts are there for other
@@ -52,13 +54,27 @@ def write_cluster(directory: Path, parties: Sequence[tuple[str, str, str]]) -> P
         )
         home = directory / name
         home.mkdir(exist_ok=True, mode=0o700)
-        _write(home / "cluster.toml", config)
-        _write(home / "ca.pem", ca_pem)
-        _write(home / f"{name}.pem", certificate.public_bytes(serialization.Encoding.PEM))
-        _write(home / f"{name}.key", _private_pem(key), secret=True)
+        write_file(home / "cluster.toml", config)
+        write_file(home / "ca.pem", ca_pem)
+        write_file(home / f"{name}.pem", certificate.public_bytes(serialization.Encoding.PEM))
+        write_file(home / f"{name}.key", _private_pem(key), secret=True)
+    found = ClusterConfig(
+        tuple(
+            PartyConfig(name, http, peer, Path(f"{name}.pem"), Path(f"{name}.key"))
+            for name, http, peer in parties
+        ),
+        cluster,
+        directory / "ca.pem",
+        owner.public_key().public_bytes_raw(),
+        directory / "cluster.toml",
+    )
+    table, client = ClientTable.empty(found), ClientKey.fresh(DEFAULT_CLIENT)
+    table.add(client, Limits())
+    write_file(directory / KEY_FILE, client.to_text().encode(), secret=True)
+    write_file(table.path, table.to_text().encode())
     # Last, so that whoever waits for this file finds the others complete.
-    _write(directory / "cluster.toml", config)
-    return directory / "cluster.toml"
+    write_file(found.path, config)
+    return found.path
 
 
 def _private_pem(key: ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey) -> bytes:
@@ -122,7 +138,7 @@ def _general_name(host: str) -> x509.GeneralName:
         return x509.DNSName(host)
 
 
-def _write(path: Path, content: bytes, secret: bool = False) -> None:
+def write_file(path: Path, content: bytes, secret: bool = False) -> None:
     """Write a file whole or not at all; a secret one with mode 0600 from the start."""
     partial = path.with_name(path.name + ".part")
     partial.unlink(missing_ok=True)

@@ -24,6 +24,7 @@ from privserve.activations import apply_activation
 from privserve.addresses import join_address, split_address
 from privserve.calls import identity_at, raise_for_answer, tls_context, unreachable
 from privserve.config import ClusterConfig, read_config
+from privserve.credentials import KEY_FILE, ClientKey
 from privserve.description import Description, TensorDescription, read_description
 from privserve.errors import (
     ClusterError,
@@ -50,6 +51,8 @@ class _Peer:
     address: str
     identity: str
     """What its certificate has to say, whatever its address."""
+    authorization: Mapping[str, str]
+    """What shows this client to it, and to it alone."""
     http: httpx.Client
 
 
@@ -71,15 +74,24 @@ class Client:
         cluster: str | Path | ClusterConfig | Cluster | Sequence[str] = ".privserve/cluster.toml",
         *,
         ca: str | Path | None = None,
+        key: str | Path | None = None,
         timeout: float = 60.0,
     ) -> None:
         """cluster: a cluster.toml, a running `Cluster`, or the compute parties' addresses
-        together with `ca`, the cluster's ca.pem. timeout: seconds that a query may take.
+        together with `ca`, the cluster's ca.pem. key: the client's key, by default client.key
+        beside cluster.toml where there is one. timeout: seconds that a query may take.
         """
-        parties, context = _resolve(cluster, ca)
+        parties, context, beside = _resolve(cluster, ca)
+        client = _client_key(key, beside)
         self._timeout = timeout
         self._peers = [
-            _Peer(name, address, identity, _connection(address, context, timeout))
+            _Peer(
+                name,
+                address,
+                identity,
+                _authorization(client, identity),
+                _connection(address, context, timeout),
+            )
             for name, address, identity in parties
         ]
         # Two stages, so that queries that wait for their requests cannot starve them.
@@ -178,6 +190,7 @@ class Client:
     ) -> list[RingArray]:
         parts, headers = oip.format_message({"id": query_id}, share, "inputs")
         path = f"/v2/models/{model.name}/versions/{model.session}/infer"
+        headers = {**headers, **peer.authorization}
         response = self._call(peer, "POST", path, content=b"".join(parts), headers=headers)
         length = response.headers.get(oip.HEADER_LENGTH)
         try:
@@ -230,21 +243,37 @@ class Client:
 
 def _resolve(
     cluster: Any, ca: str | Path | None
-) -> tuple[list[tuple[str, str, str]], ssl.SSLContext]:
-    """((name, http address, identity) of each compute party, whom to trust)."""
+) -> tuple[list[tuple[str, str, str]], ssl.SSLContext, Path | None]:
+    """((name, http address, identity) of each compute party, whom to trust, where files are)."""
     if isinstance(cluster, str | Path):
         cluster = read_config(cluster)
     config = getattr(cluster, "config", cluster)
     if isinstance(config, ClusterConfig):
         parties = [(p.name, p.http, config.identity(p.name)) for p in config.compute]
-        return parties, tls_context(Path(ca or config.ca))
+        return parties, tls_context(Path(ca or config.ca)), config.path.parent
     if isinstance(config, Sequence) and config and ca is not None:
         context = tls_context(Path(ca))
-        return _introduced([str(address) for address in config], context), context
+        return _introduced([str(address) for address in config], context), context, None
     raise ConfigError(
         "name the cluster: a cluster.toml, a started Cluster, or the compute parties' addresses "
         "with ca="
     )
+
+
+def _client_key(given: str | Path | None, beside: Path | None) -> ClientKey | None:
+    """The key of the file that was named, or of the one beside cluster.toml."""
+    if given is None:
+        given = beside / KEY_FILE if beside is not None else None
+        if given is None or not given.exists():
+            return None
+    return ClientKey.read(Path(given))
+
+
+def _authorization(client: ClientKey | None, identity: str) -> dict[str, str]:
+    if client is None:
+        return {}
+    party, cluster = identity.split(".")[:2]
+    return {"Authorization": client.authorization(cluster, party)}
 
 
 def _introduced(addresses: Sequence[str], context: ssl.SSLContext) -> list[tuple[str, str, str]]:

@@ -23,6 +23,7 @@ from privserve.addresses import bind, join_address, split_address
 from privserve.calls import raise_for_answer, tls_context, unreachable
 from privserve.certificates import OWNER_KEY, write_cluster
 from privserve.config import ClusterConfig, PartyConfig, Timeouts, party_names, read_config
+from privserve.credentials import ClientTable
 from privserve.errors import ClusterError, ConfigError, OwnerOnly
 from privserve.owner_calls import Signer, load_owner_key
 
@@ -80,15 +81,19 @@ class Cluster:
         self._http: httpx.Client | None = None
 
     @classmethod
-    def connect(cls, config: str | Path) -> Cluster:
-        """Return a cluster whose parties run already; needs owner.key beside cluster.toml."""
+    def connect(cls, config: str | Path, *, wait: bool = True) -> Cluster:
+        """Return a cluster whose parties run already; needs owner.key beside cluster.toml.
+
+        wait: until all of them answer.
+        """
         found = read_config(config)
         workers = [Worker(p.http, auto_managed=False, peer=p.peer) for p in found.parties]
         cluster = cls(*workers)
         cluster.names = [p.name for p in found.parties]
         cluster._open(found)
-        for party in found.parties:
-            cluster._wait_alive(party)
+        if wait:
+            for party in found.parties:
+                cluster._wait_alive(party)
         return cluster
 
     @property
@@ -278,6 +283,12 @@ class Cluster:
             raise unreachable(party.name, party.http, error) from None
         raise_for_answer(response, party.name)
         return response
+
+    def tell_clients(self, table: ClientTable) -> None:
+        """Tell the compute parties who their clients are from now on; raises ClusterError."""
+        for party in self.config.compute:
+            message = {"clients": table.entries(party.name)}
+            self.call(party, "POST", "/privserve/clients", json=message)
 
     def stop(self) -> None:
         """Stop every party that was started here, and forget the cluster; idempotent."""

@@ -83,6 +83,13 @@ class OwnerOnly(QueryError):
     status = 401
 
 
+class UnknownClient(QueryError):
+    """A query of a client that the model owner has not let in, or not any more."""
+
+    code = "unknown_client"
+    status = 401
+
+
 class LimitReached(QueryError):
     """The cluster has answered its `num_requests` and serves no more for now."""
 
@@ -111,6 +118,7 @@ class NotServing(QueryError):
 
 
 BY_CODE: dict[str, type[QueryError]] = {
-    kind.code: kind for kind in (QueryError, OwnerOnly, LimitReached, NotServing, StaleSession)
+    kind.code: kind
+    for kind in (QueryError, OwnerOnly, UnknownClient, LimitReached, NotServing, StaleSession)
 }
 """What a code of an answer stands for, InputError's apart; QueryError where it is not known."""

@@ -90,6 +90,9 @@ def _add_sharing(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--force", action="store_true", help="share also what the hosts seem to lack memory for"
     )
+    parser.add_argument(
+        "--open", action="store_true", help="answer everybody, not only the cluster's clients"
+    )
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -173,12 +176,13 @@ def write_files(directory: Path, hosts: str) -> int:
         command = f"python -m privserve.launch --party {name} --config {name}/cluster.toml"
         print(f"  {address:<24} {command}")
     print(f"Then share a model from here:  python -m privserve.launch --config {path} --model FILE")
-    print(f"Clients need {path} and {directory / 'ca.pem'}.")
+    print(f"Let a client in with:  python -m privserve.clients --config {path} add NAME")
     return 0
 
 
 def launch(options: argparse.Namespace) -> int:
     """Start (or join) a cluster, share the model, serve it."""
+    from privserve.credentials import Limits
     from privserve.engines import load_engine
     from privserve.model import DEFAULT_ENGINE, load_model
 
@@ -212,6 +216,7 @@ def launch(options: argparse.Namespace) -> int:
             engine=engine,
             **ranges,
             force=options.force,
+            everybody=Limits() if options.open else None,
             report=lambda line: say(f"  {line}"),
         )
         _serve(model, options.num_requests, where)

@@ -16,6 +16,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ import converters
 from privserve import oip, sharing
 from privserve.cluster import POLL_SECONDS, Cluster
 from privserve.config import PartyConfig
+from privserve.credentials import ClientTable, Limits
 from privserve.description import read_description
 from privserve.engines import ENGINES, Prepared, load_engine
 from privserve.errors import (
@@ -123,6 +125,7 @@ class SecureModel:
         options: Mapping[str, Any] | None = None,
         report: Callable[[str], None] | None = None,
         force: bool = False,
+        everybody: Limits | None = None,
     ) -> None:
         """Split the weights here and give each compute party one share of each.
 
@@ -133,6 +136,7 @@ class SecureModel:
         they stay in this process. range_check: whether a query that leaves a guessed range is
         refused (GuessedRangeError) instead of answered wrongly; without it deep networks send
         some percent less. force: share also what the parties seem to have no memory for.
+        everybody: what those may ask, together, who are no clients of the cluster; None: nothing.
         report: called with what errors to expect and with what had to be
         guessed; when None, guesses are warned of and the rest is printed. Raises ModelError if
         the engine cannot run the model and ClusterError if a party fails.
@@ -154,6 +158,7 @@ class SecureModel:
             "engine": prepared.engine,
             "description": prepared.description,
             "options": dict(options or {}),
+            "everybody": None if everybody is None else asdict(everybody),
         }
         self._cluster, self._session = cluster, str(message["session"])
         try:
@@ -168,12 +173,13 @@ class SecureModel:
         self, cluster: Cluster, message: Mapping[str, Any], split: Mapping[str, list[RingArray]]
     ) -> None:
         """Send every party the message, and each compute party its shares of the parameters."""
-        config = cluster.config
+        config, table = cluster.config, ClientTable.read(cluster.config)
 
         def send(rank: int) -> None:
             dealer = rank == len(config.compute)
             shares = {} if dealer else {name: s[rank] for name, s in split.items()}
-            parts, headers = oip.format_message(message, shares, "inputs")
+            told = {**message, "clients": table.entries(config.parties[rank].name)}
+            parts, headers = oip.format_message(told, shares, "inputs")
             path = f"/v2/repository/models/{self.name}/load"
             cluster.call(
                 config.parties[rank], "POST", path, content=b"".join(parts), headers=headers

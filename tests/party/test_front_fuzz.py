@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import numpy as np
 import pytest
-from serving import Digits
+from serving import Digits, client_headers
 
 from privserve import oip
 from privserve.calls import tls_context
@@ -50,7 +50,12 @@ def fronts(digits: Digits) -> Iterator[list[httpx.Client]]:
     config = digits.cluster.config
     context = tls_context(config.ca)
     clients = [
-        httpx.Client(base_url=f"https://{p.http}", verify=context, timeout=20)
+        httpx.Client(
+            base_url=f"https://{p.http}",
+            verify=context,
+            headers=client_headers(config, p.name),
+            timeout=20,
+        )
         for p in config.parties
     ]
     yield clients

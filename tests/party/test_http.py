@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import httpx
 import numpy as np
 import pytest
-from serving import Digits, SignedBy
+from serving import Digits, SignedBy, client_headers
 
 from privserve import fixedpoint, oip, sharing
 from privserve.calls import tls_context
@@ -32,7 +32,12 @@ class Fronts:
         self.config = digits.cluster.config
         self.context = tls_context(self.config.ca)
         self.alice, self.bob, self.carol = (
-            httpx.Client(base_url=f"https://{p.http}", verify=self.context, timeout=20)
+            httpx.Client(
+                base_url=f"https://{p.http}",
+                verify=self.context,
+                headers=client_headers(self.config, p.name),
+                timeout=20,
+            )
             for p in self.config.parties
         )
 
@@ -112,13 +117,15 @@ def test_plain_json_from_any_http_client_is_answered(
     facts = fronts.alice.get("/v2/models/digits-model").json()["parameters"]
     shares = sharing.split(fixedpoint.encode(digits.images[:2], facts["fraction_bits"]), 2)
     answers = []
-    with digits.serving(1), httpx.Client(verify=fronts.context, timeout=20) as slow:
+    with digits.serving(2), httpx.Client(verify=fronts.context, timeout=20) as slow:
         from concurrent.futures import ThreadPoolExecutor
 
         def ask(rank: int) -> dict:
             message = oip.format_json({"id": "by hand"}, {input_name: shares[rank]}, "inputs")
             party = fronts.config.compute[rank]
-            return slow.post(f"https://{party.http}{fronts.infer}", json=message).json()
+            headers = client_headers(fronts.config, party.name)
+            url = f"https://{party.http}{fronts.infer}"
+            return slow.post(url, json=message, headers=headers).json()
 
         with ThreadPoolExecutor(2) as pool:
             answers = list(pool.map(ask, range(2)))

@@ -17,6 +17,7 @@ import torch
 import privserve as ps
 from privserve.certificates import OWNER_KEY, write_cluster
 from privserve.config import ClusterConfig, party_names, read_config
+from privserve.credentials import KEY_FILE, ClientKey
 from privserve.owner_calls import Signer, load_owner_key
 
 ROOT = Path(__file__).parents[2]
@@ -121,6 +122,12 @@ def write_unsupported_layer(path: Path) -> None:
         config = file.attrs["model_config"]
         config = config.decode() if isinstance(config, bytes) else config
         file.attrs["model_config"] = config.replace('"AveragePooling2D"', '"Teleport2D"')
+
+
+def client_headers(config: ClusterConfig, party: str) -> dict[str, str]:
+    """What shows the cluster's default client to a party in a plain HTTP call."""
+    key = ClientKey.read(config.path.parent / KEY_FILE)
+    return {"Authorization": key.authorization(config.cluster, party)}
 
 
 class SignedBy(httpx.Auth):

@@ -19,6 +19,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from privserve import __version__, oip
+from privserve.credentials import checked_limits, read_entries
 from privserve.description import TensorDescription, read_description
 from privserve.errors import InputError, PrivserveError, QueryError, StaleSession
 from privserve.fixedpoint import RingArray
@@ -34,6 +35,7 @@ MAX_ID = 128
 HEADER_ALLOWANCE = 64 * 1024
 JSON_BYTES_PER_NUMBER = 24  # the longest int64 in decimal, a comma and a space
 MAX_MODEL_BYTES = 8 << 30
+MAX_CLIENTS_BYTES = 8 << 20
 
 
 def create_app(party: Party) -> Starlette:
@@ -52,6 +54,7 @@ def create_app(party: Party) -> Starlette:
         Route("/privserve/serve", front.serve, methods=["POST"]),
         Route("/privserve/stop", front.stop, methods=["POST"]),
         Route("/privserve/status", front.status),
+        Route("/privserve/clients", front.clients, methods=["POST"]),
     ]
     handlers: dict[Any, Any] = {
         PrivserveError: _on_error,
@@ -162,6 +165,7 @@ class _Front:
                 "the model was shared anew since this query was encoded; read the model's "
                 "description again"
             )
+        client = self.party.accounts.admit(request.headers.get("Authorization", ""))
         wanted = session.spec.description["inputs"]
         numbers = MAX_ROWS * sum(math.prod(t["shape"]) for t in wanted)
         body = await _read(request, numbers * JSON_BYTES_PER_NUMBER + HEADER_ALLOWANCE)
@@ -171,7 +175,7 @@ class _Front:
         if not isinstance(query_id, str) or len(query_id) > MAX_ID or not query_id.isprintable():
             raise InputError(f"'id' must be a text of at most {MAX_ID} printable characters")
         inputs = _check_inputs(tensors, wanted)
-        query = Pending(query_id, inputs, rows=inputs[0].shape[0])
+        query = Pending(query_id, inputs, inputs[0].shape[0], client)
         answer = _awaitable(query.future)
         session.submit(query)
         outputs = await answer
@@ -221,8 +225,18 @@ class _Front:
             description=read_description(message.get("description")),
             shares=shares,
         )
+        entries, everybody = read_entries(message.get("clients")), message.get("everybody")
+        anonymous = None if everybody is None else checked_limits(_object(message, "everybody"))
+        self.party.accounts.know(entries)
+        self.party.accounts.let_everybody_in(anonymous)
         await asyncio.to_thread(self.party.load, spec)
         return JSONResponse(self.party.status(), 202)
+
+    async def clients(self, request: Request) -> Response:
+        """Know other clients from now on; queries that wait are judged when their turn comes."""
+        message = _json_object(await self._signed_body(request, MAX_CLIENTS_BYTES))
+        self.party.accounts.know(read_entries(message.get("clients")))
+        return JSONResponse(self.party.status())
 
     async def unload(self, request: Request) -> Response:
         """End the session; the shares are forgotten."""

@@ -10,6 +10,7 @@ from typing import Any
 from privserve.config import ClusterConfig, Timeouts
 from privserve.errors import NotServing, QueryError
 from privserve.owner_calls import Verifier
+from privserve.party.accounts import Accounts
 from privserve.party.lanes import Listener
 from privserve.party.roles import ComputeSession, LeaderSession, open_session
 from privserve.party.session import Seat, Session, SessionSpec
@@ -27,7 +28,8 @@ class Party:
         self.role = config.role(name)
         self.owner = Verifier(config.owner, config.cluster, name)
         self._listener = Listener(config, self.me, peer_socket)
-        self._seat = Seat(config, self.me, self._listener, timeouts)
+        self.accounts = Accounts()
+        self._seat = Seat(config, self.me, self._listener, timeouts, self.accounts)
         self._session: Session | None = None
         self._lock = threading.Lock()
 
@@ -89,6 +91,7 @@ class Party:
             "role": self.role,
             "state": "idle",
             "memory_available": available_memory(),
+            "clients": self.accounts.status(),
         }
         return {**facts, **session.status()} if session is not None else facts
 

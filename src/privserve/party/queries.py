@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 
+from privserve.credentials import ANONYMOUS
 from privserve.errors import BY_CODE, LimitReached, NotServing, QueryError
 from privserve.fixedpoint import RingArray
+from privserve.party.accounts import Accounts
 
 MAX_PENDING = 1024
 MAX_REMEMBERED = 4096
@@ -28,6 +30,7 @@ class Pending:
     id: str
     inputs: list[RingArray] = field(repr=False)
     rows: int
+    client: str = ANONYMOUS
     future: Future[list[RingArray]] = field(default_factory=Future, repr=False)
 
 
@@ -84,21 +87,29 @@ class _Arrival:
     """Who announced a query, and when the first of them did."""
 
     since: float
-    rows: dict[int, int] = field(default_factory=dict)
+    said: dict[int, tuple[int, str]] = field(default_factory=dict)
+    """By party: the rows of its share, and which client sent it."""
 
 
 class LeaderQueue:
     """The leader's view of all queries. Thread-safe; `changed` is notified on every change."""
 
-    def __init__(self, compute_parties: int, max_rows: int, share_timeout: float) -> None:
+    def __init__(
+        self,
+        compute_parties: int,
+        max_rows: int,
+        share_timeout: float,
+        accounts: Accounts | None = None,
+    ) -> None:
         """max_rows: of one batch. share_timeout: seconds until a query that has not reached
-        every party is refused."""
+        every party is refused. accounts: what each client may have; None limits nobody."""
         self.changed = threading.Condition()
         self.pending = PendingQueries()
         self.answered = 0
         self._n = compute_parties
         self._max_rows = max_rows
         self._share_timeout = share_timeout
+        self._accounts = accounts
         self._arrivals: OrderedDict[str, _Arrival] = OrderedDict()
         self._ready: deque[str] = deque()
         self._remaining: int | None = 0
@@ -150,9 +161,9 @@ class LeaderQueue:
                 self._refuse(refusal)
                 raise refusal.error()
             self.pending.add(query)
-            self._arrive(query.id, 0, query.rows)
+            self._arrive(query.id, 0, query.rows, query.client)
 
-    def announced(self, rank: int, query_id: str, rows: int) -> None:
+    def announced(self, rank: int, query_id: str, rows: int, client: str = ANONYMOUS) -> None:
         """Note that follower `rank` has its share of a query with this many rows."""
         with self.changed:
             known = self._remembered.get(query_id)
@@ -160,18 +171,18 @@ class LeaderQueue:
                 self._outbox.append(known)
                 self.changed.notify_all()
             else:
-                self._arrive(query_id, rank, rows)
+                self._arrive(query_id, rank, rows, client)
 
-    def _arrive(self, query_id: str, rank: int, rows: int) -> None:
+    def _arrive(self, query_id: str, rank: int, rows: int, client: str) -> None:
         arrival = self._arrivals.setdefault(query_id, _Arrival(time.monotonic()))
-        if rank in arrival.rows:
+        if rank in arrival.said:
             return
-        arrival.rows[rank] = rows
-        if len(arrival.rows) == self._n:
-            if len(set(arrival.rows.values())) == 1:
+        arrival.said[rank] = (rows, client)
+        if len(arrival.said) == self._n:
+            if len(set(arrival.said.values())) == 1:
                 self._ready.append(query_id)
             else:
-                why = "the parties' shares differ in shape"
+                why = "the parties' shares differ in shape, or come from different clients"
                 self._refuse(Refusal(query_id, QueryError.code, 400, why))
         self.changed.notify_all()
 
@@ -199,7 +210,7 @@ class LeaderQueue:
         with self.changed:
             now = time.monotonic()
             for query_id, arrival in list(self._arrivals.items()):
-                if len(arrival.rows) == self._n:
+                if len(arrival.said) == self._n:
                     continue
                 left = arrival.since + self._share_timeout - now
                 if left > 0:
@@ -209,7 +220,7 @@ class LeaderQueue:
                         query_id,
                         QueryError.code,
                         504,
-                        f"only {len(arrival.rows)} of {self._n} compute parties received a share "
+                        f"only {len(arrival.said)} of {self._n} compute parties received a share "
                         f"of this query within {self._share_timeout:g} s; send one to each",
                     )
                 )
@@ -223,7 +234,7 @@ class LeaderQueue:
         with self.changed:
             batch: list[Pending] = []
             rows = 0
-            limit = Refusal("", LimitReached.code, LimitReached.status, "")
+            ahead: Counter[str] = Counter()
             while self._ready and self._serving:
                 query = self.pending.get(self._ready[0])
                 if batch and rows + query.rows > self._max_rows:
@@ -231,15 +242,26 @@ class LeaderQueue:
                 if self._remaining is not None and rows + query.rows > self._remaining:
                     if batch:  # how many are left is certain once these are answered
                         break
-                    self._ready.popleft()
-                    self._refuse(replace(limit, id=query.id, reason=self._too_many(query.rows)))
+                    self._refuse_next(query, self._too_many(query.rows))
                     continue
+                if self._accounts is not None:
+                    why = self._accounts.refusal(query.client, query.rows)
+                    if why is not None:
+                        self._refuse_next(query, why)
+                        continue
+                    if self._accounts.refusal(query.client, query.rows, ahead[query.client]):
+                        break  # as above
+                ahead[query.client] += query.rows
                 rows += query.rows
                 self.pending.take(query.id)
                 self._arrivals.pop(query.id, None)
                 self._ready.popleft()
                 batch.append(query)
             return batch
+
+    def _refuse_next(self, query: Pending, why: str) -> None:
+        self._ready.popleft()
+        self._refuse(Refusal(query.id, LimitReached.code, LimitReached.status, why))
 
     def _too_many(self, rows: int) -> str:
         return (
@@ -252,6 +274,9 @@ class LeaderQueue:
         with self.changed:
             rows = sum(query.rows for query in batch)
             self.answered += rows
+            if self._accounts is not None:
+                for query in batch:
+                    self._accounts.charge(query.client, query.rows)
             if self._remaining is not None:
                 self._remaining -= rows
                 if self._remaining <= 0 and self._serving:

@@ -153,7 +153,7 @@ class LeaderSession(ComputeSession):
     def __init__(self, seat: Seat, spec: SessionSpec) -> None:
         super().__init__(seat, spec)
         rows = int(spec.options.get("max_batch", 128))
-        self.queue = LeaderQueue(self._n, rows, seat.timeouts.share)
+        self.queue = LeaderQueue(self._n, rows, seat.timeouts.share, seat.accounts)
 
     def submit(self, query: Pending) -> None:
         """Queue the leader's share of a query."""
@@ -199,8 +199,8 @@ class LeaderSession(ComputeSession):
         """Take one follower's arrival notes."""
         with contextlib.suppress(PeerLost):
             while True:
-                query_id, rows = json.loads(bytes(self._lanes[ARRIVALS].recv(peer)))
-                self.queue.announced(peer, query_id, rows)
+                query_id, rows, client = json.loads(bytes(self._lanes[ARRIVALS].recv(peer)))
+                self.queue.announced(peer, query_id, rows, client)
 
     def _refuse_all(self, error: QueryError) -> None:
         with self.queue.changed:
@@ -223,7 +223,9 @@ class FollowerSession(ComputeSession):
                 raise self._over()
             self._pending.add(query)
             try:
-                self._lanes[ARRIVALS].send(0, json.dumps([query.id, query.rows]).encode())
+                self._lanes[ARRIVALS].send(
+                    0, json.dumps([query.id, query.rows, query.client]).encode()
+                )
             except PeerLost:
                 self._pending.take(query.id)
                 raise NotServing(gone(self._config.parties[0].name)) from None

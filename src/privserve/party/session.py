@@ -25,6 +25,7 @@ from privserve.description import Description
 from privserve.engines import load_engine
 from privserve.errors import NotServing, PeerLost, PrivserveError, QueryError
 from privserve.fixedpoint import RingArray
+from privserve.party.accounts import Accounts
 from privserve.party.agreement import compare, facts
 from privserve.party.channel import Channel
 from privserve.party.lanes import LaneMesh, Listener
@@ -60,6 +61,7 @@ class Seat:
     me: PartyConfig
     listener: Listener
     timeouts: Timeouts
+    accounts: Accounts | None = None
 
     @property
     def rank(self) -> int:
