@@ -110,7 +110,7 @@ def test_a_live_keras_model_is_served_as_keras_itself_predicts(
     expected = net.predict(x, verbose=0)
     with ps.Cluster(*free_workers()) as cluster:
         net.share(cluster)
-        thread = threading.Thread(target=net.serve, args=(1,), daemon=True)
+        thread = threading.Thread(target=net.serve, args=(6,), daemon=True)
         thread.start()
         leader = cluster.config.compute[0]
         wait_until(

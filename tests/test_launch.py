@@ -112,7 +112,7 @@ def ports_of(config: Path) -> list[int]:
 
 def test_three_parties_serve_their_limit_and_end(start: Start, tag: str) -> None:
     run = start(*LOCAL, "--num-requests", "2")
-    run.wait_for("serving 2 queries")
+    run.wait_for("serving 2 rows")
     assert "carol (dealer) is up" in run.output
     assert len(tagged_processes(tag)) == 4
     with ps.Client(run.config) as client:
@@ -144,7 +144,7 @@ def test_ctrl_c_while_serving_without_a_limit_is_the_normal_end(start: Start, ta
     with ps.Client(run.config) as client:
         client.query_model(X)
     assert run.end(signal.SIGINT) == 0
-    assert "stopped after 1 queries" in run.output
+    assert "stopped after 1 rows" in run.output
     for port in ports:
         with socket.create_server(("127.0.0.1", port)):
             pass
@@ -199,7 +199,7 @@ def test_parties_that_are_started_one_by_one_serve_for_the_owner(
         party.wait_for("clients at localhost:")
     config = tmp_path / "files" / "cluster.toml"
     owner = start("--config", str(config), "--model", "small.onnx", "--num-requests", "1")
-    owner.wait_for("serving 1 queries")
+    owner.wait_for("serving 1 rows")
     with ps.Client(config) as client:
         assert client.query_model(X).shape == (1, 2)
     assert owner.end() == 0

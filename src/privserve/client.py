@@ -79,7 +79,7 @@ class Client:
     ) -> None:
         """cluster: a cluster.toml, a running `Cluster`, or the compute parties' addresses
         together with `ca`, the cluster's ca.pem. key: the client's key, by default client.key
-        beside cluster.toml where there is one. timeout: seconds that a query may take.
+        beside cluster.toml or ca.pem where there is one. timeout: seconds that a query may take.
         """
         parties, context, beside = _resolve(cluster, ca)
         client = _client_key(key, beside)
@@ -243,7 +243,7 @@ class Client:
 
 def _resolve(
     cluster: Any, ca: str | Path | None
-) -> tuple[list[tuple[str, str, str]], ssl.SSLContext, Path | None]:
+) -> tuple[list[tuple[str, str, str]], ssl.SSLContext, Path]:
     """((name, http address, identity) of each compute party, whom to trust, where files are)."""
     if isinstance(cluster, str | Path):
         cluster = read_config(cluster)
@@ -253,18 +253,19 @@ def _resolve(
         return parties, tls_context(Path(ca or config.ca)), config.path.parent
     if isinstance(config, Sequence) and config and ca is not None:
         context = tls_context(Path(ca))
-        return _introduced([str(address) for address in config], context), context, None
+        found = _introduced([str(address) for address in config], context)
+        return found, context, Path(ca).parent
     raise ConfigError(
         "name the cluster: a cluster.toml, a started Cluster, or the compute parties' addresses "
         "with ca="
     )
 
 
-def _client_key(given: str | Path | None, beside: Path | None) -> ClientKey | None:
-    """The key of the file that was named, or of the one beside cluster.toml."""
+def _client_key(given: str | Path | None, beside: Path) -> ClientKey | None:
+    """The key of the file that was named, or of the one beside the cluster's other files."""
     if given is None:
-        given = beside / KEY_FILE if beside is not None else None
-        if given is None or not given.exists():
+        given = beside / KEY_FILE
+        if not given.exists():
             return None
     return ClientKey.read(Path(given))
 

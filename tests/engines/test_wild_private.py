@@ -74,7 +74,7 @@ def test_a_client_gets_keras_answers_from_a_cluster(
     options: dict[str, Any] = {"calibration": golden.x} if calibrated else {}
     with ps.load_model(wild.FOLDER / entry["file"]) as model:
         model.share(cluster, input_range=wild.range_of(golden.x), **options)
-        with serving(cluster, model, 2), ps.Client(cluster) as client:
+        with serving(cluster, model, len(golden.x) + 1), ps.Client(cluster) as client:
             assert_same(client.query_model(golden.x), golden)
             alone = client.query_model(golden.x[:1])
             np.testing.assert_allclose(alone, golden.y[:1], atol=RELATIVE * golden.spread)

@@ -214,7 +214,8 @@ def test_binary_data_of_the_wrong_size_is_refused(fronts: Fronts, input_name: st
 def test_an_oversized_body_is_refused_by_its_announced_length(fronts: Fronts) -> None:
     party = fronts.config.compute[0]
     head = (
-        f"POST {fronts.infer} HTTP/1.1\r\nHost: {party.http}\r\nContent-Length: {1 << 40}\r\n\r\n"
+        f"POST {fronts.infer} HTTP/1.1\r\nHost: {party.http}\r\nContent-Length: {1 << 40}\r\n"
+        f"Authorization: {client_headers(fronts.config, 'alice')['Authorization']}\r\n\r\n"
     )
     with (
         socket.create_connection(party.http_address, timeout=10) as raw,

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from serving import free_workers, serving, wait_until
+from serving import client_headers, free_workers, serving, wait_until
 
 import privserve as ps
 from privserve.config import PartyConfig
@@ -68,7 +68,10 @@ def tls_to(cluster: ps.Cluster, party: PartyConfig) -> ssl.SSLSocket:
 def vanish(cluster: ps.Cluster, path: str) -> None:
     """Send one party half a query, and reset the connection."""
     body = b'{"id": "gone", "inputs": ['
-    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 5000\r\n\r\n"
+    shown = client_headers(cluster.config, "alice")["Authorization"]
+    head = (
+        f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 5000\r\nAuthorization: {shown}\r\n\r\n"
+    )
     with contextlib.suppress(OSError), tls_to(cluster, cluster.config.compute[0]) as stream:
         stream.sendall(head.encode() + body)
         # No goodbye: the peer sees a reset.
@@ -100,7 +103,7 @@ class Crowd:
         with ps.Client(self._cluster) as client:
             while not self._stop.is_set():
                 got = client.query_model(X)
-                self.answered[number] += 1
+                self.answered[number] += len(X)
                 assert np.abs(got - self._expected).max() < 1e-2
 
     def _poll(self, number: int) -> None:
@@ -217,7 +220,7 @@ def test_serving_survives_polls_that_fail(
 
     monkeypatch.setattr(cluster, "call", flaky)
     answered: list[int] = []
-    serve = threading.Thread(target=lambda: answered.append(model.serve(5)), daemon=True)
+    serve = threading.Thread(target=lambda: answered.append(model.serve(5 * len(X))), daemon=True)
     serve.start()
     leader = cluster.config.compute[0]
     wait_until(
@@ -228,7 +231,7 @@ def test_serving_survives_polls_that_fail(
             client.query_model(X)
             time.sleep(0.05)  # so that polls fall between the answers
     serve.join(20)
-    assert answered == [5]
+    assert answered == [5 * len(X)]
     assert next(asked) > 3
 
 
