@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import httpx
 import numpy as np
 import pytest
-from serving import Digits, SignedBy, client_headers
+from serving import Digits, SignedBy, client_headers, wait_until
 
 from privserve import fixedpoint, oip, sharing
 from privserve.calls import tls_context
@@ -226,7 +226,7 @@ def test_an_oversized_body_is_refused_by_its_announced_length(fronts: Fronts) ->
 
 
 def test_an_oversized_body_without_a_length_is_refused_once_it_is_too_long(fronts: Fronts) -> None:
-    limit = 1024 * 784 * 24 + (64 << 10)
+    limit = 4 << 20  # of JSON
 
     def chunks() -> Iterator[bytes]:
         for _ in range(2 * limit >> 20):
@@ -234,6 +234,33 @@ def test_an_oversized_body_without_a_length_is_refused_once_it_is_too_long(front
 
     assert "longer than" in refusal(fronts.alice.post(fronts.infer, content=chunks()), 413)
     assert fronts.alice.get("/v2/health/live").status_code == 200
+
+
+def test_the_query_of_a_client_that_left_does_not_wait(
+    digits: Digits, fronts: Fronts, input_name: str
+) -> None:
+    party = fronts.config.compute[0]
+    parts, headers = oip.format_message(
+        {}, {input_name: np.zeros((1, 28, 28, 1), np.int64)}, "inputs"
+    )
+    body = b"".join(parts)
+    lines = [f"POST {fronts.infer} HTTP/1.1", f"Host: {party.http}", f"Content-Length: {len(body)}"]
+    given = {**headers, **client_headers(fronts.config, "alice")}
+    lines += [f"{name}: {value}" for name, value in given.items()]
+
+    def waiting() -> int:
+        return digits.cluster.call(party, "GET", "/privserve/status").json()["waiting"]
+
+    with digits.serving():
+        with (
+            socket.create_connection(party.http_address, timeout=10) as raw,
+            fronts.context.wrap_socket(
+                raw, server_hostname=fronts.config.identity("alice")
+            ) as sock,
+        ):
+            sock.sendall("\r\n".join([*lines, "", ""]).encode() + body)
+            wait_until(lambda: waiting() == 1, "the query waits for its other share")
+        wait_until(lambda: waiting() == 0, "it is withdrawn", 5)
 
 
 GARBAGE = {

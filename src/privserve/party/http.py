@@ -9,6 +9,7 @@ import asyncio
 import hashlib
 import json
 import math
+from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -20,7 +21,7 @@ from starlette.routing import Route
 
 from privserve import __version__, oip
 from privserve.credentials import checked_limits, read_entries
-from privserve.description import TensorDescription, read_description
+from privserve.description import Description, TensorDescription, read_description
 from privserve.errors import InputError, PrivserveError, QueryError, StaleSession
 from privserve.fixedpoint import RingArray
 from privserve.owner_calls import Permission
@@ -31,11 +32,19 @@ if TYPE_CHECKING:
     from privserve.party.party import Party
 
 MAX_ROWS = 1024
+MAX_QUERY_BYTES = 64 << 20
+"""Of one query's share; a model's rows per query follow from it."""
+MAX_JSON_BYTES = 4 << 20
+"""A query that is JSON throughout is slow to read, and no larger than this."""
+THREAD_BYTES = 64 << 10
+"""What is larger is read outside the event loop."""
 MAX_ID = 128
 HEADER_ALLOWANCE = 64 * 1024
-JSON_BYTES_PER_NUMBER = 24  # the longest int64 in decimal, a comma and a space
 MAX_MODEL_BYTES = 8 << 30
 MAX_CLIENTS_BYTES = 8 << 20
+BODY_SECONDS = 60.0
+MODEL_SECONDS = 3600.0
+"""A model may come over a slow line."""
 
 
 def create_app(party: Party) -> Starlette:
@@ -143,7 +152,7 @@ class _Front:
                     "fraction_bits": description["fraction_bits"],
                     "output_fraction_bits": description["output_fraction_bits"],
                     "input_range": description["input_range"],
-                    "max_rows": MAX_ROWS,
+                    "max_rows": max_rows(description),
                     "guards": description["guards"],
                 },
             }
@@ -166,19 +175,23 @@ class _Front:
                 "description again"
             )
         client = self.party.accounts.admit(request.headers.get("Authorization", ""))
-        wanted = session.spec.description["inputs"]
-        numbers = MAX_ROWS * sum(math.prod(t["shape"]) for t in wanted)
-        body = await _read(request, numbers * JSON_BYTES_PER_NUMBER + HEADER_ALLOWANCE)
+        wanted, most = session.spec.description["inputs"], max_rows(session.spec.description)
         length = request.headers.get(oip.HEADER_LENGTH)
-        message, tensors = oip.parse_message(body, length, "inputs")
+        size = 8 * most * sum(math.prod(t["shape"]) for t in wanted) + HEADER_ALLOWANCE
+        body = await _read(request, MAX_JSON_BYTES if length is None else size)
+        if len(body) > THREAD_BYTES:
+            parsed = await asyncio.to_thread(oip.parse_message, body, length, "inputs")
+        else:
+            parsed = oip.parse_message(body, length, "inputs")
+        message, tensors = parsed
         query_id = message.get("id") or uuid4().hex
         if not isinstance(query_id, str) or len(query_id) > MAX_ID or not query_id.isprintable():
             raise InputError(f"'id' must be a text of at most {MAX_ID} printable characters")
-        inputs = _check_inputs(tensors, wanted)
+        inputs = _check_inputs(tensors, wanted, most)
         query = Pending(query_id, inputs, inputs[0].shape[0], client)
         answer = _awaitable(query.future)
         session.submit(query)
-        outputs = await answer
+        outputs = await _unless_gone(request, answer, lambda: session.withdraw(query))
         names = [t["name"] for t in session.spec.description["outputs"]]
         if len(outputs) > len(names):
             names.append(oip.GUARDS)
@@ -203,16 +216,18 @@ class _Front:
             raise StaleSession("another model was shared here since; this call is about that one")
         return permission
 
-    async def _signed_body(self, request: Request, limit: int) -> bytearray:
+    async def _signed_body(
+        self, request: Request, limit: int, seconds: float = BODY_SECONDS
+    ) -> bytearray:
         """The body of a call that the owner signed; read only after the signature was checked."""
         permission = self._permission(request)
-        body = await _read(request, limit)
+        body = await _read(request, limit, seconds)
         permission.check(await asyncio.to_thread(lambda: hashlib.sha256(body).hexdigest()))
         return body
 
     async def load(self, request: Request) -> Response:
         """Begin a session with a share of a model; the dealer gets the description only."""
-        body = await self._signed_body(request, MAX_MODEL_BYTES)
+        body = await self._signed_body(request, MAX_MODEL_BYTES, MODEL_SECONDS)
         length = request.headers.get(oip.HEADER_LENGTH)
         message, shares = oip.parse_message(body, length, "inputs")
         if self.party.role == "dealer" and shares:
@@ -269,16 +284,22 @@ def _tensor_metadata(tensor: TensorDescription) -> dict[str, Any]:
     return {"name": tensor["name"], "datatype": oip.DATATYPE, "shape": [-1, *tensor["shape"]]}
 
 
+def max_rows(description: Description) -> int:
+    """Return how many rows a query may hold, so that its share is of a size that can be held."""
+    each: int = 8 * sum(math.prod(tensor["shape"]) for tensor in description["inputs"])
+    return max(1, min(MAX_ROWS, MAX_QUERY_BYTES // each))
+
+
 def _check_inputs(
-    tensors: dict[str, RingArray], wanted: list[TensorDescription]
+    tensors: dict[str, RingArray], wanted: list[TensorDescription], most: int
 ) -> list[RingArray]:
     names = [t["name"] for t in wanted]
     if set(tensors) != set(names):
         takes = ", ".join(f"'{t['name']}' {[-1, *t['shape']]}" for t in wanted)
         raise InputError(f"the model takes the inputs {takes}, not {sorted(tensors)}")
     rows = tensors[names[0]].shape[:1]
-    if not rows or not 1 <= rows[0] <= MAX_ROWS:
-        raise InputError(f"a query holds 1 to {MAX_ROWS} rows")
+    if not rows or not 1 <= rows[0] <= most:
+        raise InputError(f"a query holds 1 to {most} rows")
     for tensor in wanted:
         expected = (*rows, *tensor["shape"])
         if tensors[tensor["name"]].shape != expected:
@@ -289,8 +310,22 @@ def _check_inputs(
     return [tensors[name] for name in names]
 
 
+async def _unless_gone(
+    request: Request, answer: asyncio.Future[Any], withdraw: Callable[[], None]
+) -> Any:
+    """The answer; where the client leaves before it is there, the query is withdrawn."""
+    gone = asyncio.ensure_future(request.receive())  # the body is read: only a goodbye can come
+    try:
+        await asyncio.wait((answer, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not answer.done():
+            withdraw()
+        return await answer
+    finally:
+        gone.cancel()
+
+
 def _awaitable(future: Future[Any]) -> asyncio.Future[Any]:
-    """The asyncio side of `future`; a client that leaves does not cancel the query."""
+    """The asyncio side of `future`."""
     loop = asyncio.get_running_loop()
     result: asyncio.Future[Any] = loop.create_future()
 
@@ -307,18 +342,21 @@ def _awaitable(future: Future[Any]) -> asyncio.Future[Any]:
     return result
 
 
-async def _read(request: Request, limit: int) -> bytearray:
-    """The body, read no further than `limit` bytes."""
+async def _read(request: Request, limit: int, seconds: float = BODY_SECONDS) -> bytearray:
+    """The body, read no further than `limit` bytes and no longer than `seconds`."""
     too_long = QueryError(f"the body is longer than the {limit} bytes that this call takes", 413)
     announced = request.headers.get("Content-Length", "")
     if announced.isdecimal() and int(announced) > limit:
         raise too_long
     body = bytearray()
     try:
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > limit:
-                raise too_long
+        async with asyncio.timeout(seconds):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > limit:
+                    raise too_long
+    except TimeoutError:
+        raise QueryError(f"the body did not arrive within {seconds:g} s", 408) from None
     except ClientDisconnect:
         raise QueryError("the client left before its request was complete", 400) from None
     return body

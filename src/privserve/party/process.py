@@ -24,6 +24,7 @@ log = logging.getLogger("privserve")
 
 SHUTDOWN_SECONDS = 5
 MAX_DESCRIPTORS = 65536
+MAX_CONNECTIONS = 8192
 BACKLOG = 128
 """asyncio tries, and complains, this often when no descriptor is free."""
 
@@ -69,6 +70,7 @@ def run_party(
             lifespan="off",
             timeout_keep_alive=60,
             backlog=BACKLOG,
+            limit_concurrency=MAX_CONNECTIONS,
             timeout_graceful_shutdown=SHUTDOWN_SECONDS,
         )
         settings.load()

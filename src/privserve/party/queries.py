@@ -8,6 +8,7 @@ they announced, so the parties cannot disagree.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections import Counter, OrderedDict, deque
@@ -20,7 +21,14 @@ from privserve.fixedpoint import RingArray
 from privserve.party.accounts import Accounts
 
 MAX_PENDING = 1024
+MAX_PENDING_PER_CLIENT = 256
+"""So that one client's queries, or halves of queries, leave room for the others'."""
+MAX_PENDING_BYTES = 256 << 20
 MAX_REMEMBERED = 4096
+CLIENT_LEFT = 499
+"""An HTTP status that nobody sees: whom it is for is gone."""
+GONE = -1
+"""In place of a query's rows: its client left."""
 
 
 @dataclass
@@ -32,6 +40,11 @@ class Pending:
     rows: int
     client: str = ANONYMOUS
     future: Future[list[RingArray]] = field(default_factory=Future, repr=False)
+
+    @property
+    def nbytes(self) -> int:
+        """What its shares take."""
+        return sum(share.nbytes for share in self.inputs)
 
 
 @dataclass(frozen=True)
@@ -54,17 +67,32 @@ class PendingQueries:
 
     def __init__(self) -> None:
         self._pending: dict[str, Pending] = {}
+        self._of: Counter[str] = Counter()
+        self._bytes = 0
 
     def add(self, query: Pending) -> None:
         """Hold `query`; raises QueryError for an id in use and for a full queue."""
         if query.id in self._pending:
             raise QueryError(f"a query with id '{query.id}' is already waiting", 409)
-        if len(self._pending) >= MAX_PENDING:
-            raise NotServing(f"{MAX_PENDING} queries are waiting already; try again later")
+        if len(self._pending) >= MAX_PENDING or self._bytes + query.nbytes > MAX_PENDING_BYTES:
+            raise NotServing(
+                f"{len(self._pending)} queries are waiting already; try again later, or ask fewer "
+                "rows at a time"
+            )
+        if self._of[query.client] >= MAX_PENDING_PER_CLIENT:
+            raise NotServing(
+                f"{MAX_PENDING_PER_CLIENT} queries of client '{query.client}' are waiting already; "
+                "wait for some of the answers"
+            )
         self._pending[query.id] = query
+        self._of[query.client] += 1
+        self._bytes += query.nbytes
 
     def __len__(self) -> int:
         return len(self._pending)
+
+    def __contains__(self, query_id: str) -> bool:
+        return query_id in self._pending
 
     def get(self, query_id: str) -> Pending:
         """Return the query with this id, kept."""
@@ -72,7 +100,11 @@ class PendingQueries:
 
     def take(self, query_id: str) -> Pending | None:
         """Return the query with this id, no longer held; None if there is none."""
-        return self._pending.pop(query_id, None)
+        query = self._pending.pop(query_id, None)
+        if query is not None:
+            self._of[query.client] -= 1
+            self._bytes -= query.nbytes
+        return query
 
     def fail_all(self, error: QueryError) -> None:
         """Answer every waiting query with `error`."""
@@ -80,6 +112,8 @@ class PendingQueries:
             if not query.future.done():
                 query.future.set_exception(error)
         self._pending.clear()
+        self._of.clear()
+        self._bytes = 0
 
 
 @dataclass
@@ -170,8 +204,21 @@ class LeaderQueue:
             if known is not None:
                 self._outbox.append(known)
                 self.changed.notify_all()
+            elif rows == GONE:
+                self.withdraw(query_id)
+            elif not self._serving:  # the follower need not hold its share
+                self._refuse(replace(self._why_not, id=query_id))
             else:
                 self._arrive(query_id, rank, rows, client)
+
+    def withdraw(self, query_id: str) -> None:
+        """Let a query go whose client left; one that runs already is answered to nobody."""
+        with self.changed:
+            if query_id in self._arrivals:
+                with contextlib.suppress(ValueError):  # it was not complete
+                    self._ready.remove(query_id)
+                why = "its client left before it was answered"
+                self._refuse(Refusal(query_id, QueryError.code, CLIENT_LEFT, why))
 
     def _arrive(self, query_id: str, rank: int, rows: int, client: str) -> None:
         arrival = self._arrivals.setdefault(query_id, _Arrival(time.monotonic()))

@@ -20,7 +20,7 @@ import numpy as np
 from privserve.engines import Compute, load_engine
 from privserve.errors import NotServing, PeerLost, QueryError, TooManyRows
 from privserve.party.cores import stay_on_own_core
-from privserve.party.queries import LeaderQueue, Pending, PendingQueries, Refusal
+from privserve.party.queries import GONE, LeaderQueue, Pending, PendingQueries, Refusal
 from privserve.party.session import (
     ARRIVALS,
     CAUSE_SECONDS,
@@ -62,6 +62,10 @@ class ComputeSession(Session):
     @abstractmethod
     def submit(self, query: Pending) -> None:
         """Take this party's share of a query; its future gets the answer's shares."""
+
+    @abstractmethod
+    def withdraw(self, query: Pending) -> None:
+        """Let a query go whose client left."""
 
     def _set_up(self) -> None:
         engine = load_engine(self.spec.engine)
@@ -163,6 +167,10 @@ class LeaderSession(ComputeSession):
         if self._ended.is_set():
             self._refuse_all(self._over())
 
+    def withdraw(self, query: Pending) -> None:
+        """Let a query go whose client left."""
+        self.queue.withdraw(query.id)
+
     def status(self) -> dict[str, Any]:
         """Return the session's state, with the leader's counts."""
         return {
@@ -229,6 +237,13 @@ class FollowerSession(ComputeSession):
             except PeerLost:
                 self._pending.take(query.id)
                 raise NotServing(gone(self._config.parties[0].name)) from None
+
+    def withdraw(self, query: Pending) -> None:
+        """Tell the leader that a query's client left; the share stays until it has said so."""
+        with self._lock, contextlib.suppress(PeerLost):
+            if query.id in self._pending:
+                note = json.dumps([query.id, GONE, query.client])
+                self._lanes[ARRIVALS].send(0, note.encode())
 
     def _serve(self) -> None:
         self._set_up()
