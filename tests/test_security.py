@@ -22,7 +22,7 @@ from privserve.certificates import OWNER_KEY
 from privserve.engines import ENGINES, Prepared, load_engine
 from privserve.engines.ottt.ops.opening import Opening
 from privserve.fixedpoint import encode
-from privserve.program import Program
+from privserve.validation import read_program
 
 # With 255 degrees of freedom, chance exceeds this once in ten million runs.
 CHI_SQUARE_LIMIT = 400.0
@@ -175,7 +175,7 @@ def exchanged() -> tuple[list[Opening], list[np.ndarray], list[np.ndarray], byte
     Only bits that an op opens: words are padded with zeros, which are no secret.
     """
     prepared, batches, session = run("ottt", 1, 2)
-    program, rows = Program.from_json(prepared.description), [len(batch) for batch in batches]
+    program, rows = read_program(prepared.description), [len(batch) for batch in batches]
     theirs = frames(session, "alice", "received", ("bob",))
     mine = frames(session, "alice", "sent", ("bob",))
     received = list(online_values(program, theirs, rows))

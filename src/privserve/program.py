@@ -13,8 +13,6 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-from privserve.errors import ModelError
-
 MIN_COMPARISON_BITS = 6
 MAX_COMPARISON_BITS = 44
 """K of a comparison lies between these."""
@@ -210,28 +208,3 @@ class Program:
                 for op in self.ops
             ],
         }
-
-    @classmethod
-    def from_json(cls, fields: Mapping[str, Any]) -> Program:
-        """Return the program of a description by `to_json`; further keys are ignored.
-
-        Raises ModelError for an op that is not in OP_KINDS.
-        """
-        low, high = fields["input_range"]
-        for kind in {op["kind"] for op in fields["ops"]} - OP_KINDS.keys():
-            raise ModelError(f"the engine 'ottt' does not know the op '{kind}'; update this party")
-        return cls(
-            inputs=tuple(Port(p["name"], p["value"]) for p in fields["inputs"]),
-            outputs=tuple(Port(p["name"], p["value"], p["activation"]) for p in fields["outputs"]),
-            values=tuple(
-                Value(tuple(v["shape"]), v["bits"], v["step"], v["bound"]) for v in fields["values"]
-            ),
-            ops=tuple(
-                Op(o["kind"], o["layer"], tuple(o["inputs"]), o["output"], o["attributes"])
-                for o in fields["ops"]
-            ),
-            fraction_bits=fields["fraction_bits"],
-            output_fraction_bits=fields["output_fraction_bits"],
-            input_range=(low, high),
-            notes=tuple(fields["notes"]),
-        )

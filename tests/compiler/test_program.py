@@ -15,7 +15,8 @@ from privserve.description import read_description
 from privserve.engines.ottt import prepare
 from privserve.engines.ottt.costs import summary
 from privserve.errors import ModelError
-from privserve.program import OP_KINDS, Program
+from privserve.program import OP_KINDS
+from privserve.validation import read_program
 
 
 def deep_net(layers: int, gain: float) -> object:
@@ -50,7 +51,7 @@ def test_a_description_is_json_says_what_clients_need_and_makes_the_same_program
     prepared = prepare(tutorial_net(random_weights()))
     assert read_description(prepared.description) == prepared.description
     copy = json.loads(json.dumps(prepared.description))
-    assert Program.from_json(copy).to_json() == Program.from_json(prepared.description).to_json()
+    assert read_program(copy).to_json() == read_program(prepared.description).to_json()
 
 
 def test_the_description_of_two_nets_of_equal_ranges_differs_in_nothing():

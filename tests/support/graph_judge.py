@@ -18,6 +18,7 @@ from privserve.engines import Prepared, ottt
 from privserve.errors import ModelError
 from privserve.fixedpoint import encode
 from privserve.program import Program
+from privserve.validation import read_program
 
 PARTIES = 2
 ROWS = 6
@@ -65,7 +66,7 @@ def judge(graph: Graph, *, served: bool, rows: int = ROWS) -> Verdict:
         except ModelError as error:
             verdict.refused = str(error)
             return verdict
-    program = Program.from_json(as_sent(prepared.description))
+    program = read_program(as_sent(prepared.description))
     verdict.warned = any("INEXACT" in note for note in program.notes)
     encoded = encode(x, program.fraction_bits)
     if served:

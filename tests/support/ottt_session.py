@@ -12,11 +12,11 @@ import numpy as np
 import onnx
 
 from privserve.description import read_description
-from privserve.engines import ottt
+from privserve.engines import Prepared, ottt
 from privserve.errors import PeerLost
 from privserve.prg import Prg
-from privserve.program import Program
 from privserve.sharing import join, split
+from privserve.validation import read_program
 
 
 class Wire:
@@ -73,9 +73,12 @@ def as_sent(description: dict[str, Any]) -> dict[str, Any]:
 class Session:
     """n compute parties and a dealer serving one prepared model."""
 
-    def __init__(self, model: onnx.ModelProto, parties: int = 2, options=None, **prepare) -> None:
-        self.prepared = ottt.prepare(model, **prepare)
-        self.program = Program.from_json(as_sent(self.prepared.description))
+    def __init__(
+        self, model: onnx.ModelProto | Prepared, parties: int = 2, options=None, **prepare
+    ) -> None:
+        is_prepared = isinstance(model, Prepared)
+        self.prepared = model if is_prepared else ottt.prepare(model, **prepare)
+        self.program = read_program(as_sent(self.prepared.description))
         self.parties = parties
         self.wires = {lane: Wire(parties) for lane in ottt.LANES}
         shares = {name: split(w, parties) for name, w in self.prepared.parameters.items()}

@@ -21,6 +21,7 @@ from privserve.engines.ottt.layout import PackLayout, lay_out, mask_words, tuple
 from privserve.engines.ottt.ops.linear import masks_of_weights
 from privserve.prg import Prg, fresh_key
 from privserve.program import OP_KINDS, Program
+from privserve.validation import read_program
 
 WEIGHTS = random_weights()
 
@@ -51,7 +52,7 @@ def branching_net() -> onnx.ModelProto:
 
 @pytest.fixture(scope="module")
 def program() -> Program:
-    return Program.from_json(ottt.prepare(branching_net()).description)
+    return read_program(ottt.prepare(branching_net()).description)
 
 
 def parts(pack: PackLayout, program: Program) -> list[tuple[int, int]]:

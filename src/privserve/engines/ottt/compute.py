@@ -14,15 +14,16 @@ from privserve.engines.ottt.jit import compile_kernels
 from privserve.engines.ottt.layout import PIECE_BYTES, PackLayout, PackPiece, lay_out
 from privserve.engines.ottt.online import Evaluation, Holdings
 from privserve.engines.ottt.ops.arrangement import HeldWeight
-from privserve.engines.ottt.ops.linear import hold, masks_of_weights, precompute
+from privserve.engines.ottt.ops.linear import geometries, hold, masks_of_weights, precompute
 from privserve.engines.ottt.ops.opening import LACKING, lacking_memory, received_words
 from privserve.engines.ottt.pool import Pool
 from privserve.engines.ottt.stats import Stats
-from privserve.errors import ClusterError, InputError, TooManyRows
+from privserve.errors import ClusterError, InputError, ModelError, TooManyRows
 from privserve.fixedpoint import RingArray
 from privserve.mesh import Mesh
 from privserve.prg import Prg, fresh_key
 from privserve.program import Program
+from privserve.validation import read_program
 
 ONLINE = "online"
 LANES: tuple[str, ...] = (ONLINE, LANE)
@@ -40,6 +41,28 @@ def pool_slots(
 ) -> int:
     """Return how many packs a pool holds, and so how many rows run together at most."""
     return max(1, min(pool_queries, pool_bytes // (8 * layout.words)))
+
+
+def check_shares(program: Program, shares: Mapping[str, RingArray]) -> None:
+    """Raise ModelError unless there is a share of every parameter, of the shape that it has."""
+    wanted: dict[str, tuple[int, ...]] = {}
+    for index, geometry in geometries(program).items():
+        attributes = program.ops[index].attributes
+        wanted[attributes["weight"]] = geometry.weight_shape
+        if attributes["bias"] is not None:
+            wanted[attributes["bias"]] = (geometry.outputs,)
+    for op in program.ops:
+        if op.kind == "add_parameter":
+            name, shape = op.attributes["parameter"], program.values[op.output].shape
+            # Whatever broadcasts to it will do.
+            given = shares[name].shape if name in shares else ()
+            fits = len(given) <= len(shape) and all(
+                d in (1, n) for d, n in zip(given[::-1], shape[::-1], strict=False)
+            )
+            wanted[name] = given if fits else shape
+    for name, shape in wanted.items():
+        if name not in shares or shares[name].shape != shape:
+            raise ModelError(f"the shares hold no parameter '{name}' of the shape {shape}")
 
 
 class Compute:
@@ -64,7 +87,8 @@ class Compute:
         **_: Any,
     ) -> None:
         compile_kernels()
-        self.program = Program.from_json(description)
+        self.program = read_program(description)
+        check_shares(self.program, shares)
         self.layout = lay_out(self.program, piece_bytes)
         self.stats = Stats()
         self._mesh, self._dealer = meshes[ONLINE], meshes[LANE]

@@ -26,6 +26,7 @@ from privserve.fixedpoint import RingArray
 from privserve.mesh import Mesh
 from privserve.prg import KEY_BYTES, Prg, fresh_key
 from privserve.program import Program
+from privserve.validation import read_program
 
 LANE = "deal"
 CREDIT = struct.Struct("<q")
@@ -128,7 +129,7 @@ def deal(
 ) -> None:
     """Serve one session's packs; return when party 0 ends it, or leaves, or at `stop`."""
     compile_kernels()
-    program = Program.from_json(description)
+    program = read_program(description)
     mesh = meshes[LANE]
     try:
         keys = []

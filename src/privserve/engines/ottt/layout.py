@@ -14,8 +14,10 @@ from dataclasses import dataclass
 
 from privserve.engines.ottt.ops import TUPLE_OPS
 from privserve.engines.ottt.ops.check import FLAGS
+from privserve.errors import ModelError
 from privserve.program import Op, Program
 
+MAX_PACK_WORDS = 1 << 31
 MESSAGE_BYTES = 5 << 18
 PIECE_BYTES = 16 << 20
 """A piece ends before the op with which it would exceed this; an op is never cut."""
@@ -117,4 +119,6 @@ def lay_out(program: Program, piece_bytes: int = PIECE_BYTES) -> PackLayout:
                 word += sizes[index][1]
         word = max(word, start + of_masks + 1)
         pieces.append(PackPiece(first, last, start, of_masks, word - start))
+    if word > MAX_PACK_WORDS:
+        raise ModelError(f"one query would need {8 * word / 1e9:.0f} GB of dealt randomness")
     return PackLayout(masks, fields, tuple(pieces))

@@ -15,6 +15,7 @@ from privserve.engines.ottt.layout import FRAME_WORDS, PIECE_BYTES, lay_out
 from privserve.engines.ottt.ops import TUPLE_OPS
 from privserve.engines.ottt.ops.linear import geometries
 from privserve.program import Program
+from privserve.validation import read_program
 
 PROCESS_BYTES = 200 << 20
 """A party's interpreter, libraries and kernels."""
@@ -22,7 +23,7 @@ PROCESS_BYTES = 200 << 20
 
 def frame_limits(description: Mapping[str, Any], **options: Any) -> Mapping[str, int]:
     """See `engines.EngineModule`: the openings of a full batch or of weights, and dealt packs."""
-    program = Program.from_json(description)
+    program = read_program(description)
     layout = lay_out(program, options.get("piece_bytes", PIECE_BYTES))
     rows = pool_slots(layout, **options)
     openings = max((cost_of_op(program, op).bytes_online for op in program.ops), default=0)
@@ -36,14 +37,14 @@ def frame_limits(description: Mapping[str, Any], **options: Any) -> Mapping[str,
 
 def fingerprint(description: Mapping[str, Any], **options: Any) -> str:
     """See `engines.EngineModule`: of the words of every op's masks and tuple."""
-    layout = lay_out(Program.from_json(description), options.get("piece_bytes", PIECE_BYTES))
+    layout = lay_out(read_program(description), options.get("piece_bytes", PIECE_BYTES))
     words = (sorted(layout.masks.items()), sorted(layout.fields.items()), layout.pieces)
     return hashlib.sha256(repr(words).encode()).hexdigest()
 
 
 def memory(description: Mapping[str, Any], parties: int, **options: Any) -> tuple[int, int]:
     """See `engines.EngineModule`: at their peak; options: as of `Compute`."""
-    program = Program.from_json(description)
+    program = read_program(description)
     layout = lay_out(program, options.get("piece_bytes", PIECE_BYTES))
     weights = arranged = 0
     for geometry in geometries(program).values():

@@ -12,7 +12,7 @@ from privserve.compiler.compile import compile_model
 from privserve.compiler.ops import LOWERINGS
 from privserve.engines import Prepared
 from privserve.engines.ottt import costs
-from privserve.program import Program
+from privserve.validation import read_program
 
 if TYPE_CHECKING:
     import onnx
@@ -56,4 +56,4 @@ def check(model: onnx.ModelProto) -> None:
 
 def summary(description: Mapping[str, Any]) -> str:
     """See `engines.EngineModule`: the program as a table, with every op's costs."""
-    return costs.summary(Program.from_json(description))
+    return costs.summary(read_program(description))
