@@ -11,14 +11,14 @@ import httpx
 from privserve.addresses import split_address
 from privserve.config import DOMAIN
 from privserve.errors import BY_CODE, ClusterError, ConfigError, InputError, QueryError
+from privserve.tls import trust
 
 
 def tls_context(ca: Path) -> ssl.SSLContext:
     """Return a TLS 1.3 context that trusts the cluster's own authority and nobody else."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.minimum_version = ssl.TLSVersion.TLSv1_3
     try:
-        context.load_verify_locations(ca)
+        trust(context, ca)
     except (OSError, ssl.SSLError):
         raise ConfigError(
             f"{ca} is missing or holds no certificate; copy it from where the cluster was made"
@@ -26,17 +26,14 @@ def tls_context(ca: Path) -> ssl.SSLContext:
     return context
 
 
-def identity_at(address: str, context: ssl.SSLContext, seconds: float = 5.0) -> str:
+def identity_at(address: str, ca: Path, seconds: float = 5.0) -> str:
     """The identity that whoever listens at `address` proves to have in its cluster.
 
     For those who know addresses only: whom they mean is what they find, but it is a party
     that the cluster's authority signed. Raises ClusterError.
     """
-    unnamed = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    unnamed.minimum_version = context.minimum_version
+    unnamed = tls_context(ca)
     unnamed.check_hostname = False
-    for certificate in context.get_ca_certs(binary_form=True):
-        unnamed.load_verify_locations(cadata=certificate)
     try:
         with (
             socket.create_connection(split_address(address), timeout=seconds) as raw,

@@ -1,149 +1,167 @@
-"""The files that let a cluster's parties, owner and clients recognise each other.
-
-One authority is made per cluster; it signs a certificate for every party, and its private
-key is forgotten at once, so that no further party can ever join under its name.
-"""
+"""The files that let a cluster's parties, owner and clients recognise each other."""
 
 from __future__ import annotations
 
-import datetime
-import ipaddress
-import os
+import json
 import secrets
 from collections.abc import Sequence
 from pathlib import Path
 
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
-from cryptography.x509.oid import NameOID
 
 from privserve.addresses import split_address
-from privserve.config import ClusterConfig, PartyConfig, format_config, identity
+from privserve.authority import (
+    VALID_DAYS,
+    Authority,
+    fingerprint,
+    note_issued,
+    private_pem,
+    read_request,
+    request,
+)
+from privserve.config import ClusterConfig, PartyConfig, format_config, read_config
 from privserve.credentials import DEFAULT_CLIENT, KEY_FILE, ClientKey, ClientTable, Limits
+from privserve.errors import ConfigError
+from privserve.files import write_file
 
-VALID_DAYS = 365
 OWNER_KEY = "owner.key"
+CA_SECRET = "ca.secret"
+INVITATION = "privserve_invitation"
+
+Parties = Sequence[tuple[str, str, str]]
+"""(name, http address, peer address) of each party, the dealer last."""
 
 
-def write_cluster(directory: Path, parties: Sequence[tuple[str, str, str]]) -> Path:
+def write_cluster(
+    directory: Path, parties: Parties, *, keep: Path | None = None, make_keys: bool = True
+) -> Path:
     """Write the files of a new cluster below `directory` and return its cluster.toml.
 
-    parties: (name, http address, peer address), the dealer last. `directory` itself is the
-    model owner's: cluster.toml, ca.pem, owner.key, clients.json and client.key, the key of a
-    default client. Another client needs cluster.toml, ca.pem and a key of its own, see
-    `privserve.clients`. `directory/NAME/` is what party NAME needs on its own host, its private
-    key included. Keys are readable by their owner alone.
+    `directory` itself is the model owner's: cluster.toml, ca.pem, owner.key, clients.json and
+    client.key, the key of a default client. Another client needs cluster.toml, ca.pem and a key
+    of its own, see `privserve.clients`. Keys are readable by their owner alone.
+
+    keep: a file with a secret, made where it is not there, to keep the authority's key with; it
+    is thrown away when None, and then nothing can be signed, renewed or revoked later.
+    make_keys: whether `directory/NAME/` is to hold all that party NAME needs, its private key
+    included; else NAME.invite is there, for the party to make its key itself (see `join`).
     """
     directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-    authority_key = ec.generate_private_key(ec.SECP256R1())
-    cluster = secrets.token_hex(8)
-    authority = _certificate(f"privserve cluster {cluster}", authority_key, None, None, [])
-    owner = ed25519.Ed25519PrivateKey.generate()
-    config = format_config(parties, cluster, owner.public_key().public_bytes_raw()).encode()
-    ca_pem = authority.public_bytes(serialization.Encoding.PEM)
-    write_file(directory / OWNER_KEY, _private_pem(owner), secret=True)
-    write_file(directory / "ca.pem", ca_pem)
-    for name, http, peer in parties:
-        key = ec.generate_private_key(ec.SECP256R1())
-        # Parties, owner and clients go by the identity alone. Hosts are there for other
-        # programs, which know a server by its address.
-        hosts = [split_address(http)[0], split_address(peer)[0]]
-        certificate = _certificate(
-            name, key, authority, authority_key, [identity(name, cluster), *hosts]
-        )
-        home = directory / name
-        home.mkdir(exist_ok=True, mode=0o700)
-        write_file(home / "cluster.toml", config)
-        write_file(home / "ca.pem", ca_pem)
-        write_file(home / f"{name}.pem", certificate.public_bytes(serialization.Encoding.PEM))
-        write_file(home / f"{name}.key", _private_pem(key), secret=True)
-    found = ClusterConfig(
-        tuple(
-            PartyConfig(name, http, peer, Path(f"{name}.pem"), Path(f"{name}.key"))
-            for name, http, peer in parties
-        ),
-        cluster,
-        directory / "ca.pem",
-        owner.public_key().public_bytes_raw(),
-        directory / "cluster.toml",
+    cluster, owner = secrets.token_hex(8), ed25519.Ed25519PrivateKey.generate()
+    authority = Authority.fresh(cluster)
+    public = owner.public_key().public_bytes_raw()
+    text = format_config(parties, cluster, public).encode()
+    ca = authority.certificate.public_bytes(serialization.Encoding.PEM)
+    write_file(directory / OWNER_KEY, private_pem(owner), secret=True)
+    write_file(directory / "ca.pem", ca)
+    entries = tuple(PartyConfig(n, h, p, Path(f"{n}.pem"), Path(f"{n}.key")) for n, h, p in parties)
+    config = ClusterConfig(
+        entries, cluster, directory / "ca.pem", public, directory / "cluster.toml"
     )
-    table, client = ClientTable.empty(found), ClientKey.fresh(DEFAULT_CLIENT)
-    table.add(client, Limits())
-    write_file(directory / KEY_FILE, client.to_text().encode(), secret=True)
-    write_file(table.path, table.to_text().encode())
+    if keep is not None:
+        if not keep.exists():
+            write_file(keep, secrets.token_urlsafe(32).encode() + b"\n", secret=True)
+        authority.save(directory, keep)
+    for party in config.parties:
+        if make_keys:
+            key = ec.generate_private_key(ec.SECP256R1())
+            _write_party(directory / party.name, party.name, text, ca, key)
+            certificate = _sign(authority, config, party, key.public_key())
+            write_file(directory / party.name / f"{party.name}.pem", certificate)
+        else:
+            fields = {INVITATION: 1, "party": party.name, "cluster": text.decode()}
+            invitation = json.dumps({**fields, "ca": ca.decode()}, indent=1)
+            write_file(directory / f"{party.name}.invite", invitation.encode() + b"\n")
+    _write_clients(config)
     # Last, so that whoever waits for this file finds the others complete.
-    write_file(found.path, config)
-    return found.path
+    write_file(config.path, text)
+    return config.path
 
 
-def _private_pem(key: ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey) -> bytes:
-    return key.private_bytes(
-        serialization.Encoding.PEM,
-        serialization.PrivateFormat.PKCS8,
-        serialization.NoEncryption(),
-    )
+def join(invitation: Path, directory: Path) -> tuple[Path, str]:
+    """Make a party's directory from its invitation, on its own host: with a key made here.
 
-
-def _certificate(
-    name: str,
-    key: ec.EllipticCurvePrivateKey,
-    issuer: x509.Certificate | None,
-    issuer_key: ec.EllipticCurvePrivateKey | None,
-    hosts: Sequence[str],
-) -> x509.Certificate:
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-    now = datetime.datetime.now(datetime.UTC)
-    signer = issuer_key or key
-    builder = (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(issuer.subject if issuer else subject)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        # An hour of tolerance for hosts whose clocks disagree.
-        .not_valid_before(now - datetime.timedelta(hours=1))
-        .not_valid_after(now + datetime.timedelta(days=VALID_DAYS))
-        .add_extension(x509.BasicConstraints(ca=issuer is None, path_length=None), critical=True)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-        .add_extension(
-            x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False
-        )
-    )
-    if hosts:
-        names = [_general_name(host) for host in dict.fromkeys(hosts)]
-        builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
-    if issuer is None:
-        builder = builder.add_extension(
-            x509.KeyUsage(
-                digital_signature=False,
-                content_commitment=False,
-                key_encipherment=False,
-                data_encipherment=False,
-                key_agreement=False,
-                key_cert_sign=True,
-                crl_sign=True,
-                encipher_only=False,
-                decipher_only=False,
-            ),
-            critical=True,
-        )
-    return builder.sign(signer, hashes.SHA256())
-
-
-def _general_name(host: str) -> x509.GeneralName:
+    Returns the request that the model owner has to sign, and the key's fingerprint. Raises
+    ConfigError for what is no invitation, and where there is a key already.
+    """
     try:
-        return x509.IPAddress(ipaddress.ip_address(host))
-    except ValueError:
-        return x509.DNSName(host)
+        fields = json.loads(invitation.read_bytes())
+        name, text, ca = fields["party"], fields["cluster"], fields["ca"]
+        if fields[INVITATION] != 1 or not all(isinstance(f, str) for f in (name, text, ca)):
+            raise ValueError
+    except OSError as error:
+        raise ConfigError(f"{invitation} cannot be read: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError):
+        raise ConfigError(f"{invitation} is no invitation; ask the model owner for it") from None
+    home = directory / name
+    if "/" in name or name in ("", ".", "..") or (home / f"{name}.key").exists():
+        raise ConfigError(f"{home} holds a key already; name another place with --to")
+    key = ec.generate_private_key(ec.SECP256R1())
+    _write_party(home, name, text.encode(), ca.encode(), key)
+    read_config(home / "cluster.toml").rank(name)  # or it is refused before anything is sent
+    asked = home / f"{name}.request"
+    write_file(asked, request(name, key))
+    return asked, fingerprint(key.public_key())
 
 
-def write_file(path: Path, content: bytes, secret: bool = False) -> None:
-    """Write a file whole or not at all; a secret one with mode 0600 from the start."""
-    partial = path.with_name(path.name + ".part")
-    partial.unlink(missing_ok=True)
-    mode = 0o600 if secret else 0o644
-    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
-    partial.replace(path)
+def sign(config: ClusterConfig, secret: Path, asked: bytes, days: int = VALID_DAYS) -> str:
+    """Sign a party's request; writes NAME.pem beside cluster.toml and returns the name.
+
+    Raises ConfigError for a party that the cluster does not have.
+    """
+    name, key = read_request(asked)
+    party = config.parties[config.rank(name)]
+    authority = Authority.load(config.path.parent, secret)
+    write_file(config.path.parent / f"{name}.pem", _sign(authority, config, party, key, days))
+    return name
+
+
+def renew(config: ClusterConfig, secret: Path, days: int = VALID_DAYS) -> list[str]:
+    """Sign the keys that lie in the parties' directories here anew; returns whose.
+
+    Those that made their keys themselves send their requests again.
+    """
+    authority, renewed = Authority.load(config.path.parent, secret), []
+    for party in config.parties:
+        home = config.path.parent / party.name
+        try:
+            key = serialization.load_pem_private_key(
+                (home / f"{party.name}.key").read_bytes(), None
+            )
+        except OSError:
+            continue
+        assert isinstance(key, ec.EllipticCurvePrivateKey)  # as it was written here
+        certificate = _sign(authority, config, party, key.public_key(), days)
+        write_file(home / f"{party.name}.pem", certificate)
+        renewed.append(party.name)
+    return renewed
+
+
+def _sign(
+    authority: Authority,
+    config: ClusterConfig,
+    party: PartyConfig,
+    key: ec.EllipticCurvePublicKey,
+    days: int = VALID_DAYS,
+) -> bytes:
+    hosts = [split_address(party.http)[0], split_address(party.peer)[0]]
+    certificate = authority.sign(party.name, config.cluster, key, hosts, days)
+    note_issued(config, party.name, certificate)
+    return certificate.public_bytes(serialization.Encoding.PEM)
+
+
+def _write_party(
+    home: Path, name: str, text: bytes, ca: bytes, key: ec.EllipticCurvePrivateKey
+) -> None:
+    home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    write_file(home / "cluster.toml", text)
+    write_file(home / "ca.pem", ca)
+    write_file(home / f"{name}.key", private_pem(key), secret=True)
+
+
+def _write_clients(config: ClusterConfig) -> None:
+    table, client = ClientTable.empty(config), ClientKey.fresh(DEFAULT_CLIENT)
+    table.add(client, Limits())
+    write_file(config.path.parent / KEY_FILE, client.to_text().encode(), secret=True)
+    write_file(table.path, table.to_text().encode())

@@ -252,9 +252,8 @@ def _resolve(
         parties = [(p.name, p.http, config.identity(p.name)) for p in config.compute]
         return parties, tls_context(Path(ca or config.ca)), config.path.parent
     if isinstance(config, Sequence) and config and ca is not None:
-        context = tls_context(Path(ca))
-        found = _introduced([str(address) for address in config], context)
-        return found, context, Path(ca).parent
+        found = _introduced([str(address) for address in config], Path(ca))
+        return found, tls_context(Path(ca)), Path(ca).parent
     raise ConfigError(
         "name the cluster: a cluster.toml, a started Cluster, or the compute parties' addresses "
         "with ca="
@@ -277,11 +276,11 @@ def _authorization(client: ClientKey | None, identity: str) -> dict[str, str]:
     return {"Authorization": client.authorization(cluster, party)}
 
 
-def _introduced(addresses: Sequence[str], context: ssl.SSLContext) -> list[tuple[str, str, str]]:
+def _introduced(addresses: Sequence[str], ca: Path) -> list[tuple[str, str, str]]:
     """Who is at each address, by certificates of one cluster and of different parties."""
     found: list[tuple[str, str, str]] = []
     for address in addresses:
-        identity = identity_at(address, context)
+        identity = identity_at(address, ca)
         name, cluster = identity.split(".")[:2]
         for other, at, known in found:
             if known == identity:

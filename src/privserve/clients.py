@@ -18,7 +18,6 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from privserve.certificates import write_file
 from privserve.cluster import Cluster
 from privserve.config import ClusterConfig, read_config
 from privserve.credentials import (
@@ -30,6 +29,7 @@ from privserve.credentials import (
     checked_name,
 )
 from privserve.errors import ClusterError, ConfigError, PrivserveError, QueryError
+from privserve.files import write_file
 from privserve.text_table import table as text_table
 
 DEFAULT_CONFIG = Path(".privserve/cluster.toml")

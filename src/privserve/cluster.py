@@ -24,7 +24,7 @@ from privserve.calls import raise_for_answer, tls_context, unreachable
 from privserve.certificates import OWNER_KEY, write_cluster
 from privserve.config import ClusterConfig, PartyConfig, Timeouts, party_names, read_config
 from privserve.credentials import ClientTable
-from privserve.errors import ClusterError, ConfigError, OwnerOnly
+from privserve.errors import ClusterError, ConfigError, OwnerOnly, QueryError
 from privserve.owner_calls import Signer, load_owner_key
 
 PEER_PORT_OFFSET = 100
@@ -171,13 +171,19 @@ class Cluster:
                 "both from the cluster as it was made"
             )
         self._signer = Signer(key, config.cluster)
+        self._config = config
+        self.connect_anew()
+
+    def connect_anew(self) -> None:
+        """Forget all connections, and go by the files as they are now: some may be revoked."""
+        if self._http is not None:
+            self._http.close()
         self._boots: dict[str, str] = {}
         self._http = httpx.Client(
-            verify=tls_context(config.ca),
+            verify=tls_context(self.config.ca),
             timeout=httpx.Timeout(60.0, connect=5.0),
             trust_env=False,
         )
-        self._config = config
 
     def _spawn(self, name: str, directory: Path, http: int, peer: int) -> None:
         """Start a party's process; it ends when our end of its lifeline does."""
@@ -281,6 +287,8 @@ class Cluster:
             response = self._http.send(request)
         except httpx.TransportError as error:
             raise unreachable(party.name, party.http, error) from None
+        except RuntimeError:  # closed by another thread
+            raise ClusterError("the connections were made anew or closed meanwhile") from None
         raise_for_answer(response, party.name)
         return response
 
@@ -289,6 +297,17 @@ class Cluster:
         for party in self.config.compute:
             message = {"clients": table.entries(party.name)}
             self.call(party, "POST", "/privserve/clients", json=message)
+
+    def tell_revoked(self, signed: str, party: str) -> list[str]:
+        """Send all parties but `party` the list of revoked certificates; returns whom not."""
+        missed = []
+        for other in self.config.parties:
+            if other.name != party:
+                try:
+                    self.call(other, "POST", "/privserve/revoked", json={"revoked": signed})
+                except (ClusterError, QueryError):
+                    missed.append(other.name)
+        return missed
 
     def stop(self) -> None:
         """Stop every party that was started here, and forget the cluster; idempotent."""

@@ -62,6 +62,20 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--init", type=Path, metavar="DIR", help="write the files of a new cluster")
     parser.add_argument("--hosts", metavar="H:P,...", help="with --init: each party's address")
     parser.add_argument(
+        "--invite",
+        action="store_true",
+        help="with --init: write invitations, for each party to make its key on its own host",
+    )
+    parser.add_argument(
+        "--join",
+        type=Path,
+        metavar="FILE",
+        help="on a party's host: make its key for an invitation",
+    )
+    parser.add_argument(
+        "--to", type=Path, default=Path(), metavar="DIR", help="with --join: where its files go"
+    )
+    parser.add_argument(
         "--dry-run", action="store_true", help="print what the model would cost, start nothing"
     )
     return parser
@@ -110,6 +124,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--party needs --config, the cluster.toml that was made for that party")
     if bool(options.init) != bool(options.hosts):
         parser.error("--init and --hosts go together")
+    if options.invite and not options.init:
+        parser.error("--invite goes with --init")
     return options
 
 
@@ -157,9 +173,10 @@ def run_one_party(name: str, config: Path) -> int:
     return party_main(["--name", name, "--config", str(config)])
 
 
-def write_files(directory: Path, hosts: str) -> int:
+def write_files(directory: Path, hosts: str, invite: bool = False) -> int:
     """Write what the parties of a cluster on several hosts need, and say what to do with it."""
-    from privserve.certificates import write_cluster
+    from privserve.authority import VALID_DAYS
+    from privserve.certificates import CA_SECRET, write_cluster
     from privserve.cluster import PEER_PORT_OFFSET
 
     addresses = hosts.split(",")
@@ -170,13 +187,41 @@ def write_files(directory: Path, hosts: str) -> int:
         parties.append((name, address.strip(), join_address(host, port + PEER_PORT_OFFSET)))
     if (directory / "cluster.toml").exists():
         raise ConfigError(f"{directory} holds a cluster already; remove it or name another --init")
-    path = write_cluster(directory, parties)
-    print(f"Wrote {path}. Copy each party's directory to its host and run it there:")
-    for name, address, _ in parties:
-        command = f"python -m privserve.launch --party {name} --config {name}/cluster.toml"
-        print(f"  {address:<24} {command}")
+    secret = directory / CA_SECRET
+    path = write_cluster(directory, parties, keep=secret, make_keys=not invite)
+    if invite:
+        print(f"Wrote {path}. Send each party's invitation to its host, and run there:")
+        for name, address, _ in parties:
+            print(f"  {address:<24} python -m privserve.launch --join {name}.invite")
+        print(
+            f"Sign what comes back:  python -m privserve.certify --config {path} sign NAME.request"
+        )
+    else:
+        print("All parties' keys are made here, which is for trying things out; see --invite.")
+        print(f"Wrote {path}. Copy each party's directory to its host and run it there:")
+        for name, address, _ in parties:
+            command = f"python -m privserve.launch --party {name} --config {name}/cluster.toml"
+            print(f"  {address:<24} {command}")
+    print(
+        f"Certificates are good for {VALID_DAYS} days; {secret} is needed to renew and revoke them:"
+    )
+    print("  keep it where a thief of this disk does not find it.")
     print(f"Then share a model from here:  python -m privserve.launch --config {path} --model FILE")
     print(f"Let a client in with:  python -m privserve.clients --config {path} add NAME")
+    return 0
+
+
+def join_cluster(invitation: Path, directory: Path) -> int:
+    """Make this host's key for the cluster of an invitation, and say what to do next."""
+    from privserve.certificates import join
+
+    asked, fingerprint = join(invitation, directory)
+    home = asked.parent
+    print(f"Made a key in {home}, which never leaves this host. Its fingerprint: {fingerprint}")
+    print(
+        f"Send {asked} to the model owner, and put the {home.name}.pem that comes back into {home}."
+    )
+    print(f"Then:  python -m privserve.launch --party {home.name} --config {home / 'cluster.toml'}")
     return 0
 
 
@@ -277,7 +322,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     keep_interrupts()  # `kill` and a closed terminal end the cluster as Ctrl-C does
     try:
         if options.init:
-            return write_files(options.init, options.hosts)
+            return write_files(options.init, options.hosts, options.invite)
+        if options.join:
+            return join_cluster(options.join, options.to)
         return launch(options)
     except PrivserveError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -149,6 +149,7 @@ class SecureModel:
             range_check=range_check,
         )
         _tell(prepared, report)
+        cluster.connect_anew()
         if not force:
             _check_memory(cluster, prepared, options or {})
         compute = len(cluster.config.compute)

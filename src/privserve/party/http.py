@@ -63,6 +63,7 @@ def create_app(party: Party) -> Starlette:
         Route("/privserve/serve", front.serve, methods=["POST"]),
         Route("/privserve/stop", front.stop, methods=["POST"]),
         Route("/privserve/status", front.status),
+        Route("/privserve/revoked", front.revoked, methods=["POST"]),
         Route("/privserve/clients", front.clients, methods=["POST"]),
     ]
     handlers: dict[Any, Any] = {
@@ -251,6 +252,12 @@ class _Front:
         """Know other clients from now on; queries that wait are judged when their turn comes."""
         message = _json_object(await self._signed_body(request, MAX_CLIENTS_BYTES))
         self.party.accounts.know(read_entries(message.get("clients")))
+        return JSONResponse(self.party.status())
+
+    async def revoked(self, request: Request) -> Response:
+        """Take the authority's list of revoked certificates, from the next connection on."""
+        message = _json_object(await self._signed_body(request, MAX_CLIENTS_BYTES))
+        await asyncio.to_thread(self.party.take_revoked, _text(message, "revoked"))
         return JSONResponse(self.party.status())
 
     async def unload(self, request: Request) -> Response:

@@ -25,6 +25,7 @@ from privserve.mesh import Payload
 from privserve.party.channel import CONTROL_BYTES, Channel, Tap, frame_of
 from privserve.party.duplex import exchange_duplex
 from privserve.party.stream import TlsStream, reason_of
+from privserve.tls import trust
 
 log = logging.getLogger("privserve")
 
@@ -45,10 +46,9 @@ def server_context(config: ClusterConfig, me: PartyConfig) -> ssl.SSLContext:
     The peer must show a certificate.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.num_tickets = 0
     context.verify_mode = ssl.CERT_REQUIRED
-    context.load_verify_locations(config.ca)
+    trust(context, config.ca)
     context.load_cert_chain(me.cert, me.key)
     return context
 
@@ -56,8 +56,7 @@ def server_context(config: ClusterConfig, me: PartyConfig) -> ssl.SSLContext:
 def client_context(config: ClusterConfig, me: PartyConfig) -> ssl.SSLContext:
     """Return a TLS 1.3 context for the dialling side, with this party's certificate."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.minimum_version = ssl.TLSVersion.TLSv1_3
-    context.load_verify_locations(config.ca)
+    trust(context, config.ca)
     context.load_cert_chain(me.cert, me.key)
     return context
 
@@ -155,6 +154,12 @@ class Listener:
         self._welcoming = threading.BoundedSemaphore(self.MAX_WELCOMING)
         sock.listen(64)
         threading.Thread(target=self._accept, name="peer-accept", daemon=True).start()
+
+    def read_certificates(self) -> None:
+        """Go by the certificate files as they are now, from the next connection on."""
+        for context in (self._server, self._client):
+            trust(context, self._config.ca)
+            context.load_cert_chain(self._me.cert, self._me.key)
 
     def _accept(self) -> None:
         while not self._closed:

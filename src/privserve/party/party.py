@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import socket
+import ssl
 import threading
 from pathlib import Path
 from typing import Any
 
+from privserve.authority import check_revoked, days_left
 from privserve.config import ClusterConfig, Timeouts
 from privserve.errors import NotServing, QueryError
+from privserve.files import write_file
 from privserve.owner_calls import Verifier
 from privserve.party.accounts import Accounts
 from privserve.party.lanes import Listener
 from privserve.party.roles import ComputeSession, LeaderSession, open_session
 from privserve.party.session import Seat, Session, SessionSpec
+from privserve.tls import REVOKED_FILE
 
 
 class Party:
@@ -29,6 +33,8 @@ class Party:
         self.owner = Verifier(config.owner, config.cluster, name)
         self._listener = Listener(config, self.me, peer_socket)
         self.accounts = Accounts()
+        self.contexts: list[ssl.SSLContext] = []
+        """Of the front, which show this party's certificate."""
         self._seat = Seat(config, self.me, self._listener, timeouts, self.accounts)
         self._session: Session | None = None
         self._lock = threading.Lock()
@@ -92,8 +98,32 @@ class Party:
             "state": "idle",
             "memory_available": available_memory(),
             "clients": self.accounts.status(),
+            "certificate_days_left": round(self.certificate_days_left(), 1),
         }
         return {**facts, **session.status()} if session is not None else facts
+
+    def certificate_days_left(self) -> float:
+        """Return for how many days this party's certificate is good."""
+        return days_left(self.me.cert)
+
+    def read_certificates(self) -> None:
+        """Go by the certificate files as they are now, from the next connection on."""
+        self._listener.read_certificates()
+        for context in self.contexts:
+            context.load_cert_chain(self.me.cert, self.me.key)
+
+    def take_revoked(self, signed: str) -> None:
+        """Keep the authority's list of revoked certificates, and end the session.
+
+        Its channels may be with somebody who is on the list. Raises ConfigError for a list that
+        the cluster's authority did not sign.
+        """
+        check_revoked(signed.encode(), self.config.ca)
+        write_file(self.config.ca.parent / REVOKED_FILE, signed.encode())
+        self.read_certificates()
+        with self._lock:
+            if self._session is not None:
+                self._session.end("the model owner revoked a party's certificate")
 
     def close(self) -> None:
         """End the session and free the peer port."""

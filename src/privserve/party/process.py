@@ -5,24 +5,30 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import resource
 import signal
 import socket
 import ssl
 import threading
+from pathlib import Path
 
 import uvicorn
 
 from privserve.addresses import bind
+from privserve.authority import WARN_DAYS
 from privserve.config import ClusterConfig, Timeouts
 from privserve.errors import ConfigError
 from privserve.party.connections import ForgottenWhenLost
 from privserve.party.http import create_app
 from privserve.party.party import Party
+from privserve.tls import REVOKED_FILE
 
 log = logging.getLogger("privserve")
 
 SHUTDOWN_SECONDS = 5
+CERTIFICATE_SECONDS = 30.0
+"""Between two looks at the certificate files."""
 MAX_DESCRIPTORS = 65536
 MAX_CONNECTIONS = 8192
 BACKLOG = 128
@@ -78,6 +84,7 @@ def run_party(
         raise ConfigError(f"the certificate files of {name} do not fit: {error.reason}") from None
     if settings.ssl is not None:
         settings.ssl.minimum_version = ssl.TLSVersion.TLSv1_3
+        party.contexts.append(settings.ssl)
     server = uvicorn.Server(settings)
     log.info("%s (%s): clients at %s, parties at %s", name, party.role, me.http, me.peer)
     try:
@@ -110,8 +117,45 @@ async def _serve(
 
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop)
+    watching = asyncio.create_task(_watch_certificates(party))
     if lifeline is not None:
         # Nothing is ever written to it: it becomes readable at its end.
         loop.add_reader(lifeline, stop)
     # uvicorn would take the signals for itself and raise them again afterwards.
-    await server._serve([sock])
+    try:
+        await server._serve([sock])
+    finally:
+        watching.cancel()
+
+
+async def _watch_certificates(party: Party) -> None:
+    """Read renewed certificates without a restart; warn when the end comes near."""
+    files, warned = (party.me.cert, party.config.ca.parent / REVOKED_FILE), math.inf
+    seen = [_changed(file) for file in files]
+    while True:
+        try:
+            left = party.certificate_days_left()
+            if left < WARN_DAYS and left < warned - 1:
+                warned = left
+                log.warning(
+                    "%s: this party's certificate is good for %.1f more days; have the model "
+                    "owner renew it with `python -m privserve.certify`",
+                    party.me.name,
+                    left,
+                )
+            await asyncio.sleep(CERTIFICATE_SECONDS)
+            if (now := [_changed(file) for file in files]) != seen:
+                await asyncio.to_thread(party.read_certificates)
+                seen = now
+                log.info("%s: the certificate files were read again", party.me.name)
+        except (OSError, ValueError) as error:  # half copied, or not for this key: next time
+            log.warning("%s: the certificate files cannot be used: %s", party.me.name, error)
+            await asyncio.sleep(CERTIFICATE_SECONDS)
+
+
+def _changed(file: Path) -> float:
+    """When a file was changed; 0 where there is none."""
+    try:
+        return file.stat().st_mtime
+    except OSError:
+        return 0.0

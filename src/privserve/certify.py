@@ -1,0 +1,131 @@
+"""Sign, renew and revoke parties' certificates: python -m privserve.certify
+
+python -m privserve.certify sign bob.request       let a party in that made its key itself
+python -m privserve.certify renew                  sign the keys that lie here anew
+python -m privserve.certify revoke bob             bob's certificates count no more
+python -m privserve.certify list
+
+Run where the model owner's files are (--config), with the authority's secret (--secret). Parties
+read a new certificate within a minute, without a restart; they are told at once what is revoked.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from privserve import authority
+from privserve.authority import VALID_DAYS, Authority, read_issued, revoked_serials
+from privserve.certificates import CA_SECRET, renew, sign
+from privserve.cluster import Cluster
+from privserve.config import ClusterConfig, read_config
+from privserve.errors import ConfigError, PrivserveError
+from privserve.files import write_file
+from privserve.text_table import table
+from privserve.tls import REVOKED_FILE
+
+DEFAULT_CONFIG = Path(".privserve/cluster.toml")
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Return the options, checked."""
+    parser = argparse.ArgumentParser(
+        prog="python -m privserve.certify",
+        description="Sign, renew and revoke the certificates of a cluster's parties.",
+    )
+    parser.add_argument("--config", type=Path, default=DEFAULT_CONFIG, help="the cluster.toml")
+    parser.add_argument(
+        "--secret", type=Path, help=f"of the authority (default: {CA_SECRET} there)"
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    signing = commands.add_parser("sign", help="sign a party's request")
+    signing.add_argument("request", type=Path)
+    renewing = commands.add_parser("renew", help="sign the keys that lie here anew")
+    for one in (signing, renewing):
+        one.add_argument("--days", type=int, default=VALID_DAYS, help="for which it is good")
+    commands.add_parser("revoke", help="have a party's certificates count no more").add_argument(
+        "party"
+    )
+    commands.add_parser("list", help="show the parties' certificates")
+    options = parser.parse_args(arguments)
+    if getattr(options, "days", 1) < 1:
+        parser.error("--days must be at least 1")
+    return options
+
+
+def run(options: argparse.Namespace) -> str:
+    """Do what was asked for; returns what to tell."""
+    config = read_config(options.config)
+    home = config.path.parent
+    secret = options.secret or home / CA_SECRET
+    if options.command == "list":
+        return listed(config)
+    if options.command == "sign":
+        asked = options.request.read_bytes()
+        name = sign(config, secret, asked, options.days)
+        _, key = authority.read_request(asked)
+        return (
+            f"signed the key {authority.fingerprint(key)}: ask whoever runs {name} whether that is "
+            f"theirs, then send {home / f'{name}.pem'} back, to lie in their directory {name}"
+        )
+    if options.command == "renew":
+        renewed = renew(config, secret, options.days)
+        if not renewed:
+            raise ConfigError(f"no party's key lies in {home}; parties send their requests again")
+        return f"renewed: {', '.join(renewed)}; copy each NAME/NAME.pem to its party's host"
+    return revoke(config, secret, options.party)
+
+
+def revoke(config: ClusterConfig, secret: Path, party: str) -> str:
+    """Put all certificates of a party on the list, and tell the parties."""
+    config.rank(party)
+    serials = read_issued(config).get(party, [])
+    held = revoked_serials(config.ca)
+    listed_now = [*held, *(serial for serial in serials if serial not in held)]
+    signed = Authority.load(config.path.parent, secret).revoked(listed_now)
+    write_file(config.path.parent / REVOKED_FILE, signed)
+    said = f"{party}'s certificates count no more; hand {REVOKED_FILE} to clients, beside ca.pem"
+    cluster = Cluster.connect(config.path, wait=False)
+    try:
+        missed = cluster.tell_revoked(signed.decode(), party)
+    finally:
+        cluster.stop()
+    if missed:
+        return f"{said}, and to {' and '.join(missed)}, which cannot be reached now"
+    return f"{said}; the other parties know"
+
+
+def listed(config: ClusterConfig) -> str:
+    """The parties' certificates as a table."""
+    revoked, issued = set(revoked_serials(config.ca)), read_issued(config)
+    rows: list[Sequence[str]] = [("party", "certificates", "revoked", "days left")]
+    for party in config.parties:
+        home = config.path.parent
+        serials, days = issued.get(party.name, []), "unknown"
+        for path in (home / f"{party.name}.pem", home / party.name / f"{party.name}.pem"):
+            if path.exists():
+                days = f"{authority.days_left(path):.0f}"
+        gone = sum(serial in revoked for serial in serials)
+        rows.append((party.name, str(len(serials)), str(gone), days))
+    return "\n".join(table(rows, right=range(1, 4)))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    options = parse(arguments)
+    try:
+        print(run(options))
+    except PrivserveError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        named = f"{error.filename}: " if error.filename else ""
+        print(f"error: {named}{error.strerror}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,23 @@
+"""Whom a TLS context of ours trusts: the cluster's own authority, and not whom it revoked."""
+
+from __future__ import annotations
+
+import ssl
+from pathlib import Path
+
+REVOKED_FILE = "revoked.pem"
+"""Beside ca.pem: the authority's list of certificates that count no more. There may be none."""
+
+
+def trust(context: ssl.SSLContext, ca: Path) -> None:
+    """Have `context` trust the authority of `ca`, but for what it revoked, with TLS 1.3 only.
+
+    May be called again when the files changed; handshakes from then on go by them. Raises
+    OSError (ssl.SSLError among them) where a file cannot be used.
+    """
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.load_verify_locations(ca)
+    revoked = ca.parent / REVOKED_FILE
+    if revoked.exists():
+        context.load_verify_locations(revoked)
+        context.verify_flags |= ssl.VerifyFlags.VERIFY_CRL_CHECK_LEAF
