@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import ssl
+from collections.abc import Sequence
 from pathlib import Path
 
 import httpx
@@ -47,6 +48,24 @@ def identity_at(address: str, ca: Path, seconds: float = 5.0) -> str:
     if len(found) != 1:
         raise ClusterError(f"what listens at {address} is no party of a privserve cluster")
     return found[0]
+
+
+def introduced(addresses: Sequence[str], ca: Path) -> list[tuple[str, str, str]]:
+    """Return (name, address, identity) of who is at each address, by certificates.
+
+    Raises ConfigError unless they are different parties of one cluster.
+    """
+    found: list[tuple[str, str, str]] = []
+    for address in addresses:
+        identity = identity_at(address, ca)
+        name, cluster = identity.split(".")[:2]
+        for other, at, known in found:
+            if known == identity:
+                raise ConfigError(f"{address} and {at} are one party, {other}; name each once")
+            if known.split(".")[1] != cluster:
+                raise ConfigError(f"{address} and {at} belong to different clusters")
+        found.append((name, address, identity))
+    return found
 
 
 def raise_for_answer(response: httpx.Response, who: str) -> None:

@@ -22,7 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 from privserve import fixedpoint, oip, sharing
 from privserve.activations import apply_activation
 from privserve.addresses import join_address, split_address
-from privserve.calls import identity_at, raise_for_answer, tls_context, unreachable
+from privserve.calls import introduced, raise_for_answer, tls_context, unreachable
 from privserve.config import ClusterConfig, read_config
 from privserve.credentials import KEY_FILE, ClientKey
 from privserve.description import Description, TensorDescription, read_description
@@ -252,7 +252,7 @@ def _resolve(
         parties = [(p.name, p.http, config.identity(p.name)) for p in config.compute]
         return parties, tls_context(Path(ca or config.ca)), config.path.parent
     if isinstance(config, Sequence) and config and ca is not None:
-        found = _introduced([str(address) for address in config], Path(ca))
+        found = introduced([str(address) for address in config], Path(ca))
         return found, tls_context(Path(ca)), Path(ca).parent
     raise ConfigError(
         "name the cluster: a cluster.toml, a started Cluster, or the compute parties' addresses "
@@ -274,21 +274,6 @@ def _authorization(client: ClientKey | None, identity: str) -> dict[str, str]:
         return {}
     party, cluster = identity.split(".")[:2]
     return {"Authorization": client.authorization(cluster, party)}
-
-
-def _introduced(addresses: Sequence[str], ca: Path) -> list[tuple[str, str, str]]:
-    """Who is at each address, by certificates of one cluster and of different parties."""
-    found: list[tuple[str, str, str]] = []
-    for address in addresses:
-        identity = identity_at(address, ca)
-        name, cluster = identity.split(".")[:2]
-        for other, at, known in found:
-            if known == identity:
-                raise ConfigError(f"{address} and {at} are one party, {other}; name each once")
-            if known.split(".")[1] != cluster:
-                raise ConfigError(f"{address} and {at} belong to different clusters")
-        found.append((name, address, identity))
-    return found
 
 
 def _connection(address: str, context: ssl.SSLContext, timeout: float) -> httpx.Client:

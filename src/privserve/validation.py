@@ -36,6 +36,8 @@ MAX_OPS = 100_000
 MAX_LOOKUP_BITS = 20
 """K of a lookup: the dealer holds a table of 2^K rows."""
 MAX_FRACTION_BITS = 62
+MAX_UNIT_BITS = 512
+"""An output's unit may be worth less than 2^-64."""
 
 
 def read_program(fields: Fields) -> Program:
@@ -67,7 +69,7 @@ def read_program(fields: Fields) -> Program:
         values=values,
         ops=tuple(ops),
         fraction_bits=whole(fields, "fraction_bits", 0, MAX_FRACTION_BITS),
-        output_fraction_bits=whole(fields, "output_fraction_bits", 0, MAX_FRACTION_BITS),
+        output_fraction_bits=whole(fields, "output_fraction_bits", -MAX_UNIT_BITS, MAX_UNIT_BITS),
         input_range=(low, high),
         notes=tuple(text(note, "a note") for note in items(fields, "notes", MAX_OPS)),
     )
