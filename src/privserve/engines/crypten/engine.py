@@ -4,7 +4,8 @@ Compute parties run a `crypten.nn` model whose parameters are the shares that th
 given; the dealer runs the server of CrypTen's TrustedThirdParty provider (Knott et al.,
 "CrypTen: Secure Multi-Party Computation Meets Machine Learning", NeurIPS 2021). Truncation
 between two compute parties is local and wraps with probability |x| / 2^63 per element, as in
-CrypTen itself; `prepare` bounds x soundly and refuses models where that is not negligible.
+CrypTen itself. `prepare` refuses models whose sound bound on |x| exceeds 2^50 units, where that is
+2^-13 per element; values of real inputs lie far below the bound, but nothing detects a wrap.
 """
 
 from __future__ import annotations
