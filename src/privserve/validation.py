@@ -35,6 +35,8 @@ MAX_AXES = 16
 MAX_OPS = 100_000
 MAX_LOOKUP_BITS = 20
 """K of a lookup: the dealer holds a table of 2^K rows."""
+SMALLEST_UNIT = 2.0**-128
+"""Of what a lookup takes, and its inverse the largest; squares of both are numbers still."""
 MAX_FRACTION_BITS = 62
 MAX_UNIT_BITS = 512
 """An output's unit may be worth less than 2^-64."""
@@ -239,7 +241,8 @@ def _lookup(op: _Checked) -> None:
     if not isinstance(piece, list) or len(piece) != 2:
         raise malformed("its piece is no pair")
     low, high = (real(end, "an end of its piece") for end in piece)
-    op.expect(unit > 0 and low < high and math.isfinite(high - low), "its piece is empty")
+    op.expect(SMALLEST_UNIT <= unit <= 1 / SMALLEST_UNIT, "its unit is none of a fixed point")
+    op.expect(low < high and math.isfinite(high - low), "its piece is empty")
     try:
         values = evaluate(op.attributes.get("function"), np.linspace(low, high, 33))
         largest = float(np.abs(values).max())
