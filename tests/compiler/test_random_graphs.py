@@ -39,6 +39,11 @@ def test_answers_to_random_graphs_keep_their_bound_and_a_hundredth_of_the_spread
     check([judge(random_graph(s), served=s % EVERY == 0) for s in range(GRAPHS)])
 
 
+def test_answers_keep_the_promise_also_where_a_truncation_has_bad_luck() -> None:
+    """In a graph whose spline is steep where its argument is rounded."""
+    check([judge(random_graph(104_604), served=True, rows=40)])
+
+
 @pytest.mark.parametrize("name", sorted(MAKERS))
 def test_every_op_keeps_its_bound_where_a_graph_begins_with_it(name: str) -> None:
     check([judge(random_graph(20_000 + s, only=name), served=False) for s in range(2)])

@@ -41,6 +41,11 @@ GROWING = (ROOT, "Exp")
 LARGEST_EXPONENT = 700.0
 
 MOST_FRACTION_BITS = 20
+DRAWS = 3
+"""Of what is random under MPC, in programs with splines: a spline that is steep where its argument
+is rounded errs by as much more as luck has it, and samples may all fall into the midst of its
+segments."""
+
 PRODUCTS = 4e9
 """Of samples that are simulated: this many multiplications at most, but two samples at least."""
 
@@ -51,6 +56,9 @@ class OutputError:
 
     name: str
     error: float
+    rounded: float
+    """The error with every rounding to the nearest unit: what more fraction bits are judged by,
+    since a few draws of luck say little of how much they gain."""
     spread: float
     variation: float
     """The spread of the one element that varies most from sample to sample."""
@@ -93,7 +101,7 @@ class Measured:
     @property
     def is_fine(self) -> bool:
         """Whether no output calls for more fraction bits."""
-        return all(e.error <= GOAL * e.variation or not e.variation for e in self.errors)
+        return all(e.rounded <= GOAL * e.variation or not e.variation for e in self.errors)
 
     def lines(self) -> list[str]:
         """Return what to tell the model's owner, and nobody else: it depends on the weights."""
@@ -108,17 +116,23 @@ def measured(compiled: Compiled, fraction_bits: int) -> Measured:
     program = compiled.program
     count = min(len(compiled.samples[0]), max(2, int(PRODUCTS / max(1, _products(program)))))
     inputs = [encode(samples[:count], program.fraction_bits) for samples in compiled.samples]
-    result = simulate(program, compiled.parameters, inputs)
-    left = np.logical_or.reduce([np.zeros(count, np.bool_), *result.left.values()])
+    smooth = any(op.kind == "lookup" for op in program.ops)
+    results = [
+        simulate(program, compiled.parameters, inputs, luck)
+        for luck in (None, *(np.random.default_rng(k) for k in range(DRAWS if smooth else 0)))
+    ]
+    ranges = [left for result in results for left in result.left.values()]
+    left = np.logical_or.reduce([np.zeros(count, np.bool_), *ranges])
     step = 2.0**-program.output_fraction_bits
     errors = []
-    for port, units, before in zip(program.outputs, result.outputs, compiled.ideal, strict=True):
-        got, ideal = _judged(port, np.asarray(units * step)), _judged(port, before)
-        off = np.abs(got - ideal[:count])[~left]
+    for index, (port, before) in enumerate(zip(program.outputs, compiled.ideal, strict=True)):
+        ideal = _judged(port, before)
+        got = np.stack([_judged(port, np.asarray(r.outputs[index] * step)) for r in results])
+        off = np.abs(got - ideal[:count])[:, ~left]
         variation = float(np.ptp(ideal, axis=0).max(initial=0.0))
         spread, magnitude = float(np.ptp(ideal)), float(np.abs(ideal).max())
-        largest = float(off.max(initial=0.0))
-        errors.append(OutputError(port.name, largest, spread, variation, magnitude))
+        largest, rounded = float(off.max(initial=0.0)), float(off[0].max(initial=0.0))
+        errors.append(OutputError(port.name, largest, rounded, spread, variation, magnitude))
     return Measured(compiled, tuple(errors), int((~left).sum()), fraction_bits)
 
 

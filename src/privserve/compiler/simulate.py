@@ -1,9 +1,10 @@
 """What the parties' answers would be: a program on plain integers, with no shares and no MPC.
 
 Every op is computed as its shares would sum up to, modulo 2^64. Two things are random under
-MPC and are not here: a truncation is rounded to the nearest unit (n parties are off by up to
-n / 2), and a lookup's mask r is 0, which fixes where its segments begin. So an answer of the
-parties differs by what these cost, as little as by one run from the next.
+MPC: a truncation, which n parties' roundings of their shares put off by up to n / 2, and a
+lookup's mask r, which decides where its segments begin. Without `luck` a truncation is rounded
+to the nearest unit and r is 0, so that an answer of the parties differs by what these cost, as
+little as by one run from the next; with it they are drawn as two parties would have them.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from privserve.splines import quadratics
 
 Floats = NDArray[np.float64]
 
+Luck = np.random.Generator | None
+
 Meant = tuple[RingArray, NDArray[np.bool_] | None]
 """An op's result, and the rows whose value left its range (None where there is none)."""
 
@@ -40,16 +43,22 @@ class Simulated:
 
 
 def simulate(
-    program: Program, parameters: Mapping[str, RingArray], inputs: Sequence[RingArray]
+    program: Program,
+    parameters: Mapping[str, RingArray],
+    inputs: Sequence[RingArray],
+    luck: np.random.Generator | None = None,
 ) -> Simulated:
-    """Run `program` on plain ring elements; inputs: int64[S, *shape] each."""
+    """Run `program` on plain ring elements; inputs: int64[S, *shape] each.
+
+    luck: what truncations and masks are drawn from. No secret is: no share is computed here.
+    """
     values = dict(zip((port.value for port in program.inputs), inputs, strict=True))
     last = {number: index for index, op in enumerate(program.ops) for number in op.inputs}
     kept = {port.value for port in program.outputs}
     result = Simulated([])
     for index, op in enumerate(program.ops):
         operands = [values[number] for number in op.inputs]
-        values[op.output], left = _run(program, parameters, op, operands)
+        values[op.output], left = _run(program, parameters, op, operands, luck)
         if left is not None and left.any():
             rows = result.left.setdefault(op.layer, np.zeros(len(left), np.bool_))
             rows |= left
@@ -60,9 +69,15 @@ def simulate(
 
 
 def _run(
-    program: Program, parameters: Mapping[str, RingArray], op: Op, inputs: Sequence[RingArray]
+    program: Program,
+    parameters: Mapping[str, RingArray],
+    op: Op,
+    inputs: Sequence[RingArray],
+    luck: Luck,
 ) -> Meant:
     shape = program.values[op.output].shape
+    if op.kind in _SHIFTING:
+        return _SHIFTING[op.kind](op.attributes, inputs[0], luck)
     if op.kind in _MEANINGS:
         return _MEANINGS[op.kind](op.attributes, inputs, parameters)
     return local.apply(op.kind, op.attributes, inputs, shape, True, parameters), None
@@ -78,24 +93,22 @@ def _linear(
     return out, None
 
 
-def _compared(x: RingArray, attributes: Attributes) -> tuple[RingArray, NDArray[np.bool_]]:
+def _compared(
+    x: RingArray, attributes: Attributes, luck: Luck
+) -> tuple[RingArray, NDArray[np.bool_]]:
     """u as a comparison computes with it, and the rows in which that is not u."""
-    u = shifted(x, attributes["shift"])
+    u = shifted(x, attributes["shift"], luck)
     kept = wrapped(u, attributes["comparison_bits"])
     return kept, rows_with(kept != u)
 
 
-def _relu(
-    attributes: Attributes, inputs: Sequence[RingArray], parameters: Mapping[str, RingArray]
-) -> Meant:
-    kept, left = _compared(inputs[0], attributes)
+def _relu(attributes: Attributes, x: RingArray, luck: Luck) -> Meant:
+    kept, left = _compared(x, attributes, luck)
     return np.maximum(kept, 0), left
 
 
-def _truncate(
-    attributes: Attributes, inputs: Sequence[RingArray], parameters: Mapping[str, RingArray]
-) -> Meant:
-    kept, left = _compared(inputs[0], attributes)
+def _truncate(attributes: Attributes, x: RingArray, luck: Luck) -> Meant:
+    kept, left = _compared(x, attributes, luck)
     return kept, left | rows_with(np.abs(kept) >= 1 << (attributes["comparison_bits"] - 2))
 
 
@@ -113,18 +126,17 @@ def _square(
     return inputs[0] * inputs[0], None
 
 
-def _lookup(
-    attributes: Attributes, inputs: Sequence[RingArray], parameters: Mapping[str, RingArray]
-) -> Meant:
-    """The quadratics of segments that begin at multiples of their width: r = 0."""
+def _lookup(attributes: Attributes, x: RingArray, luck: Luck) -> Meant:
+    """The quadratics of segments that begin r before multiples of their width, one r for all."""
     bits, segment_bits = attributes["comparison_bits"], attributes["segment_bits"]
     width = 1 << segment_bits
-    t = shifted(inputs[0], attributes["shift"]) - attributes["low"]
+    t = shifted(x, attributes["shift"], luck) - attributes["low"]
     left = rows_with((t < 0) | (t >= (1 << bits) - width))
-    t &= (1 << bits) - 1
-    z = (t & (width - 1)) - width // 2
+    r = 0 if luck is None else int(luck.integers(width))
+    masked = (t + r) & ((1 << bits) - 1)
+    z = (masked & (width - 1)) - width // 2
     # The last segment is met only by what left its range: it is the table's first.
-    begins = ((t >> segment_bits << segment_bits) + width) & ((1 << bits) - 1)
+    begins = ((masked >> segment_bits << segment_bits) - r + width) & ((1 << bits) - 1)
     entries = quadratics(attributes)[begins]
     return entries[..., 0] + z * (entries[..., 1] + z * entries[..., 2]), left
 
@@ -136,21 +148,28 @@ def _check(
     return np.zeros((len(x), 0), np.int64), rows_with(wrapped(x, attributes["bits"]) != 0)
 
 
-_MEANINGS: Mapping[str, Callable[..., Meant]] = {
-    "linear": _linear,
+_SHIFTING: Mapping[str, Callable[[Attributes, RingArray, Luck], Meant]] = {
     "relu": _relu,
     "truncate": _truncate,
+    "lookup": _lookup,
+}
+"""What an op means that rounds its input first, of its attributes and that input."""
+
+_MEANINGS: Mapping[str, Callable[..., Meant]] = {
+    "linear": _linear,
     "multiply": _multiply,
     "square": _square,
-    "lookup": _lookup,
     "check": _check,
 }
 """What an op that is not in `local` means: of its attributes, inputs and the parameters."""
 
 
-def shifted(x: RingArray, shift: int) -> RingArray:
-    """Return x / 2^shift, rounded to the nearest unit."""
-    return (x + (1 << (shift - 1))) >> shift if shift else x
+def shifted(x: RingArray, shift: int, luck: Luck = None) -> RingArray:
+    """Return x / 2^shift, rounded to the nearest unit, or by luck as two parties round shares."""
+    if luck is None or not shift:
+        return (x + (1 << (shift - 1))) >> shift if shift else x
+    share = luck.integers(1 << shift, size=x.shape)
+    return shifted(x - share, shift) + shifted(share, shift)
 
 
 def wrapped(x: RingArray, bits: int) -> RingArray:
