@@ -22,6 +22,7 @@ from privserve.compiler.simulate import simulate
 from privserve.errors import ModelError
 from privserve.fixedpoint import DEFAULT_FRACTION_BITS, encode
 from privserve.geometry import Geometry
+from privserve.prg import KEY_BYTES, Prg
 from privserve.program import Port, Program
 
 if TYPE_CHECKING:
@@ -117,9 +118,10 @@ def measured(compiled: Compiled, fraction_bits: int) -> Measured:
     count = min(len(compiled.samples[0]), max(2, int(PRODUCTS / max(1, _products(program)))))
     inputs = [encode(samples[:count], program.fraction_bits) for samples in compiled.samples]
     smooth = any(op.kind == "lookup" for op in program.ops)
+    # Keys that everybody knows: a model is not to be warned of by chance, and nothing is secret.
     results = [
         simulate(program, compiled.parameters, inputs, luck)
-        for luck in (None, *(np.random.default_rng(k) for k in range(DRAWS if smooth else 0)))
+        for luck in (None, *(Prg(bytes([k]) * KEY_BYTES) for k in range(DRAWS if smooth else 0)))
     ]
     ranges = [left for result in results for left in result.left.values()]
     left = np.logical_or.reduce([np.zeros(count, np.bool_), *ranges])

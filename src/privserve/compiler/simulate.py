@@ -20,12 +20,13 @@ from privserve import local
 from privserve.compiler.ranges import convolve
 from privserve.fixedpoint import RingArray
 from privserve.geometry import Geometry
+from privserve.prg import Prg
 from privserve.program import Attributes, Op, Program
 from privserve.splines import quadratics
 
 Floats = NDArray[np.float64]
 
-Luck = np.random.Generator | None
+Luck = Prg | None
 
 Meant = tuple[RingArray, NDArray[np.bool_] | None]
 """An op's result, and the rows whose value left its range (None where there is none)."""
@@ -46,7 +47,7 @@ def simulate(
     program: Program,
     parameters: Mapping[str, RingArray],
     inputs: Sequence[RingArray],
-    luck: np.random.Generator | None = None,
+    luck: Luck = None,
 ) -> Simulated:
     """Run `program` on plain ring elements; inputs: int64[S, *shape] each.
 
@@ -132,7 +133,7 @@ def _lookup(attributes: Attributes, x: RingArray, luck: Luck) -> Meant:
     width = 1 << segment_bits
     t = shifted(x, attributes["shift"], luck) - attributes["low"]
     left = rows_with((t < 0) | (t >= (1 << bits) - width))
-    r = 0 if luck is None else int(luck.integers(width))
+    r = 0 if luck is None else int(luck.int64(1)[0]) & (width - 1)
     masked = (t + r) & ((1 << bits) - 1)
     z = (masked & (width - 1)) - width // 2
     # The last segment is met only by what left its range: it is the table's first.
@@ -168,7 +169,7 @@ def shifted(x: RingArray, shift: int, luck: Luck = None) -> RingArray:
     """Return x / 2^shift, rounded to the nearest unit, or by luck as two parties round shares."""
     if luck is None or not shift:
         return (x + (1 << (shift - 1))) >> shift if shift else x
-    share = luck.integers(1 << shift, size=x.shape)
+    share = luck.int64(x.shape) & ((1 << shift) - 1)
     return shifted(x - share, shift) + shifted(share, shift)
 
 
