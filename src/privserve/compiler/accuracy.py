@@ -42,13 +42,15 @@ GROWING = (ROOT, "Exp")
 LARGEST_EXPONENT = 700.0
 
 MOST_FRACTION_BITS = 20
-DRAWS = 3
-"""Of what is random under MPC, in programs with splines: a spline that is steep where its argument
-is rounded errs by as much more as luck has it, and samples may all fall into the midst of its
-segments."""
+MOST_DRAWS = 16
+"""Of what is random under MPC: what a tie that every party rounds up costs, once in 32 values or
+in 2^shift, or a spline whose samples all fall into the midst of its segments. Models that take
+long to simulate get fewer draws, one at least; they have the more values to be unlucky with."""
 
 PRODUCTS = 4e9
 """Of samples that are simulated: this many multiplications at most, but two samples at least."""
+PER_VALUE = 100
+"""What one more value costs to simulate, in multiplications."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +60,8 @@ class OutputError:
     name: str
     error: float
     rounded: float
-    """The error with every rounding to the nearest unit: what more fraction bits are judged by,
-    since a few draws of luck say little of how much they gain."""
+    """The error with every rounding to the nearest unit: what GOAL is about, since a few draws of
+    luck say little of how much more fraction bits would gain."""
     spread: float
     variation: float
     """The spread of the one element that varies most from sample to sample."""
@@ -102,7 +104,9 @@ class Measured:
     @property
     def is_fine(self) -> bool:
         """Whether no output calls for more fraction bits."""
-        return all(e.rounded <= GOAL * e.variation or not e.variation for e in self.errors)
+        return self.worst <= TOLERABLE and all(
+            e.rounded <= GOAL * e.variation or not e.variation for e in self.errors
+        )
 
     def lines(self) -> list[str]:
         """Return what to tell the model's owner, and nobody else: it depends on the weights."""
@@ -117,12 +121,9 @@ def measured(compiled: Compiled, fraction_bits: int) -> Measured:
     program = compiled.program
     count = min(len(compiled.samples[0]), max(2, int(PRODUCTS / max(1, _products(program)))))
     inputs = [encode(samples[:count], program.fraction_bits) for samples in compiled.samples]
-    smooth = any(op.kind == "lookup" for op in program.ops)
     # Keys that everybody knows: a model is not to be warned of by chance, and nothing is secret.
-    results = [
-        simulate(program, compiled.parameters, inputs, luck)
-        for luck in (None, *(Prg(bytes([k]) * KEY_BYTES) for k in range(DRAWS if smooth else 0)))
-    ]
+    draws = [Prg(bytes([key]) * KEY_BYTES) for key in range(_draws(program, count))]
+    results = [simulate(program, compiled.parameters, inputs, luck) for luck in (None, *draws)]
     ranges = [left for result in results for left in result.left.values()]
     left = np.logical_or.reduce([np.zeros(count, np.bool_), *ranges])
     step = 2.0**-program.output_fraction_bits
@@ -148,6 +149,13 @@ def _judged(port: Port, values: Floats) -> Floats:
     if port.activation["op"] == "Exp":
         values = np.minimum(values, LARGEST_EXPONENT)
     return apply_activation(values, port.activation)
+
+
+def _draws(program: Program, count: int) -> int:
+    """How often luck is drawn: as long as it takes a part of the time of the samples' limit."""
+    values = sum(value.size for value in program.values)
+    work = count * (_products(program) + PER_VALUE * values)
+    return int(np.clip(PRODUCTS / 4 / work, 1, MOST_DRAWS))
 
 
 def _products(program: Program) -> int:
