@@ -102,6 +102,11 @@ def _add_sharing(parser: argparse.ArgumentParser) -> None:
         help="answer, wrongly, also where a value left a range that had to be guessed",
     )
     parser.add_argument(
+        "--strict-inputs",
+        action=argparse.BooleanOptionalAction,
+        help="lift whatever a client sends to an input of the range (default: only with --open)",
+    )
+    parser.add_argument(
         "--force", action="store_true", help="share also what the hosts seem to lack memory for"
     )
     parser.add_argument(
@@ -237,6 +242,7 @@ def launch(options: argparse.Namespace) -> int:
         "fraction_bits": options.fraction_bits,
         "calibration": read_samples(options.calibration),
         "range_check": not options.no_range_check,
+        "strict_inputs": options.open if options.strict_inputs is None else options.strict_inputs,
     }
     if options.model == DEFAULT_MODEL and not DEFAULT_MODEL.exists():
         raise ConfigError(

@@ -71,11 +71,12 @@ class SecureModel:
         fraction_bits: int | None = None,
         calibration: Inputs | None = None,
         range_check: bool = True,
+        strict_inputs: bool = False,
     ) -> Prepared:
         """Return the public description and the secret parameters for `engine`; send nothing.
 
         engine: "ottt", "crypten", or "auto": ottt, or crypten with a warning that says why
-        ottt cannot run the model. calibration, range_check: see `share`.
+        ottt cannot run the model. calibration, range_check, strict_inputs: see `share`.
         """
         if input_range is not None:
             low, high = input_range
@@ -87,6 +88,7 @@ class SecureModel:
             "input_range": input_range,
             "fraction_bits": fraction_bits,
             "range_check": range_check,
+            "strict_inputs": strict_inputs,
         }
         if calibration is not None:
             options["calibration"] = self._samples(calibration)
@@ -122,6 +124,7 @@ class SecureModel:
         fraction_bits: int | None = None,
         calibration: Inputs | None = None,
         range_check: bool = True,
+        strict_inputs: bool | None = None,
         options: Mapping[str, Any] | None = None,
         report: Callable[[str], None] | None = None,
         force: bool = False,
@@ -135,7 +138,10 @@ class SecureModel:
         for `Client.query_model`, for ottt to see what values a deep network's layers take;
         they stay in this process. range_check: whether a query that leaves a guessed range is
         refused (GuessedRangeError) instead of answered wrongly; without it deep networks send
-        some percent less. force: share also what the parties seem to have no memory for.
+        some percent less. strict_inputs: whether the parties make an input like any other of
+        whatever a client sends, so that one which does not keep to the range learns no more
+        than one which does; it costs some exchanges. When None, where `everybody` may ask.
+        force: share also what the parties seem to have no memory for.
         everybody: what those may ask, together, who are no clients of the cluster; None: nothing.
         report: called with what errors to expect and with what had to be
         guessed; when None, guesses are warned of and the rest is printed. Raises ModelError if
@@ -147,6 +153,7 @@ class SecureModel:
             fraction_bits=fraction_bits,
             calibration=calibration,
             range_check=range_check,
+            strict_inputs=everybody is not None if strict_inputs is None else strict_inputs,
         )
         _tell(prepared, report)
         cluster.connect_anew()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from enum import Enum
 from typing import Any
 
@@ -154,6 +154,21 @@ class Port:
 
 
 @dataclass(frozen=True)
+class Lift:
+    """Where strict inputs are brought, whatever a client sends: start .. start + 2^bits - 1.
+
+    In units of an input's step; an input that lies there stays what it is.
+    """
+
+    start: int
+    bits: int
+
+    def interval(self, step: float) -> tuple[float, float]:
+        """Return the lowest and the highest real value, for inputs of this step."""
+        return self.start * step, (self.start + 2**self.bits - 1) * step
+
+
+@dataclass(frozen=True)
 class Program:
     """A compiled model; see the module's docstring."""
 
@@ -166,6 +181,8 @@ class Program:
     input_range: tuple[float, float]
     notes: tuple[str, ...] = ()
     """What a user should know, such as bounds that come from calibration."""
+    lift: Lift | None = None
+    """Where inputs are strict: what every one of them is brought to before anything reads it."""
 
     @property
     def guards(self) -> tuple[str, ...]:
@@ -193,6 +210,7 @@ class Program:
             "input_range": list(self.input_range),
             "notes": list(self.notes),
             "guards": list(self.guards),
+            "lift": None if self.lift is None else asdict(self.lift),
             "values": [
                 {"shape": list(v.shape), "bits": v.bits, "step": v.step, "bound": v.bound}
                 for v in self.values

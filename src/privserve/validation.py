@@ -19,6 +19,7 @@ from privserve.fields import Fields, items, malformed, real, record, text, whole
 from privserve.fixedpoint import RING_BITS
 from privserve.functions import evaluate
 from privserve.geometry import Geometry
+from privserve.lift import lifting_ops, read_lift
 from privserve.program import (
     MAX_COMPARISON_BITS,
     MIN_COMPARISON_BITS,
@@ -74,7 +75,9 @@ def read_program(fields: Fields) -> Program:
         output_fraction_bits=whole(fields, "output_fraction_bits", -MAX_UNIT_BITS, MAX_UNIT_BITS),
         input_range=(low, high),
         notes=tuple(text(note, "a note") for note in items(fields, "notes", MAX_OPS)),
+        lift=read_lift(fields.get("lift")),
     )
+    lifting_ops(program)
     if list(program.guards) != fields.get("guards", []):
         raise malformed("its guards are not those of its ops")
     return program
@@ -221,11 +224,6 @@ def _product(op: _Checked) -> None:
     op.expect(factors > 0 and op.x.size % (factors * inner) == 0, "its factors do not repeat")
 
 
-def _square(op: _Checked) -> None:
-    op.takes(1)
-    op.same_size()
-
-
 def _lookup(op: _Checked) -> None:
     op.takes(1)
     op.same_size()
@@ -257,7 +255,7 @@ def _check(op: _Checked) -> None:
     op.same_shape((0,))
 
 
-def _reshape(op: _Checked) -> None:
+def _each(op: _Checked) -> None:
     op.takes(1)
     op.same_size()
 
@@ -378,10 +376,10 @@ CHECKS: Mapping[str, Callable[[_Checked], None]] = {
     "relu": _comparison,
     "truncate": _comparison,
     "multiply": _product,
-    "square": _square,
+    "square": _each,
     "lookup": _lookup,
     "check": _check,
-    "reshape": _reshape,
+    "reshape": _each,
     "reread": _reread,
     "transpose": _transpose,
     "pad": _pad,

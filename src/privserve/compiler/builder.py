@@ -31,7 +31,7 @@ from privserve.compiler.ranges import Floats, Range
 from privserve.compiler.traced import Traced, extra_bits
 from privserve.errors import ModelError
 from privserve.fixedpoint import RingArray
-from privserve.program import OP_KINDS, Op, Port, Program, Value
+from privserve.program import OP_KINDS, Lift, Op, Port, Program, Value
 
 LEAST_ALIGN_BITS = 10
 """Factors that bring values to one step have at least this many significant bits."""
@@ -70,6 +70,24 @@ class ProgramBuilder:
     def input(self, shape: tuple[int, ...], bits: int, bounds: Range) -> Traced:
         """Return a model input whose elements the client encodes with `bits` fraction bits."""
         return self._new(shape, 2.0**-bits, bounds)
+
+    def lifted(self, x: Traced, lift: Lift) -> Traced:
+        """Return an input as the element of `lift` that it is, or, if it is none, is taken for.
+
+        A comparison without a shift, start + relu(x - start), which is exact for every element
+        of the ring and not only where it fits. Samples stay what they are.
+        """
+        low, high = lift.interval(x.step)
+        bounds = Range(np.full(x.shape, low), np.full(x.shape, high), x.range.samples)
+        if lift.start:
+            x = self.emit(
+                "offset", (x,), x.shape, x.step, x.range.shifted(-low), {"value": -lift.start}
+            )
+        attributes = {"shift": 0, "comparison_bits": lift.bits + 1, "guard": 0}
+        x = self.emit("relu", (x,), x.shape, x.step, bounds.shifted(-low), attributes)
+        if lift.start:
+            x = self.emit("offset", (x,), x.shape, x.step, bounds, {"value": lift.start})
+        return self.replace_range(x, bounds)
 
     def excess(self, x: Traced) -> int:
         """Return how many fraction bits more than f the value carries."""
@@ -288,8 +306,12 @@ class ProgramBuilder:
         inputs: Sequence[tuple[str, Traced]],
         outputs: Sequence[tuple[str, Traced, dict[str, Any] | None]],
         input_range: tuple[float, float],
+        lift: Lift | None = None,
     ) -> Program:
-        """Return the program; outputs are brought to one power-of-two step."""
+        """Return the program; outputs are brought to one power-of-two step.
+
+        inputs: as a client sends them; lift: what all were `lifted` to.
+        """
         with self.scope(outputs[0][0]):
             aligned = self.align([x for _, x, _ in outputs], dyadic=True)
         finest = aligned[0].step
@@ -307,6 +329,7 @@ class ProgramBuilder:
             output_fraction_bits=-round(math.log2(finest)),
             input_range=input_range,
             notes=(*self._notes, *self.bounds.notes()),
+            lift=lift,
         )
 
     def _formats(self, outputs: Sequence[int]) -> tuple[Value, ...]:

@@ -30,7 +30,8 @@ from privserve.compiler.smooth import is_nonnegative
 from privserve.compiler.traced import Traced, extra_bits
 from privserve.errors import ModelError
 from privserve.fixedpoint import DEFAULT_FRACTION_BITS, RingArray
-from privserve.program import Program
+from privserve.lift import lift_for
+from privserve.program import Lift, Program
 
 if TYPE_CHECKING:
     import onnx
@@ -65,6 +66,7 @@ def compile_with_samples(
     fraction_bits: int | None = None,
     calibration: Sequence[NDArray[Any]] | NDArray[Any] | None = None,
     range_check: bool = True,
+    strict_inputs: bool = False,
     tolerance: float = TOLERANCE,
 ) -> Compiled:
     """Return the program of `model`, its parameters, and what the model makes of samples.
@@ -73,6 +75,7 @@ def compile_with_samples(
     scaling brings there (see `input_scaling`); calibration:
     sample inputs [S, *shape] (one array per input), used where sound bounds do not fit.
     range_check: whether values are checked to stay in ranges that were guessed so.
+    strict_inputs: whether inputs are lifted first, so that bounds hold whatever a client sends.
     tolerance: of the splines that stand for smooth functions.
     Raises ModelError naming the op and node that cannot be compiled.
     """
@@ -84,7 +87,7 @@ def compile_with_samples(
         raise ModelError(f"the input range [{low}, {high}] is empty or not finite")
     if isinstance(calibration, np.ndarray):
         calibration = [calibration]
-    options = (model.graph, (float(low), float(high)), calibration, tolerance)
+    options = (model.graph, (float(low), float(high)), calibration, strict_inputs, tolerance)
     try:
         return _compiled(*options, Bounds(bits, check=range_check))
     except UnaffordableError:
@@ -95,6 +98,7 @@ def _compiled(
     graph: onnx.GraphProto,
     input_range: tuple[float, float],
     calibration: Samples,
+    strict: bool,
     tolerance: float,
     bounds: Bounds,
 ) -> Compiled:
@@ -103,7 +107,9 @@ def _compiled(
     builder = ProgramBuilder(bounds.fraction_bits, bounds)
     tensors = Tensors(builder, tolerance, constants, _readers(graph))
     ports = [port for port in graph.input if port.name not in constants]
-    inputs = _add_inputs(ports, tensors, input_range, calibration)
+    bits = bounds.fraction_bits + extra_bits(max(map(abs, input_range)))
+    lift = lift_for(input_range, bits) if strict else None
+    inputs = _add_inputs(ports, tensors, input_range, calibration, bits, lift)
     finals = _final_activations(graph, tensors)
     for node in graph.node:
         if node.output[0] not in finals:
@@ -113,7 +119,7 @@ def _compiled(
     if not outputs or not inputs:
         raise ModelError("the model has no input or no output")
     return Compiled(
-        builder.finish(inputs, outputs, input_range),
+        builder.finish(inputs, outputs, input_range, lift),
         builder.parameters,
         [x.range.samples for _, x in inputs],
         [x.range.samples for _, x, _ in outputs],
@@ -131,14 +137,18 @@ def _add_inputs(
     tensors: Tensors,
     input_range: tuple[float, float],
     calibration: Samples,
+    bits: int,
+    lift: Lift | None,
 ) -> list[tuple[str, Traced]]:
-    """Add the model's inputs to the program and the tensors."""
+    """Add the model's inputs to the program, and the tensors that they are once lifted.
+
+    bits: their fraction bits. Returns them as clients send them.
+    """
     if calibration is not None and len(calibration) != len(ports):
         raise ModelError(
             f"calibration has {len(calibration)} arrays, the model {len(ports)} inputs"
         )
     builder, (low, high) = tensors.builder, input_range
-    bits = builder.fraction_bits + extra_bits(max(abs(low), abs(high)))
     inputs = []
     for position, port in enumerate(ports):
         shape = _static_shape(port)
@@ -150,9 +160,17 @@ def _add_inputs(
                 raise ModelError(
                     f"calibration samples have shape {samples.shape}, the input is (B, {shape})"
                 )
+            if lift is not None and not (low <= samples.min() and samples.max() <= high):
+                raise ModelError(
+                    f"calibration samples of '{port.name}' reach from {samples.min():g} to "
+                    f"{samples.max():g}, but strict inputs keep to [{low:g}, {high:g}]; declare a "
+                    "wider range (--input-range) or leave those samples away"
+                )
         bounds = Range(np.full(shape, low), np.full(shape, high), samples)
-        tensors[port.name] = x = builder.input(shape, bits, bounds)
+        x = builder.input(shape, bits, bounds)
         inputs.append((port.name, x))
+        with builder.scope(port.name):
+            tensors[port.name] = x if lift is None else builder.lifted(x, lift)
     return inputs
 
 

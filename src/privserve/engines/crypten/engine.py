@@ -16,6 +16,7 @@ import io
 import math
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
 
@@ -31,7 +32,9 @@ from privserve.engines.crypten.compat import LANE
 from privserve.engines.crypten.graph import HANDLERS, CryptenGraph, lower
 from privserve.errors import ClusterError, ModelError
 from privserve.fixedpoint import RingArray, encode
+from privserve.lift import lift_for, read_lift
 from privserve.mesh import Mesh
+from privserve.program import Lift
 
 LANES: tuple[str, ...] = (LANE,)
 OPS = frozenset(HANDLERS)
@@ -67,7 +70,8 @@ def memory(description: Mapping[str, Any], parties: int, **_: Any) -> tuple[int,
 def summary(description: Mapping[str, Any]) -> str:
     """See `engines.EngineModule`: the public facts; CrypTen tells no costs beforehand."""
     keys = ("inputs", "outputs", "fraction_bits", "input_range")
-    return "\n".join(f"{key}: {description[key]}" for key in keys)
+    facts = [f"{key}: {description[key]}" for key in keys]
+    return "\n".join([*facts, f"strict_inputs: {description.get('lift') is not None}"])
 
 
 def prepare(
@@ -75,12 +79,14 @@ def prepare(
     *,
     input_range: tuple[float, float] | None = None,
     fraction_bits: int | None = None,
+    strict_inputs: bool = False,
     **_: Any,
 ) -> Prepared:
     """Split `model` into CrypTen's public graph and the encoded weights.
 
     input_range: what every input value stays within; (-8, 8) when None. fraction_bits: of
-    inputs and weights; when None 16, or 14 where only that fits. Raises ModelError naming op
+    inputs and weights; when None 16, or 14 where only that fits. strict_inputs: whether inputs
+    are lifted first, so that bounds hold whatever a client sends. Raises ModelError naming op
     and node where CrypTen cannot run the model or a value may outgrow the ring.
     """
     low, high = input_range or DEFAULT_INPUT_RANGE
@@ -90,13 +96,13 @@ def prepare(
     graph = lower(model)
     shape = _shape(graph.public.graph.input[0])
     try:
-        out_shape = _check_range(graph, shape, low, high, bits)
+        lift, out_shape = _fitted(graph, shape, (low, high), bits, strict_inputs)
     except ModelError:
         if fraction_bits is not None:
             raise
         # Wide ranges cost precision, two bits of room for each bit, before they are refused.
         bits = LEAST_FRACTION_BITS
-        out_shape = _check_range(graph, shape, low, high, bits)
+        lift, out_shape = _fitted(graph, shape, (low, high), bits, strict_inputs)
     for name in graph.secrets:
         graph.secrets[name] = np.asarray(graph.secrets[name], dtype=np.float64)
     description = {
@@ -112,9 +118,36 @@ def prepare(
         "fraction_bits": bits,
         "output_fraction_bits": bits,
         "input_range": [low, high],
+        "lift": None if lift is None else asdict(lift),
     }
     parameters = {name: encode(value, bits) for name, value in graph.secrets.items()}
-    return Prepared("crypten", description, parameters)
+    report = () if lift is None else (_strictness(lift, bits),)
+    return Prepared("crypten", description, parameters, report)
+
+
+def _strictness(lift: Lift, fraction_bits: int) -> str:
+    """What strict inputs are lifted to, and by what."""
+    low, high = lift.interval(2.0**-fraction_bits)
+    return (
+        f"inputs are strict: whatever a client sends is lifted to [{low:g}, {high:g}]; each of "
+        f"its low {lift.bits} bits becomes an XOR share and an additive one again"
+    )
+
+
+def _fitted(
+    graph: CryptenGraph,
+    shape: list[int],
+    input_range: tuple[float, float],
+    bits: int,
+    strict_inputs: bool,
+) -> tuple[Lift | None, list[int]]:
+    """What inputs of so many fraction bits are lifted to, and the output's shape.
+
+    Raises ModelError where a value may outgrow the ring, for all inputs that are let in.
+    """
+    lift = lift_for(input_range, bits) if strict_inputs else None
+    ends = input_range if lift is None else lift.interval(2.0**-bits)
+    return lift, _check_range(graph, shape, *ends, bits)
 
 
 def _shape(value: onnx.ValueInfoProto) -> list[int]:
@@ -232,6 +265,7 @@ class Compute:
         """Build the model from its public graph and this party's `shares`; collective."""
         self._comm = compat.join_session(meshes[LANE])
         self._bits = int(description["fraction_bits"])
+        self._lift = read_lift(description.get("lift"))
         # What CrypTen encodes by itself, such as the reciprocals of pooling.
         importlib.import_module("crypten").cfg.encoder.precision_bits = self._bits
         self.stats = RunStats()
@@ -270,9 +304,23 @@ class Compute:
 
         before = self._comm.exchanges
         with crypten.no_grad(), torch.no_grad():
-            answer = self._model(self._mpc(inputs[0]))
+            x = inputs[0] if self._lift is None else self._lifted(inputs[0], self._lift)
+            answer = self._model(self._mpc(x))
         self.stats.exchanges += self._comm.exchanges - before
         return [np.ascontiguousarray(answer.share.numpy())]
+
+    def _lifted(self, share: RingArray, lift: Lift) -> RingArray:
+        """This party's share of start + (x - start) mod 2^bits, exactly; collective.
+
+        The low bits of x - start as XOR shares (a sum of all parties' shares, bit by bit), each
+        of them as an additive share: no truncation, so nothing can wrap.
+        """
+        from crypten import mpc
+
+        start = lift.start if self._comm.get_rank() == 0 else 0
+        bits = self._mpc(share - start).to(mpc.binary)
+        low = bits.to(mpc.arithmetic, precision=self._bits, bits=lift.bits)
+        return np.asarray(low.share.numpy() + start, np.int64)
 
     def close(self) -> None:
         """Forget the shares."""

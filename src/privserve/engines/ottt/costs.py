@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from privserve.engines.ottt.layout import tuple_words
 from privserve.engines.ottt.ops import openings_of
-from privserve.program import Op, Program
+from privserve.lift import lifting_ops
+from privserve.program import Lift, Op, Program
 from privserve.text_table import table
 
 
@@ -25,6 +26,18 @@ def cost_of_op(program: Program, op: Op) -> Cost:
     openings = openings_of(program, op)
     sent = sum(opening.words for opening in openings)
     return Cost(len(openings), 8 * sent, 8 * tuple_words(program, op))
+
+
+def strictness(program: Program, lift: Lift) -> str:
+    """Say what the strict inputs of `program` are lifted to, and what that costs."""
+    low, high = lift.interval(program.values[program.inputs[0].value].step)
+    each = [cost_of_op(program, op) for op in lifting_ops(program)]
+    return (
+        f"inputs are strict: whatever a client sends is lifted to [{low:g}, {high:g}], for "
+        f"{sum(c.exchanges for c in each)} exchanges, {sum(c.bytes_online for c in each):,} B "
+        f"online and {sum(c.bytes_dealt for c in each):,} B dealt per query; values behind are "
+        "compared with some bits more"
+    )
 
 
 def summary(program: Program) -> str:
@@ -49,9 +62,10 @@ def summary(program: Program) -> str:
         )
     rows.append(("total", "", "", "", "", *(f"{x:,}" for x in totals)))
     low, high = program.input_range
+    strict = "" if program.lift is None else "strict "
     said = (
-        f"inputs in [{low:g}, {high:g}], {program.fraction_bits} fraction bits; online bytes are "
-        "per query and party, dealt bytes per query for all parties"
+        f"{strict}inputs in [{low:g}, {high:g}], {program.fraction_bits} fraction bits; online "
+        "bytes are per query and party, dealt bytes per query for all parties"
     )
     return "\n".join(
         [*table(rows, right=range(4, 8)), said, *(f"note: {note}" for note in program.notes)]

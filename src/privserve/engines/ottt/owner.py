@@ -28,13 +28,15 @@ def prepare(
     fraction_bits: int | None = None,
     calibration: Any = None,
     range_check: bool = True,
+    strict_inputs: bool = False,
     **_: Any,
 ) -> Prepared:
     """Compile `model`; raises ModelError naming the op, node or layer that does not fit.
 
     input_range: what every input element lies in, (-8, 8) by default; fraction_bits: as many
     as the outputs call for when None; calibration: sample inputs, used only where sound
-    bounds do not fit; range_check: whether guessed ranges are guarded.
+    bounds do not fit; range_check: whether guessed ranges are guarded; strict_inputs: whether
+    inputs are lifted first, so that bounds hold whatever a client sends.
     """
     result = compile_accurately(
         model,
@@ -42,10 +44,14 @@ def prepare(
         fraction_bits=fraction_bits,
         calibration=calibration,
         range_check=range_check,
+        strict_inputs=strict_inputs,
     )
     program, parameters = result.compiled[:2]
     description = {"engine": NAME, **program.to_json()}
-    return Prepared(NAME, description, parameters, tuple(result.lines()))
+    report = result.lines()
+    if program.lift is not None:
+        report.append(costs.strictness(program, program.lift))
+    return Prepared(NAME, description, parameters, tuple(report))
 
 
 def check(model: onnx.ModelProto) -> None:
