@@ -49,8 +49,7 @@ def lift_for(input_range: tuple[float, float], fraction_bits: int) -> Lift:
     raise ModelError(
         f"strict inputs do not fit: the input range [{low:g}, {high:g}] has more than "
         f"2^{MOST_BITS} units with {fraction_bits} fraction bits; declare a narrower range "
-        "(--input-range), use fewer fraction bits (--fraction-bits), or share the model without "
-        "strict inputs (--no-strict-inputs)"
+        "(--input-range) or use fewer fraction bits (--fraction-bits)"
     )
 
 

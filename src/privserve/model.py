@@ -94,17 +94,35 @@ class SecureModel:
             options["calibration"] = self._samples(calibration)
         try:
             chosen = DEFAULT_ENGINE if engine == AUTO else engine
-            return load_engine(chosen).prepare(self.converted.onnx, **options)
+            return self._prepared(chosen, options)
         except UnknownOpError as error:
             if engine != AUTO:
                 raise ModelError(f"{error}; {_way_out(error, chosen)}") from None
             warnings.warn(f"serving with the crypten engine, because {error}", stacklevel=3)
-            return load_engine("crypten").prepare(self.converted.onnx, **options)
+            return self._prepared("crypten", options)
         except ModelError as error:
             if engine != AUTO:
                 raise
             warnings.warn(f"serving with the crypten engine, because {error}", stacklevel=3)
-            return load_engine("crypten").prepare(self.converted.onnx, **options)
+            return self._prepared("crypten", options)
+
+    def _prepared(self, engine: str, options: dict[str, Any]) -> Prepared:
+        """What the engine makes of the model; an error says where strict inputs are its cause."""
+        prepare = load_engine(engine).prepare
+        try:
+            return prepare(self.converted.onnx, **options)
+        except ModelError as error:
+            if not options["strict_inputs"]:
+                raise
+            try:
+                prepare(self.converted.onnx, **{**options, "strict_inputs": False})
+            except ModelError:
+                raise error from None
+            raise ModelError(
+                f"{error}; it fits where inputs are not strict, since these are lifted to up to "
+                "twice the declared range: declare a narrower one (--input-range), or share the "
+                "model without (--no-strict-inputs)"
+            ) from None
 
     def _samples(self, given: Inputs) -> list[NDArray[np.float64]]:
         """The calibration samples, one array per input in the model's order."""

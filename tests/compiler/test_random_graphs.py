@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import reference_program
-from graph_judge import OF_SPREAD, Verdict, judge, summary
+from graph_judge import OF_SPREAD, Verdict, hostile_inputs, judge, summary
 from graph_makers import MAKERS
 from random_graphs import random_graph
 
@@ -16,6 +16,7 @@ from privserve.compiler.ops import LOWERINGS
 from privserve.compiler.simulate import simulate
 from privserve.errors import ModelError
 from privserve.fixedpoint import encode
+from privserve.lift import lift_for
 
 GRAPHS = 300
 EVERY = 3
@@ -37,6 +38,32 @@ def check(verdicts: list[Verdict]) -> None:
 
 def test_answers_to_random_graphs_keep_their_bound_and_a_hundredth_of_the_spread() -> None:
     check([judge(random_graph(s), served=s % EVERY == 0) for s in range(GRAPHS)])
+
+
+def test_answers_to_any_ring_elements_are_those_to_what_strict_inputs_lift_them_to() -> None:
+    """Within the same bounds, which are computed from the interval of the lift."""
+    check([judge(random_graph(30_000 + s), served=s % 4 == 0, hostile=6) for s in range(60)])
+
+
+def test_whatever_a_client_sends_no_sound_bound_is_left_behind_a_lift() -> None:
+    """Without strict inputs the same elements do leave them: this can fail."""
+    outside = {True: 0, False: 0}
+    for seed in range(31_000, 31_040):
+        graph = random_graph(seed)
+        for strict in outside:
+            try:
+                program, parameters = compile_model(
+                    graph.model, input_range=graph.input_range, strict_inputs=strict
+                )
+            except ModelError:
+                continue
+            lift = program.lift or lift_for(program.input_range, program.fraction_bits)
+            for row in hostile_inputs(lift, (4, *graph.shape), seed):
+                left = reference_program.run(program, parameters, [row]).left - {"x"}
+                if left.isdisjoint(program.guards):
+                    outside[strict] += bool(left)
+    assert outside[True] == 0
+    assert outside[False] > 10
 
 
 @pytest.mark.parametrize("seed", [104_604, 104_944])

@@ -17,7 +17,7 @@ from privserve.compiler.simulate import simulate
 from privserve.engines import Prepared, ottt
 from privserve.errors import ModelError
 from privserve.fixedpoint import encode
-from privserve.program import Program
+from privserve.program import Lift, Program
 from privserve.validation import read_program
 
 PARTIES = 2
@@ -51,32 +51,41 @@ class Verdict:
         return ""
 
 
-def judge(graph: Graph, *, served: bool, rows: int = ROWS) -> Verdict:
+def judge(graph: Graph, *, served: bool, rows: int = ROWS, hostile: int = 0) -> Verdict:
     """Compile, answer `rows` inputs, compare.
 
     served: by parties, with shares; else by the simulation, whose only differences are the
-    luck of truncations and of a lookup's mask.
+    luck of truncations and of a lookup's mask. hostile: so many rows of any ring elements more, to
+    a program of strict inputs; they have to be answered as the inputs that they are lifted to.
     """
     verdict = Verdict(graph.seed)
     x = graph.inputs(rows)
-    ideal, clear = graph.ideal(x)
     with reference_program.tails_recorded() as tails:
         try:
-            prepared = ottt.prepare(graph.model, input_range=graph.input_range)
+            prepared = ottt.prepare(
+                graph.model, input_range=graph.input_range, strict_inputs=hostile > 0
+            )
         except ModelError as error:
             verdict.refused = str(error)
             return verdict
     program = read_program(as_sent(prepared.description))
     verdict.warned = any("INEXACT" in note for note in program.notes)
     encoded = encode(x, program.fraction_bits)
+    if program.lift is not None:
+        sent = hostile_inputs(program.lift, (hostile, *graph.shape), graph.seed)
+        taken = reference_program.each(lambda v: reference_program.lifted(v, program.lift), sent)
+        encoded = np.concatenate([encoded, sent])
+        x = np.concatenate([x, taken.astype(np.float64) * 2.0**-program.fraction_bits])
+    ideal, clear = graph.ideal(x)
+    clear[rows:] = False  # outputs beyond the declared range have a spread of their own
     if served:
-        answers, left = _served(prepared, x)
+        answers, left = _served(prepared, encoded)
     else:
         answers, left = _simulated(program, prepared.parameters, encoded)
     # As users are told: over samples of the declared range. Six rows may happen to lie together.
     samples = synthetic_samples(graph.shape, *program.input_range, 8)
-    spreads = [_spread(y) for y in graph.ideal(np.concatenate([x, samples]))[0]]
-    for i in range(rows):
+    spreads = [_spread(y) for y in graph.ideal(np.concatenate([x[:rows], samples]))[0]]
+    for i in range(len(x)):
         if left[i]:
             verdict.flagged += 1
             continue
@@ -92,6 +101,18 @@ def judge(graph: Graph, *, served: bool, rows: int = ROWS) -> Verdict:
             if clear[i]:
                 verdict.of_spread = max(verdict.of_spread, float(off.max()) / spread)
     return verdict
+
+
+def hostile_inputs(lift: Lift, shape: tuple[int, ...], seed: int) -> np.ndarray:
+    """Elements that no client of ours sends: any words, and both sides of all borders."""
+    draw = np.random.default_rng(seed + 10**10)
+    sent = draw.integers(-(2**63), 2**63 - 1, shape, endpoint=True)
+    size = 2**lift.bits
+    borders = [lift.start + n * size // 2 + step for n in range(-4, 9) for step in (-1, 0, 1)]
+    borders += [2**63 - 1, -(2**63), 2**40, -(2**40)]
+    edged = draw.random(shape) < 0.4
+    sent[edged] = draw.choice(np.array(borders, np.int64), int(edged.sum()))
+    return sent
 
 
 def _spread(y: np.ndarray) -> float:
@@ -125,15 +146,15 @@ def _at_the_client(
     return apply(got), apply(center + error) - apply(center - error) + 1e-12
 
 
-def _served(prepared: Prepared, x: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
+def _served(prepared: Prepared, encoded: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
     with (
         mock.patch.object(ottt, "prepare", return_value=prepared),  # it was compiled once already
         Session(None, PARTIES, {"pool_queries": 2}) as session,
     ):
-        answers = list(session.query(x))
-        left = np.zeros(len(x), bool)
+        answers = list(session.answer(encoded))
+        left = np.zeros(len(encoded), bool)
         if session.program.guards:
-            left = answers.pop().reshape(len(x), -1).any(1)
+            left = answers.pop().reshape(len(encoded), -1).any(1)
     return answers, left
 
 

@@ -132,7 +132,10 @@ class Session:
     def query(self, *inputs: np.ndarray) -> list[np.ndarray]:
         """Real outputs (before any client activation) for real inputs (B, ...)."""
         bits = self.program.fraction_bits
-        encoded = [np.rint(x * 2.0**bits).astype(np.int64) for x in inputs]
+        return self.answer(*(np.rint(x * 2.0**bits).astype(np.int64) for x in inputs))
+
+    def answer(self, *encoded: np.ndarray) -> list[np.ndarray]:
+        """Real outputs for any ring elements as inputs, int64 (B, ...)."""
         shared = [split(x, self.parties) for x in encoded]
         outs: list[Sequence[np.ndarray]] = [()] * self.parties
 

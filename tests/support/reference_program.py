@@ -20,7 +20,7 @@ import numpy as np
 
 from privserve.compiler import smooth
 from privserve.functions import evaluate
-from privserve.program import Op, Program
+from privserve.program import Lift, Op, Program
 
 RING = 2**64
 FLOAT_SLACK = 1e-12
@@ -119,6 +119,11 @@ def signed(value: int, bits: int = 64) -> int:
     """The integer modulo 2^bits that lies in [-2^(bits - 1), 2^(bits - 1))."""
     value %= 1 << bits
     return value - (1 << bits) if value >> (bits - 1) else value
+
+
+def lifted(value: int, lift: Lift) -> int:
+    """What strict inputs make of a ring element, by its definition in docs/protocol.md."""
+    return lift.start + max(signed(int(value) - lift.start, lift.bits + 1), 0)
 
 
 def shifted(value: int, shift: int) -> int:

@@ -3,6 +3,8 @@ from __future__ import annotations
 import numpy as np
 import ottt_steps as steps
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from privserve.engines.ottt import bits as packing
 from privserve.engines.ottt import reference
@@ -121,3 +123,24 @@ def test_the_last_step_of_a_relu_matches_the_reference_on_arbitrary_tuples(k, bi
         share = fields_of(pool[0], e, count, bits, k)
         expected = reference.finish_relu(x, dhat, bits, plan, lead, share)
         assert int(out[0, e]) % 2**bits == expected
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.integers(2, 3),
+    st.integers(MIN_COMPARISON_BITS, MAX_COMPARISON_BITS),
+    st.integers(0, 58),
+    st.lists(st.integers(-(2**63), 2**63 - 1), min_size=1, max_size=8),
+)
+def test_without_a_shift_the_result_follows_from_the_low_bits_of_every_ring_element(
+    parties, k, more, words
+):
+    """What strict inputs rely on: also for |u| far beyond 2^(K-1), and for shares of any form."""
+    bits, half = min(k + more, 64), 1 << (k - 1)
+    edges = [0, -1, half - 1, half, -half, -half - 1, 2 * half, 2**63 - 1, -(2**63)]
+    values = np.array([[*words, *edges]], dtype=np.int64)
+    low = [(int(v) + half) % (2 * half) - half for v in values[0]]
+    for shares in (split(values, parties), [values, *[np.zeros_like(values)] * (parties - 1)]):
+        outs, _ = steps.relu(shares, 0, k, bits)
+        total = [sum(int(out[0, e]) for out in outs) % 2**bits for e in range(len(low))]
+        assert total == [max(v, 0) for v in low]
