@@ -22,6 +22,8 @@ from privserve.engines.crypten.compat import MeshCommunicator
 from privserve.engines.crypten.graph import lower
 from privserve.errors import ClusterError, ModelError
 from privserve.fixedpoint import decode, encode
+from privserve.lift import read_lift
+from privserve.prg import Prg
 
 
 def graph(op: str, shape: list[int], weights: dict[str, np.ndarray], **attributes: Any) -> Any:
@@ -220,3 +222,31 @@ def test_a_hard_swish_runs_on_both_engines(engine: str) -> None:
     session = run_session(prepared, [[encode(x, prepared.description["fraction_bits"])]])
     got = decode(session.answers[0][0], prepared.description["output_fraction_bits"])
     assert np.abs(got - converted.predict(x)).max() < 1e-2
+
+
+@pytest.mark.parametrize("parties", [2, 3])
+def test_every_ring_element_is_lifted_exactly_and_inputs_stay_what_they_are(parties: int) -> None:
+    model = graph("Add", [6], {"w": np.zeros(6)})
+    prepared = crypten_engine.prepare(model, input_range=(-1, 3), strict_inputs=True)
+    lift = read_lift(prepared.description["lift"])
+    assert lift is not None
+    honest = encode(np.linspace(-1, 3, 60).reshape(10, 6), 16)
+    size = 2**lift.bits
+    borders = [lift.start + n * size + step for n in (-1, 0, 1, 2) for step in (-1, 0, 1)]
+    edges = np.array([*borders, 2**63 - 1, -(2**63), 0, 1 << 62, -1, 1 << 40], np.int64)
+    x = np.concatenate([honest, edges.reshape(3, 6), Prg().int64((40, 6))])
+    session = run_session(prepared, [[x]], parties)
+    expected = [[lift.start + (int(v) - lift.start) % size for v in row] for row in x]
+    assert session.answers[0][0].tolist() == expected
+    assert session.answers[0][0][:10].tolist() == honest.tolist()
+
+
+def test_the_bounds_of_strict_inputs_are_those_of_all_that_is_let_in() -> None:
+    """A range that just fits, and does not once its inputs are lifted to twice of it."""
+    model = graph("MatMul", [4], {"w": np.ones((4, 1))})
+    options: dict[str, Any] = {"input_range": (0, 1 << 16), "fraction_bits": 16}
+    crypten_engine.prepare(model, **options)
+    with pytest.raises(ModelError, match=r"values may reach 5.24e\+05 .*input-range"):
+        crypten_engine.prepare(model, **options, strict_inputs=True)
+    options["input_range"] = (0, (1 << 16) - 1)
+    crypten_engine.prepare(model, **options, strict_inputs=True)
