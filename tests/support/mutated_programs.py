@@ -41,11 +41,14 @@ OTHERS = [None, True, False, "", "x", "weight", [], {}, [0], [1, 1], [[0, 0]], {
 
 @cache
 def base(number: int) -> Prepared:
-    """A valid program: that of a random graph, or of the next one that is not refused."""
+    """A valid program, one in three of strict inputs: a random graph's that is not refused."""
     while True:
         graph = random_graph(number)
         try:
-            return ottt.prepare(graph.model, input_range=graph.input_range)
+            is_strict = number % 3 == 0
+            return ottt.prepare(
+                graph.model, input_range=graph.input_range, strict_inputs=is_strict
+            )
         except ModelError:
             number += 1000
 
