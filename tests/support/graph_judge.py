@@ -54,8 +54,8 @@ class Verdict:
 def judge(graph: Graph, *, served: bool, rows: int = ROWS) -> Verdict:
     """Compile, answer `rows` inputs, compare.
 
-    served: by parties, with shares; else by the simulation, whose only differences are the
-    luck of truncations and of a lookup's mask.
+    served: by parties, with shares that they round as a client gets them; else by the simulation,
+    whose only differences are the luck of truncations, of a lookup's mask and of that rounding.
     """
     verdict = Verdict(graph.seed)
     x = graph.inputs(rows)
@@ -130,7 +130,7 @@ def _served(prepared: Prepared, x: np.ndarray) -> tuple[list[np.ndarray], np.nda
         mock.patch.object(ottt, "prepare", return_value=prepared),  # it was compiled once already
         Session(None, PARTIES, {"pool_queries": 2}) as session,
     ):
-        answers = list(session.query(x))
+        answers = session.answer(x)
         left = np.zeros(len(x), bool)
         if session.program.guards:
             left = answers.pop().reshape(len(x), -1).any(1)
