@@ -23,8 +23,8 @@ def predicted(digits: Digits, rows: slice) -> np.ndarray:
     return digits.model.converted.predict(digits.images[rows])
 
 
-def logits_of(digits: Digits, rows: slice) -> np.ndarray:
-    """What goes into the softmax, up to a constant: the logarithm of what comes out."""
+def log_probabilities_of(digits: Digits, rows: slice) -> np.ndarray:
+    """What goes into the softmax, up to a constant."""
     return np.log(predicted(digits, rows))
 
 
@@ -38,15 +38,15 @@ def test_the_answer_is_what_keras_would_predict(digits: Digits, client: ps.Clien
     assert (answer.argmax(-1) == digits.labels[:3]).all()
 
 
-def test_logits_are_what_goes_into_the_softmax(digits: Digits, client: ps.Client) -> None:
+def test_logits_before_a_softmax_are_log_probabilities(digits: Digits, client: ps.Client) -> None:
     with digits.serving():
         logits = client.query_model(digits.images[:3], logits=True)
-    assert (logits < 0).any()
-    centred = logits - logits.max(-1, keepdims=True)
-    expected = logits_of(digits, slice(3))
-    expected -= expected.max(-1, keepdims=True)
+    assert logits.dtype == np.float32
+    assert (logits <= 0).all()
+    np.testing.assert_allclose(np.exp(logits.astype(np.float64)).sum(-1), 1, atol=1e-6)
+    expected = log_probabilities_of(digits, slice(3))
     likely = expected > -10
-    np.testing.assert_allclose(centred[likely], expected[likely], atol=5e-2)
+    np.testing.assert_allclose(logits[likely], expected[likely], atol=5e-2)
 
 
 def test_the_future_of_a_query_gives_its_answer(digits: Digits, client: ps.Client) -> None:

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,8 +22,13 @@ from privserve.errors import InputError
 GOOD: dict[str, Any] = {
     "inputs": [{"name": "x", "shape": [28, 28, 1]}, {"name": "mask", "shape": []}],
     "outputs": [
-        {"name": "y", "shape": [10], "activation": {"op": "Softmax", "axis": -1}},
-        {"name": "z", "shape": [3], "activation": None},
+        {
+            "name": "y",
+            "shape": [10],
+            "activation": {"op": "Softmax", "axis": -1},
+            "rounded_bits": 0,
+        },
+        {"name": "z", "shape": [3], "activation": None, "rounded_bits": 63},
     ],
     "fraction_bits": 14,
     "output_fraction_bits": 20,
@@ -45,7 +51,7 @@ def test_guards_and_notes_may_be_missing() -> None:
 @pytest.mark.parametrize("op", APPLIED)
 def test_every_activation_that_a_client_applies_may_be_described(op: str) -> None:
     activation = {"op": op, "axis": 1} if op in NORMALISING else {"op": op}
-    output = {"name": "y", "shape": [10], "activation": activation}
+    output = {"name": "y", "shape": [10], "activation": activation, "rounded_bits": 17}
     assert read_description({**GOOD, "outputs": [output]})["outputs"] == [output]
 
 
@@ -85,6 +91,13 @@ BAD = {
     ),
     "no axis": (changed("outputs", 0, "activation", to={"op": "Softmax"}), "'y' has no axis"),
     "an axis beyond": (changed("outputs", 0, "activation", "axis", to=2), "'y' has no axis"),
+    "no word of rounding": (
+        changed("outputs", 0, to={"name": "y", "shape": [2], "activation": None}),
+        "output 'y' needs 'rounded_bits'.*share the model again",
+    ),
+    "a true rounding": (changed("outputs", 0, "rounded_bits", to=True), "needs 'rounded_bits'"),
+    "a negative rounding": (changed("outputs", 0, "rounded_bits", to=-1), "needs 'rounded_bits'"),
+    "all bits rounded": (changed("outputs", 1, "rounded_bits", to=64), "'z' needs 'rounded_bits'"),
     "half a bit": (changed("fraction_bits", to=14.5), "'fraction_bits' must be"),
     "too many bits": (changed("output_fraction_bits", to=513), "'output_fraction_bits' must be"),
     "one end": (changed("input_range", to=[1]), "'input_range' must be"),
@@ -111,7 +124,9 @@ ANY = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.sampled_from(["x", "Softmax"]),
     lambda inner: (
         st.lists(inner, max_size=3)
-        | st.dictionaries(st.sampled_from(["name", "shape", "activation", "op", "axis"]), inner)
+        | st.dictionaries(
+            st.sampled_from(["name", "shape", "activation", "op", "axis", "rounded_bits"]), inner
+        )
     ),
     max_leaves=6,
 )
@@ -140,6 +155,8 @@ def test_whatever_is_described_is_refused_or_can_be_relied_on(data: st.DataObjec
     for tensor in (*described["inputs"], *described["outputs"]):
         assert 1 <= math.prod(tensor["shape"]) <= MAX_ELEMENTS
         assert all(type(axis) is int for axis in tensor["shape"])
+    for output in described["outputs"]:
+        assert np.int64(1) << np.int64(output["rounded_bits"])
     low, high = described["input_range"]
     assert float(low) < float(high)
     assert 2.0 ** described["fraction_bits"] > 0
@@ -169,7 +186,7 @@ def metadata() -> dict[str, Any]:
                 "name": t["name"],
                 "datatype": "INT64",
                 "shape": [-1, *t["shape"]],
-                "parameters": {"activation": t["activation"]},
+                "parameters": {key: t[key] for key in ("activation", "rounded_bits")},
             }
             for t in good["outputs"]
         ],

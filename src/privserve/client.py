@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from privserve import fixedpoint, oip, sharing
-from privserve.activations import apply_activation
+from privserve.activations import joined
 from privserve.addresses import join_address, split_address
 from privserve.calls import introduced, raise_for_answer, tls_context, unreachable
 from privserve.config import ClusterConfig, read_config
@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from privserve.cluster import Cluster
 
 MAX_CONCURRENT = 32
+OF_OUTPUTS = ("activation", "rounded_bits")
+"""What a model's metadata have among an output's parameters."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,8 @@ class Client:
         x: real numbers in the Keras layout with a batch axis, such as (B, 28, 28, 1); for
         several inputs a list in the model's order or a dict by name. Returns float32 of
         Keras' output shape, a list in the model's order for several outputs; with named=True
-        a dict by the outputs' names; with logits=True what goes into the final activation.
+        a dict by the outputs' names; with logits=True what goes into the final activation, but
+        log-probabilities where that is a softmax: its input is told up to a constant only.
         Raises InputError or RangeError for an x that does not fit, GuessedRangeError (a
         RangeError) where x takes a deep model out of the ranges that were guessed when it was
         shared, LimitReached or NotServing when nobody answers queries now, ClusterError when a
@@ -131,10 +134,10 @@ class Client:
             _check_guards(described["guards"], sharing.join([parts[-1] for parts in shares]))
             shares = [parts[:-1] for parts in shares]
         outputs = {}
+        bits = described["output_fraction_bits"]
         for tensor, parts in zip(described["outputs"], zip(*shares, strict=True), strict=True):
-            values = fixedpoint.decode(sharing.join(parts), described["output_fraction_bits"])
-            activation = None if logits else tensor["activation"]
-            outputs[tensor["name"]] = apply_activation(values, activation).astype(np.float32)
+            values = joined(parts, tensor["activation"], bits, logits=logits)
+            outputs[tensor["name"]] = values.astype(np.float32)
         if named:
             return outputs
         return next(iter(outputs.values())) if len(outputs) == 1 else list(outputs.values())
@@ -308,7 +311,7 @@ def _parse_model(party: str, described: Mapping[str, Any]) -> _Model:
     """Read what a party's front says of its model; raises ClusterError where it is malformed."""
     try:
         outputs = [
-            {**_unbatched(tensor), "activation": tensor["parameters"]["activation"]}
+            {**_unbatched(tensor), **{key: tensor["parameters"][key] for key in OF_OUTPUTS}}
             for tensor in described["outputs"]
         ]
         inputs = [_unbatched(tensor) for tensor in described["inputs"]]

@@ -13,6 +13,7 @@ from typing import Any, NotRequired, TypedDict, cast
 
 from privserve.activations import APPLIED, NORMALISING
 from privserve.errors import InputError
+from privserve.fixedpoint import RING_BITS
 from privserve.oip import MAX_AXES
 
 MAX_TENSORS = 1024
@@ -43,6 +44,9 @@ class OutputDescription(TensorDescription):
     """An output."""
 
     activation: Activation | None
+    rounded_bits: int
+    """How many low bits of it the parties round away: all of its elements are told as multiples of
+    2^rounded_bits."""
 
 
 class Description(TypedDict):
@@ -74,6 +78,7 @@ def read_description(fields: object) -> Description:
     for tensor in _tensors(fields, "outputs"):
         _check_tensor(tensor, "output")
         _check_activation(tensor)
+        _check_rounding(tensor)
     for key in ("fraction_bits", "output_fraction_bits"):
         bits = fields.get(key)
         if type(bits) is not int or abs(bits) > MAX_FRACTION_BITS:
@@ -124,6 +129,16 @@ def _check_activation(output: dict[str, Any]) -> None:
         axis, axes = activation.get("axis"), 1 + len(output["shape"])
         if type(axis) is not int or not -axes <= axis < axes:
             raise InputError(f"{what} has no axis for its activation")
+
+
+def _check_rounding(output: dict[str, Any]) -> None:
+    bits = output.get("rounded_bits")
+    if type(bits) is not int or not 0 <= bits < RING_BITS:
+        raise InputError(
+            f"the description's output {output['name']!r} needs 'rounded_bits', a whole number "
+            f"from 0 to {RING_BITS - 1}; install one version of privserve everywhere and share "
+            "the model again"
+        )
 
 
 def _check_range(input_range: object) -> None:

@@ -151,6 +151,8 @@ class Port:
     value: int
     activation: Mapping[str, Any] | None = None
     """What the client applies to the joined output: {"op": "Softmax", "axis": -1}."""
+    rounded_bits: int = 0
+    """Of an output: how many low bits the parties round away before the client gets it."""
 
 
 @dataclass(frozen=True)
@@ -202,6 +204,7 @@ class Program:
                     "shape": list(self.values[p.value].shape),
                     "value": p.value,
                     "activation": None if p.activation is None else dict(p.activation),
+                    "rounded_bits": p.rounded_bits,
                 }
                 for p in self.outputs
             ],

@@ -60,7 +60,7 @@ def read_program(fields: Fields) -> Program:
     for number, one in enumerate(items(fields, "ops", MAX_OPS)):
         ops.append(_op(number, one, values, known))
         known.add(ops[-1].output)
-    outputs = tuple(_port(one, values) for one in items(fields, "outputs", MAX_OPS))
+    outputs = tuple(_port(one, values, True) for one in items(fields, "outputs", MAX_OPS))
     if not inputs or not outputs or any(port.value not in known for port in outputs):
         raise malformed("it has no input, no output, or an output that no op makes")
     low, high = (real(end, "input_range") for end in items(fields, "input_range", 2))
@@ -97,12 +97,13 @@ def _value(what: str, given: object) -> Value:
     return Value(tuple(shape), whole(fields, "bits", 1, RING_BITS), step, bound)
 
 
-def _port(given: object, values: Sequence[Value]) -> Port:
+def _port(given: object, values: Sequence[Value], is_output: bool = False) -> Port:
     fields = record(given, "a port")
     number = whole(fields, "value", 0, len(values) - 1)
     if fields.get("shape") != list(values[number].shape) or not values[number].size:
         raise malformed("a port's shape is not that of its value")
-    return Port(text(fields.get("name"), "a port's name"), number, fields.get("activation"))
+    bits = whole(fields, "rounded_bits", 0, RING_BITS - 1) if is_output else 0
+    return Port(text(fields.get("name"), "a port's name"), number, fields.get("activation"), bits)
 
 
 # -- ops ------------------------------------------------------------------------------------

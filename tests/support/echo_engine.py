@@ -22,7 +22,7 @@ SECRET = "share 8675309"
 
 DESCRIPTION = {
     "inputs": [{"name": "x", "shape": [2]}],
-    "outputs": [{"name": "y", "shape": [2], "activation": None}],
+    "outputs": [{"name": "y", "shape": [2], "activation": None, "rounded_bits": 0}],
     "fraction_bits": 0,
     "output_fraction_bits": 0,
     "input_range": [-8.0, 8.0],

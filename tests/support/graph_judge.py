@@ -54,9 +54,10 @@ class Verdict:
 def judge(graph: Graph, *, served: bool, rows: int = ROWS, hostile: int = 0) -> Verdict:
     """Compile, answer `rows` inputs, compare.
 
-    served: by parties, with shares; else by the simulation, whose only differences are the
-    luck of truncations and of a lookup's mask. hostile: so many rows of any ring elements more, to
-    a program of strict inputs; they have to be answered as the inputs that they are lifted to.
+    served: by parties, with shares that they round as a client gets them; else by the simulation,
+    whose only differences are the luck of truncations, of a lookup's mask and of that rounding.
+    hostile: so many rows of any ring elements more, to a program of strict inputs; they have to be
+    answered as the inputs that they are lifted to.
     """
     verdict = Verdict(graph.seed)
     x = graph.inputs(rows)

@@ -6,14 +6,17 @@ import json
 import queue
 import threading
 from collections.abc import Callable, Sequence
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
 import onnx
 
+from privserve.activations import joined
 from privserve.description import read_description
 from privserve.engines import Prepared, ottt
 from privserve.errors import PeerLost
+from privserve.party.answers import told
 from privserve.prg import Prg
 from privserve.sharing import join, split
 from privserve.validation import read_program
@@ -130,7 +133,25 @@ class Session:
             raise self.failures[0]
 
     def query(self, *inputs: np.ndarray) -> list[np.ndarray]:
-        """Real outputs (before any client activation) for real inputs (B, ...)."""
+        """Real outputs (before any client activation) for real inputs (B, ...).
+
+        As the engine computes them, before the parties round their shares.
+        """
+        step = 2.0**-self.program.output_fraction_bits
+        return [join(parts) * step for parts in zip(*self._shares(*inputs), strict=True)]
+
+    def answer(self, *inputs: np.ndarray) -> list[np.ndarray]:
+        """What a client that asks for logits gets, and the guards' flags if there are any."""
+        rows, outputs = [len(inputs[0])], self.prepared.description["outputs"]
+        parts = [told(shares, outputs, rows, Prg()) for shares in self._shares(*inputs)]
+        bits = self.program.output_fraction_bits
+        return [
+            joined(shares, output.get("activation"), bits, logits=True)
+            for output, shares in zip_longest(outputs, zip(*parts, strict=True), fillvalue={})
+        ]
+
+    def _shares(self, *inputs: np.ndarray) -> list[Sequence[np.ndarray]]:
+        """Every party's shares of the outputs."""
         bits = self.program.fraction_bits
         return self.answer(*(np.rint(x * 2.0**bits).astype(np.int64) for x in inputs))
 
@@ -143,8 +164,7 @@ class Session:
             outs[rank] = self.computes[rank].run([s[rank] for s in shared])
 
         self.everyone(run)
-        joined = [join(list(parts)) for parts in zip(*outs, strict=True)]
-        return [x / 2.0**self.program.output_fraction_bits for x in joined]
+        return outs
 
     def close(self) -> None:
         for compute in self.computes:

@@ -4,7 +4,8 @@
 |served - meant|, where `served` is what any set of parties may answer and `meant` is what the
 model itself makes of the input. Bounds follow from what the ops say of themselves: half a unit
 for what is rounded once (inputs, weights, constants, scales), n / 2 + 1 units for a truncation
-by n parties, a lookup's error and slope. Nothing here is shared with `privserve.compiler.simulate`.
+by n parties, a lookup's error and slope, n times 2^rounded_bits units where an output is told.
+Nothing here is shared with `privserve.compiler.simulate`.
 """
 
 from __future__ import annotations
@@ -108,7 +109,9 @@ def run(
         element, step = machine.values[port.value], 2.0**-program.output_fraction_bits
         row.units.append(element.units)
         row.outputs.append(element.units.astype(np.float64) * step)
-        row.errors.append(element.error)
+        # Each party rounds its share of an answer up or down to a multiple of 2^rounded_bits.
+        told = parties * 2.0**port.rounded_bits * step if port.rounded_bits else 0.0
+        row.errors.append(element.error + told)
     return row
 
 

@@ -17,13 +17,14 @@ lookups, `moves` those that move elements around.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import numpy as np
 
 from privserve import local
+from privserve.activations import ROOT
 from privserve.compiler import moves
 from privserve.compiler.bounds import Bounds
 from privserve.compiler.formats import ROUNDING_UNITS, exact_bits, fitting_measure
@@ -32,9 +33,14 @@ from privserve.compiler.traced import Traced, extra_bits
 from privserve.errors import ModelError
 from privserve.fixedpoint import RingArray
 from privserve.program import OP_KINDS, Lift, Op, Port, Program, Value
+from privserve.sharing import MAX_COMPUTE_PARTIES
 
 LEAST_ALIGN_BITS = 10
 """Factors that bring values to one step have at least this many significant bits."""
+
+ROUNDING_MARGIN = 3
+"""An answer is told with this many fraction bits more than its magnitude calls for. A party's
+rounding of it then errs by less than 1/8 of a unit; that of a truncation errs by up to 1/2."""
 
 
 class ProgramBuilder:
@@ -317,9 +323,11 @@ class ProgramBuilder:
         finest = aligned[0].step
         ports = []
         for (name, _, activation), x in zip(outputs, aligned, strict=True):
-            if x.range.magnitude / finest >= 2.0**62:
+            rounded = self._rounded_bits(x, activation)
+            # Below 2^62 differences, which clients take of a softmax's input, are below 2^63.
+            if x.range.magnitude / finest + MAX_COMPUTE_PARTIES * 2.0**rounded >= 2.0**62:
                 self.bounds.refuse(x.range.magnitude, name)
-            ports.append(Port(name, x.number, activation))
+            ports.append(Port(name, x.number, activation, rounded))
         return Program(
             inputs=tuple(Port(name, x.number) for name, x in inputs),
             outputs=tuple(ports),
@@ -331,6 +339,18 @@ class ProgramBuilder:
             notes=(*self._notes, *self.bounds.notes()),
             lift=lift,
         )
+
+    def _rounded_bits(self, x: Traced, activation: Mapping[str, Any] | None) -> int:
+        """How many low bits of an output no client needs."""
+        if not x.range.magnitude:
+            return 0
+        # As many significant bits are left as other values have, however small it is.
+        smaller = max(0, -2 - math.ceil(math.log2(x.range.magnitude)))
+        spare = self.excess(x) - smaller - ROUNDING_MARGIN
+        if activation is not None and activation["op"] == ROOT:
+            # Near zero a root needs twice as many fraction bits as it has itself.
+            spare -= self.fraction_bits + ROUNDING_MARGIN
+        return max(0, spare)
 
     def _formats(self, outputs: Sequence[int]) -> tuple[Value, ...]:
         """Per value the bits that matter, from the last op back to the first."""

@@ -1,9 +1,10 @@
 """What the parties' answers would be: a program on plain integers, with no shares and no MPC.
 
-Every op is computed as its shares would sum up to, modulo 2^64. Two things are random under
-MPC: a truncation, which n parties' roundings of their shares put off by up to n / 2, and a
-lookup's mask r, which decides where its segments begin. Without `luck` a truncation is rounded
-to the nearest unit and r is 0, so that an answer of the parties differs by what these cost, as
+Every op is computed as its shares would sum up to, modulo 2^64. Three things are random under
+MPC: a truncation, which n parties' roundings of their shares put off by up to n / 2, a
+lookup's mask r, which decides where its segments begin, and the rounding of an output's shares
+before its client gets them. Without `luck` a truncation is rounded to the nearest unit, r is 0 and
+outputs are not rounded, so that an answer of the parties differs by what these cost, as
 little as by one run from the next; with it they are drawn as two parties would have them.
 """
 
@@ -22,6 +23,7 @@ from privserve.fixedpoint import RingArray
 from privserve.geometry import Geometry
 from privserve.prg import Prg
 from privserve.program import Attributes, Op, Program
+from privserve.sharing import rounded
 from privserve.splines import quadratics
 
 Floats = NDArray[np.float64]
@@ -51,7 +53,7 @@ def simulate(
 ) -> Simulated:
     """Run `program` on plain ring elements; inputs: int64[S, *shape] each.
 
-    luck: what truncations and masks are drawn from. No secret is: no share is computed here.
+    luck: what all of these are drawn from. No secret is: no share is computed here.
     """
     values = dict(zip((port.value for port in program.inputs), inputs, strict=True))
     last = {number: index for index, op in enumerate(program.ops) for number in op.inputs}
@@ -65,8 +67,16 @@ def simulate(
             rows |= left
         for number in {n for n in op.inputs if last[n] == index} - kept:
             del values[number]
-    result.outputs = [values[port.value] for port in program.outputs]
+    result.outputs = [told(values[port.value], port.rounded_bits, luck) for port in program.outputs]
     return result
+
+
+def told(x: RingArray, rounded_bits: int, luck: Luck) -> RingArray:
+    """Return an output as its client joins it: by luck each of two parties rounds its share."""
+    if luck is None or not rounded_bits:
+        return x
+    share = luck.int64(x.shape)
+    return rounded(share, rounded_bits, luck) + rounded(x - share, rounded_bits, luck)
 
 
 def _run(

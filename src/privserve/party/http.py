@@ -146,7 +146,13 @@ class _Front:
                 "platform": f"privserve_{spec.engine}",
                 "inputs": [_tensor_metadata(t) for t in description["inputs"]],
                 "outputs": [
-                    {**_tensor_metadata(t), "parameters": {"activation": t["activation"]}}
+                    {
+                        **_tensor_metadata(t),
+                        "parameters": {
+                            "activation": t["activation"],
+                            "rounded_bits": t["rounded_bits"],
+                        },
+                    }
                     for t in description["outputs"]
                 ],
                 "parameters": {

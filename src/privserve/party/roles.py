@@ -19,6 +19,7 @@ import numpy as np
 
 from privserve.engines import Compute, load_engine
 from privserve.errors import NotServing, PeerLost, QueryError, TooManyRows
+from privserve.party.answers import told
 from privserve.party.cores import stay_on_own_core
 from privserve.party.queries import GONE, LeaderQueue, Pending, PendingQueries, Refusal
 from privserve.party.session import (
@@ -30,6 +31,7 @@ from privserve.party.session import (
     SessionSpec,
     gone,
 )
+from privserve.prg import Prg
 
 RECENT_RUNS = 1000
 
@@ -53,6 +55,8 @@ class ComputeSession(Session):
     def __init__(self, seat: Seat, spec: SessionSpec) -> None:
         super().__init__(seat, spec)
         self._compute: Compute | None = None
+        self._coins: Prg | None = None
+        """This party's own: what rounds its shares of answers and hides constants in them."""
         self._runs: deque[tuple[int, float]] = deque(maxlen=RECENT_RUNS)
         self._queries = 0
         self._rows = 0
@@ -73,6 +77,7 @@ class ComputeSession(Session):
         self._compute = engine.Compute(
             self.spec.description, self.spec.shares, lanes, **self.spec.options
         )
+        self._coins = Prg()
         # After the engine has begun its own threads, which would inherit it.
         stay_on_own_core(self._config, self._config.rank(self._me.name))
         # The engine has arranged its own copies; a large network's shares need not stay.
@@ -95,11 +100,14 @@ class ComputeSession(Session):
     def _run(self, batch: list[Pending]) -> bool:
         """Evaluate a batch and answer its queries; whether they were, at all parties alike."""
         assert self._compute is not None
+        assert self._coins is not None
         arrays = list(zip(*(query.inputs for query in batch), strict=True))
         inputs = [a[0] if len(a) == 1 else np.concatenate(a) for a in arrays]
         started = time.perf_counter()
         try:
-            outputs = self._compute.run(inputs)
+            shares = self._compute.run(inputs)
+            rows = [query.rows for query in batch]
+            outputs = told(shares, self.spec.description["outputs"], rows, self._coins)
         except TooManyRows as error:
             for query in batch:
                 query.future.set_exception(error)
@@ -149,6 +157,7 @@ class ComputeSession(Session):
         if self._compute is not None:
             self._compute.close()
             self._compute = None
+        self._coins = None
 
 
 class LeaderSession(ComputeSession):

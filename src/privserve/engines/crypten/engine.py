@@ -113,6 +113,7 @@ def prepare(
                 "name": model.graph.output[0].name,
                 "shape": out_shape,
                 "activation": graph.activation,
+                "rounded_bits": 0,  # it carries no more bits than inputs do
             }
         ],
         "fraction_bits": bits,
