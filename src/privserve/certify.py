@@ -21,7 +21,8 @@ from privserve.authority import VALID_DAYS, Authority, read_issued, revoked_seri
 from privserve.certificates import CA_SECRET, renew, sign
 from privserve.cluster import Cluster
 from privserve.config import ClusterConfig, read_config
-from privserve.errors import ConfigError, PrivserveError
+from privserve.errors import ConfigError
+from privserve.exit_codes import exit_code
 from privserve.files import write_file
 from privserve.text_table import table
 from privserve.tls import REVOKED_FILE
@@ -115,16 +116,12 @@ def listed(config: ClusterConfig) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     options = parse(arguments)
-    try:
+
+    def work() -> int:
         print(run(options))
-    except PrivserveError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        named = f"{error.filename}: " if error.filename else ""
-        print(f"error: {named}{error.strerror}", file=sys.stderr)
-        return 2
-    return 0
+        return 0
+
+    return exit_code(work)
 
 
 if __name__ == "__main__":
