@@ -13,7 +13,8 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
-from privserve import Client, PrivserveError
+from privserve import Client
+from privserve.exit_codes import exit_code
 
 SAMPLES = Path(__file__).resolve().parent.parent / "examples" / "digits.npz"
 DEFAULT_CONFIG = Path(".privserve/cluster.toml")
@@ -84,6 +85,33 @@ def to_unit(images: NDArray[np.generic]) -> Image:
     return values / np.float32(255) if images.dtype.kind in "iu" else values
 
 
+def ask(options: argparse.Namespace) -> int:
+    """Ask for what the options name, and print the answers; 1 where one of them is wrong."""
+    archives = [path for path in options.files if path.suffix == ".npz"]
+    if options.files:
+        pictures = [path for path in options.files if path not in archives]
+        queries = [query for path in pictures for query in read_file(path)]
+    else:
+        queries = read_samples(options.count, options.start)
+    wrong = 0
+    with Client(options.config) as client:
+        for path in archives:
+            ask_arrays(client, path)
+        for name, image, label in queries:
+            scores = np.asarray(client.query_model(image[None])).ravel()
+            seen = int(scores.argmax())
+            if label is None:
+                print(f"{name} looks like a {seen} (score {scores[seen]:.3f})", flush=True)
+                continue
+            verdict = "correctly" if seen == label else "WRONGLY"
+            wrong += seen != label
+            print(
+                f"The image had label {label} and was {verdict} classified as {seen}",
+                flush=True,
+            )
+    return 1 if wrong else 0
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Ask for each file or digit, print what the model says; returns the exit code."""
     parser = argparse.ArgumentParser(description="Query a served model.")
@@ -99,35 +127,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.count < 1:
         parser.error("--count must be at least 1")
-    try:
-        archives = [path for path in options.files if path.suffix == ".npz"]
-        if options.files:
-            pictures = [path for path in options.files if path not in archives]
-            queries = [query for path in pictures for query in read_file(path)]
-        else:
-            queries = read_samples(options.count, options.start)
-        wrong = 0
-        with Client(options.config) as client:
-            for path in archives:
-                ask_arrays(client, path)
-            for name, image, label in queries:
-                scores = np.asarray(client.query_model(image[None])).ravel()
-                seen = int(scores.argmax())
-                if label is None:
-                    print(f"{name} looks like a {seen} (score {scores[seen]:.3f})", flush=True)
-                    continue
-                verdict = "correctly" if seen == label else "WRONGLY"
-                wrong += seen != label
-                print(
-                    f"The image had label {label} and was {verdict} classified as {seen}",
-                    flush=True,
-                )
-    except PrivserveError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    return 1 if wrong else 0
+    return exit_code(lambda: ask(options))
 
 
 if __name__ == "__main__":

@@ -12,45 +12,25 @@ import stat
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from invited import NAMES, addresses, is_up, manage
 from serving import SMALL, serving, small_model, wait_until
 
 import privserve as ps
-from privserve import certify, launch
-from privserve.authority import Authority, check_revoked, days_left, fingerprint, read_request
+from privserve import launch
+from privserve.authority import (
+    Authority,
+    check_revoked,
+    days_left,
+    fingerprint,
+    read_request,
+)
 from privserve.calls import tls_context
 from privserve.certificates import join, renew, sign, write_cluster
 from privserve.config import read_config
 from privserve.errors import ConfigError
-
-NAMES = ("alice", "bob", "carol")
-
-
-def addresses() -> list[tuple[str, str, str]]:
-    """Parties at free ports of this machine."""
-    with contextlib.ExitStack() as stack:
-        socks = [stack.enter_context(socket.create_server(("localhost", 0))) for _ in range(6)]
-        ports = [sock.getsockname()[1] for sock in socks]
-    return [(n, f"localhost:{ports[i]}", f"localhost:{ports[i + 3]}") for i, n in enumerate(NAMES)]
-
-
-@pytest.fixture
-def owner(tmp_path: Path) -> Path:
-    """The owner's cluster.toml of a cluster whose parties were invited."""
-    home = tmp_path / "owner"
-    return write_cluster(home, addresses(), keep=tmp_path / "ca.secret", make_keys=False)
-
-
-@pytest.fixture
-def secret(tmp_path: Path) -> Path:
-    return tmp_path / "ca.secret"
-
-
-def manage(owner: Path, secret: Path, *words: str) -> int:
-    return certify.main(["--config", str(owner), "--secret", str(secret), *words])
 
 
 def test_a_partys_key_never_leaves_its_host(owner: Path, secret: Path, tmp_path: Path) -> None:
@@ -74,30 +54,6 @@ def test_both_sides_can_compare_the_keys_fingerprint(
     said = capsys.readouterr().out.split("fingerprint: ")[1].splitlines()[0]
     manage(owner, secret, "sign", str(tmp_path / "bob" / "bob.request"))
     assert said in capsys.readouterr().out
-
-
-@pytest.fixture
-def hosts(owner: Path, secret: Path, tmp_path: Path, tag: str) -> Iterator[dict[str, Path]]:
-    """Three hosts that joined, each in a directory of its own, with its party running."""
-    homes, running = {}, []
-    for name in NAMES:
-        asked, _ = join(owner.parent / f"{name}.invite", tmp_path / "hosts")
-        sign(read_config(owner), secret, asked.read_bytes())
-        homes[name] = asked.parent
-        shutil.copy(owner.parent / f"{name}.pem", homes[name])
-        command = [sys.executable, "-m", "privserve.launch", "--party", name]
-        log = (homes[name] / "log").open("w")
-        running.append(
-            subprocess.Popen(
-                [*command, "--config", str(homes[name] / "cluster.toml")], stderr=log, stdout=log
-            )
-        )
-        log.close()
-    yield homes
-    for one in running:
-        one.send_signal(signal.SIGINT)
-    for one in running:
-        one.wait(20)
 
 
 def test_parties_that_joined_serve_until_one_is_revoked(
@@ -195,7 +151,7 @@ def test_a_renewed_certificate_is_shown_without_a_restart(tag: str, tmp_path: Pa
             return str((stream.getpeercert() or {})["serialNumber"])
 
     try:
-        wait_until(lambda: _is_up(config.parties[0].http_address), "alice is up")
+        wait_until(lambda: is_up(config.parties[0].http_address), "alice is up")
         before = serial()
         assert renew(config, secret, days=30) == list(NAMES)
         wait_until(lambda: serial() != before, "the new certificate is shown")
@@ -203,12 +159,6 @@ def test_a_renewed_certificate_is_shown_without_a_restart(tag: str, tmp_path: Pa
     finally:
         running.send_signal(signal.SIGINT)
         running.wait(20)
-
-
-def _is_up(address: tuple[str, int]) -> bool:
-    with contextlib.suppress(OSError), socket.create_connection(address, timeout=1):
-        return True
-    return False
 
 
 def test_nothing_can_be_signed_without_the_authoritys_secret(

@@ -12,6 +12,7 @@ import hashlib
 import ipaddress
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography import x509
@@ -176,8 +177,22 @@ def days_left(certificate: Path) -> float:
     return left / datetime.timedelta(days=1)
 
 
-def check_revoked(pem: bytes, ca: Path) -> None:
-    """Raise ConfigError unless this is a list that the authority of `ca` signed."""
+@dataclass(frozen=True)
+class Revoked:
+    """The authority's list of certificates that count no more."""
+
+    signed: datetime.datetime
+    """When; in whole seconds."""
+    serials: tuple[int, ...]
+    """The certificates' numbers."""
+
+    def is_newer(self, other: Revoked) -> bool:
+        """Whether this list came after the other one. Lists only ever grow."""
+        return (self.signed, len(self.serials)) > (other.signed, len(other.serials))
+
+
+def check_revoked(pem: bytes, ca: Path) -> Revoked:
+    """Return what a list says; raises ConfigError unless the authority of `ca` signed it."""
     authority = x509.load_pem_x509_certificate(ca.read_bytes())
     try:
         listed = x509.load_pem_x509_crl(pem)
@@ -186,6 +201,16 @@ def check_revoked(pem: bytes, ca: Path) -> None:
     key = authority.public_key()
     if not isinstance(key, ec.EllipticCurvePublicKey) or not listed.is_signature_valid(key):
         raise ConfigError("the cluster's authority did not sign this list of certificates")
+    return Revoked(listed.last_update_utc, tuple(one.serial_number for one in listed))
+
+
+def known_revoked(ca: Path) -> Revoked | None:
+    """Return the list that lies beside `ca`, if there is one; raises ConfigError."""
+    try:
+        pem = (ca.parent / REVOKED_FILE).read_bytes()
+    except FileNotFoundError:
+        return None
+    return check_revoked(pem, ca)
 
 
 # -- what was issued ------------------------------------------------------------------------
@@ -210,15 +235,6 @@ def read_issued(config: ClusterConfig) -> dict[str, list[int]]:
         return {}
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise ConfigError(f"{path} cannot be used: {error}") from None
-
-
-def revoked_serials(ca: Path) -> list[int]:
-    """Return the numbers on the list beside `ca`; none where there is no list."""
-    path = ca.parent / REVOKED_FILE
-    if not path.exists():
-        return []
-    check_revoked(path.read_bytes(), ca)
-    return [one.serial_number for one in x509.load_pem_x509_crl(path.read_bytes())]
 
 
 def _named(name: str) -> x509.Name:

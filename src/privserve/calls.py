@@ -9,15 +9,22 @@ from pathlib import Path
 
 import httpx
 
-from privserve.addresses import split_address
+from privserve.addresses import join_address, split_address
 from privserve.config import DOMAIN
-from privserve.errors import BY_CODE, ClusterError, ConfigError, InputError, QueryError
-from privserve.tls import trust
+from privserve.errors import (
+    BY_CODE,
+    ClusterError,
+    ConfigError,
+    InputError,
+    PartyRevoked,
+    QueryError,
+)
+from privserve.tls import REVOKED, ListContext, trust
 
 
-def tls_context(ca: Path) -> ssl.SSLContext:
+def tls_context(ca: Path) -> ListContext:
     """Return a TLS 1.3 context that trusts the cluster's own authority and nobody else."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context = ListContext(ssl.PROTOCOL_TLS_CLIENT)
     try:
         trust(context, ca)
     except (OSError, ssl.SSLError):
@@ -25,6 +32,17 @@ def tls_context(ca: Path) -> ssl.SSLContext:
             f"{ca} is missing or holds no certificate; copy it from where the cluster was made"
         ) from None
     return context
+
+
+def connections(address: str, context: ssl.SSLContext, timeout: float, kept: int) -> httpx.Client:
+    """Return a pool of connections to the party at `address`, of which `kept` stay open idle."""
+    return httpx.Client(
+        base_url=f"https://{join_address(*split_address(address))}",
+        verify=context,
+        timeout=timeout,
+        limits=httpx.Limits(max_connections=None, max_keepalive_connections=kept),
+        trust_env=False,
+    )
 
 
 def identity_at(address: str, ca: Path, seconds: float = 5.0) -> str:
@@ -89,6 +107,11 @@ def unreachable(who: str, address: str, error: Exception) -> ClusterError:
     """Return the error for a party that HTTP cannot reach."""
     if isinstance(error, httpx.TimeoutException | TimeoutError):
         return ClusterError(f"{who} at {address} did not answer in time; is the cluster alive?")
+    if REVOKED in str(error):
+        return PartyRevoked(
+            f"{who} at {address} shows a certificate that the cluster's authority revoked, so it "
+            "was sent nothing: whoever listens there may have stolen it. Ask the model owner"
+        )
     if "CERTIFICATE_VERIFY_FAILED" in str(error):
         return ClusterError(
             f"{who} at {address} belongs to another cluster than the ca.pem in use (its "

@@ -17,11 +17,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from privserve import authority
-from privserve.authority import VALID_DAYS, Authority, read_issued, revoked_serials
+from privserve.authority import VALID_DAYS, Authority, known_revoked, read_issued
 from privserve.certificates import CA_SECRET, renew, sign
 from privserve.cluster import Cluster
 from privserve.config import ClusterConfig, read_config
-from privserve.errors import ConfigError, PrivserveError
+from privserve.errors import ConfigError
+from privserve.exit_codes import exit_code
 from privserve.files import write_file
 from privserve.text_table import table
 from privserve.tls import REVOKED_FILE
@@ -82,24 +83,30 @@ def revoke(config: ClusterConfig, secret: Path, party: str) -> str:
     """Put all certificates of a party on the list, and tell the parties."""
     config.rank(party)
     serials = read_issued(config).get(party, [])
-    held = revoked_serials(config.ca)
+    known = known_revoked(config.ca)
+    held = known.serials if known else ()
     listed_now = [*held, *(serial for serial in serials if serial not in held)]
     signed = Authority.load(config.path.parent, secret).revoked(listed_now)
     write_file(config.path.parent / REVOKED_FILE, signed)
-    said = f"{party}'s certificates count no more; hand {REVOKED_FILE} to clients, beside ca.pem"
+    said = f"{party}'s certificates count no more"
     cluster = Cluster.connect(config.path, wait=False)
     try:
         missed = cluster.tell_revoked(signed.decode(), party)
     finally:
         cluster.stop()
     if missed:
-        return f"{said}, and to {' and '.join(missed)}, which cannot be reached now"
-    return f"{said}; the other parties know"
+        names = " and ".join(missed)
+        return (
+            f"{said}, but {names} cannot be told now: put {REVOKED_FILE} beside ca.pem there. "
+            "Clients learn of it from the parties that have it"
+        )
+    return f"{said}; the other parties know, and clients learn of it from them"
 
 
 def listed(config: ClusterConfig) -> str:
     """The parties' certificates as a table."""
-    revoked, issued = set(revoked_serials(config.ca)), read_issued(config)
+    known, issued = known_revoked(config.ca), read_issued(config)
+    revoked = known.serials if known else ()
     rows: list[Sequence[str]] = [("party", "certificates", "revoked", "days left")]
     for party in config.parties:
         home = config.path.parent
@@ -115,16 +122,12 @@ def listed(config: ClusterConfig) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     options = parse(arguments)
-    try:
+
+    def work() -> int:
         print(run(options))
-    except PrivserveError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        named = f"{error.filename}: " if error.filename else ""
-        print(f"error: {named}{error.strerror}", file=sys.stderr)
-        return 2
-    return 0
+        return 0
+
+    return exit_code(work)
 
 
 if __name__ == "__main__":

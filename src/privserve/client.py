@@ -6,11 +6,10 @@ party, and what comes back is joined here, where the final softmax or sigmoid is
 
 from __future__ import annotations
 
-import ssl
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -21,8 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from privserve import fixedpoint, oip, sharing
 from privserve.activations import joined
-from privserve.addresses import join_address, split_address
-from privserve.calls import introduced, raise_for_answer, tls_context, unreachable
+from privserve.calls import connections, introduced, raise_for_answer, unreachable
 from privserve.config import ClusterConfig, read_config
 from privserve.credentials import KEY_FILE, ClientKey
 from privserve.description import Description, TensorDescription, read_description
@@ -38,6 +36,7 @@ from privserve.errors import (
 )
 from privserve.fixedpoint import RingArray
 from privserve.inputs import Inputs, batched, by_name
+from privserve.revocation import Revocations
 
 if TYPE_CHECKING:
     from privserve.cluster import Cluster
@@ -83,17 +82,12 @@ class Client:
         together with `ca`, the cluster's ca.pem. key: the client's key, by default client.key
         beside cluster.toml or ca.pem where there is one. timeout: seconds that a query may take.
         """
-        parties, context, beside = _resolve(cluster, ca)
+        parties, authority, beside = _resolve(cluster, ca)
         client = _client_key(key, beside)
         self._timeout = timeout
+        self._revocations = Revocations(authority)
         self._peers = [
-            _Peer(
-                name,
-                address,
-                identity,
-                _authorization(client, identity),
-                _connection(address, context, timeout),
-            )
+            _Peer(name, address, identity, _authorization(client, identity), self._connect(address))
             for name, address, identity in parties
         ]
         # Two stages, so that queries that wait for their requests cannot starve them.
@@ -147,8 +141,6 @@ class Client:
     ) -> Future[Any]:
         """Begin `query_model` in the background; returns a future of its result."""
         return self._queries.submit(self.query_model, x, logits=logits, named=named)
-
-    # -- with the parties -----------------------------------------------------------------
 
     def _asked(self, x: Inputs) -> tuple[_Model, list[list[RingArray]]]:
         """The model that was asked, and the answers by party and output.
@@ -213,7 +205,7 @@ class Client:
         except httpx.TransportError as error:
             raise unreachable(peer.name, peer.address, error) from None
         except RuntimeError:
-            raise ClusterError("this client is closed") from None
+            raise ClusterError("this client's connections were closed or made anew") from None
         raise_for_answer(response, peer.name)
         return response
 
@@ -227,12 +219,39 @@ class Client:
             raise ClusterError(f"{peer.name} gave a malformed answer: it is no JSON object")
         return facts
 
+    def _connect(self, address: str) -> httpx.Client:
+        return connections(address, self._revocations.context, self._timeout, MAX_CONCURRENT)
+
+    def _learn_revoked(self) -> list[ClusterError | QueryError]:
+        """Ask every party for the list of revoked certificates, and go by the newest one.
+
+        Where that is news, connections are made anew, and why parties were not heard is returned.
+        """
+        news, unheard = [], []
+        for peer in self._peers:
+            try:
+                listed = self._call(peer, "GET", "/privserve/revoked").content
+                news.append(self._revocations.learn(listed, peer.name))
+            except (ClusterError, QueryError) as error:
+                unheard.append(error)
+        if any(news):
+            anew = [replace(peer, http=self._connect(peer.address)) for peer in self._peers]
+            before, self._peers = self._peers, anew
+            for peer in before:
+                peer.http.close()
+        elif unheard:
+            raise unheard[0]
+        return unheard
+
     def _read_model(self) -> _Model:
         """Check that these are all compute parties of one cluster, and read their model."""
         with self._lock:
             if self._model is not None:
                 return self._model
+            unheard = self._learn_revoked()
             about = [self._facts(peer, "/v2") for peer in self._peers]
+            if unheard:
+                raise unheard[0]
             _check_roles(self._peers, about)
             served = about[0].get("models")
             name = served[0] if isinstance(served, list) and served else "none"
@@ -244,19 +263,17 @@ class Client:
             return self._model
 
 
-def _resolve(
-    cluster: Any, ca: str | Path | None
-) -> tuple[list[tuple[str, str, str]], ssl.SSLContext, Path]:
-    """((name, http address, identity) of each compute party, whom to trust, where files are)."""
+def _resolve(cluster: Any, ca: str | Path | None) -> tuple[list[tuple[str, str, str]], Path, Path]:
+    """((name, http address, identity) of each compute party, the ca.pem, where files are)."""
     if isinstance(cluster, str | Path):
         cluster = read_config(cluster)
     config = getattr(cluster, "config", cluster)
     if isinstance(config, ClusterConfig):
         parties = [(p.name, p.http, config.identity(p.name)) for p in config.compute]
-        return parties, tls_context(Path(ca or config.ca)), config.path.parent
+        return parties, Path(ca or config.ca), config.path.parent
     if isinstance(config, Sequence) and config and ca is not None:
         found = introduced([str(address) for address in config], Path(ca))
-        return found, tls_context(Path(ca)), Path(ca).parent
+        return found, Path(ca), Path(ca).parent
     raise ConfigError(
         "name the cluster: a cluster.toml, a started Cluster, or the compute parties' addresses "
         "with ca="
@@ -277,18 +294,6 @@ def _authorization(client: ClientKey | None, identity: str) -> dict[str, str]:
         return {}
     party, cluster = identity.split(".")[:2]
     return {"Authorization": client.authorization(cluster, party)}
-
-
-def _connection(address: str, context: ssl.SSLContext, timeout: float) -> httpx.Client:
-    host, port = split_address(address)
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=MAX_CONCURRENT)
-    return httpx.Client(
-        base_url=f"https://{join_address(host, port)}",
-        verify=context,
-        timeout=timeout,
-        limits=limits,
-        trust_env=False,
-    )
 
 
 def _check_roles(peers: Sequence[_Peer], about: Sequence[Mapping[str, Any]]) -> None:

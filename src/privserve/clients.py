@@ -28,7 +28,8 @@ from privserve.credentials import (
     checked_limits,
     checked_name,
 )
-from privserve.errors import ClusterError, ConfigError, PrivserveError, QueryError
+from privserve.errors import ClusterError, ConfigError, QueryError
+from privserve.exit_codes import exit_code
 from privserve.files import write_file
 from privserve.text_table import table as text_table
 
@@ -125,16 +126,12 @@ def tell(config: ClusterConfig, known: ClientTable) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     options = parse(arguments)
-    try:
+
+    def work() -> int:
         print(run(options))
-    except PrivserveError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        named = f"{error.filename}: " if error.filename else ""
-        print(f"error: {named}{error.strerror}", file=sys.stderr)
-        return 2
-    return 0
+        return 0
+
+    return exit_code(work)
 
 
 if __name__ == "__main__":

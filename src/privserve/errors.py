@@ -64,6 +64,10 @@ class PeerLost(ClusterError):
     """The channel to another party broke; the session and its randomness are void."""
 
 
+class PartyRevoked(ClusterError):
+    """A party shows a certificate that the cluster's authority has revoked."""
+
+
 class QueryError(PrivserveError):
     """A query was refused or failed; `status` is the HTTP status of the refusal."""
 

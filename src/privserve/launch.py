@@ -20,7 +20,8 @@ from zipfile import BadZipFile
 
 from privserve.addresses import join_address, split_address
 from privserve.config import party_names
-from privserve.errors import ConfigError, PrivserveError
+from privserve.errors import ConfigError
+from privserve.exit_codes import exit_code
 from privserve.interrupts import keep_interrupts
 
 if TYPE_CHECKING:
@@ -326,22 +327,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return run_one_party(options.party, options.config)
     warnings.showwarning = _show_warning  # type: ignore[assignment]
     keep_interrupts()  # `kill` and a closed terminal end the cluster as Ctrl-C does
-    try:
+
+    def work() -> int:
         if options.init:
             return write_files(options.init, options.hosts, options.invite)
         if options.join:
             return join_cluster(options.join, options.to)
         return launch(options)
-    except PrivserveError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        named = f"{error.filename}: " if error.filename else ""
-        print(f"error: {named}{error.strerror}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; everything is stopped", file=sys.stderr)
-        return 130
+
+    return exit_code(work, interrupted="interrupted; everything is stopped")
 
 
 if __name__ == "__main__":

@@ -26,6 +26,15 @@ class Mesh(Protocol):
     def recv(self, peer: int) -> memoryview:
         """The next frame from `peer`; valid until the next `recv` from that peer."""
 
+    def name(self, peer: int) -> str:
+        """Return what party `peer` is called, for people."""
+
+    def limit(self, peer: int, size: int) -> None:
+        """Take no frame of more than `size` bytes from `peer` from now on.
+
+        A peer that announces a larger one is lost before anything is allocated for it.
+        """
+
     def exchange(self, payload: Payload) -> list[memoryview | None]:
         """Send `payload` to every other compute party and return theirs, by rank.
 

@@ -4,9 +4,32 @@ from __future__ import annotations
 
 import ssl
 from pathlib import Path
+from typing import Any
 
 REVOKED_FILE = "revoked.pem"
 """Beside ca.pem: the authority's list of certificates that count no more. There may be none."""
+
+REVOKED = "certificate revoked"
+"""What OpenSSL says of such a certificate, and we as well."""
+
+
+class ListContext(ssl.SSLContext):
+    """A context that can be told of revoked certificates without a file, which OpenSSL needs.
+
+    `revoked` holds their numbers, and may be replaced at any time; handshakes from then on go by
+    it, whatever the files of `trust` say.
+    """
+
+    revoked: frozenset[int] = frozenset()
+
+    def wrap_socket(self, *args: Any, **options: Any) -> ssl.SSLSocket:
+        """Do the handshake; SSLCertVerificationError where the other side is on the list."""
+        stream = super().wrap_socket(*args, **options)
+        shown = stream.getpeercert() or {}
+        if int(str(shown.get("serialNumber", "0")), 16) in self.revoked:
+            stream.close()
+            raise ssl.SSLCertVerificationError(1, REVOKED)
+        return stream
 
 
 def trust(context: ssl.SSLContext, ca: Path) -> None:

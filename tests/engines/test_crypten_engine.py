@@ -19,6 +19,7 @@ from privserve.engines import load_engine
 from privserve.engines.crypten import compat
 from privserve.engines.crypten import engine as crypten_engine
 from privserve.engines.crypten.compat import MeshCommunicator
+from privserve.engines.crypten.dealing import OPERANDS
 from privserve.engines.crypten.graph import lower
 from privserve.errors import ClusterError, ModelError
 from privserve.fixedpoint import decode, encode
@@ -103,6 +104,7 @@ class FakeMesh:
     def __init__(self, theirs: np.ndarray) -> None:
         self.theirs = theirs
         self.sent: list[tuple[int, bytes]] = []
+        self.limits: dict[int, int] = {}
 
     def send(self, peer: int, *buffers: Any) -> None:
         self.sent.append((peer, b"".join(bytes(b) for b in buffers)))
@@ -112,6 +114,12 @@ class FakeMesh:
 
     def exchange(self, payload: Any) -> list[memoryview | None]:
         return [None, self.recv(1)]
+
+    def name(self, peer: int) -> str:
+        return ("alice", "bob", "carol")[peer]
+
+    def limit(self, peer: int, size: int) -> None:
+        self.limits[peer] = size
 
 
 MINE, THEIRS = torch.tensor([[1, 2], [3, 4]]), np.array([10, 20, 30, 2**63 - 1])
@@ -134,6 +142,16 @@ def test_an_all_reduce_combines_in_the_ring_and_keeps_its_argument(
     assert [first.tolist(), second.tolist()] == expected
     assert communicator.exchanges == 2
     assert torch.equal(mine, MINE)
+    assert communicator.mesh.limits == {1: 32}
+
+
+@pytest.mark.parametrize("words", [0, 3, 5])
+@pytest.mark.parametrize("call", ["all_reduce", "gather", "all_gather", "reduce"])
+def test_a_peers_tensor_of_another_size_is_refused_by_name(call: str, words: int) -> None:
+    communicator = MeshCommunicator(FakeMesh(np.arange(words)))
+    arguments = (MINE, 0) if call in ("gather", "reduce") else (MINE,)
+    with pytest.raises(ClusterError, match=f"bob sent {8 * words} bytes where 32 were to come"):
+        getattr(communicator, call)(*arguments)
 
 
 def test_gathering_reducing_and_unknown_reductions() -> None:
@@ -166,8 +184,10 @@ def test_requests_to_the_dealer_hold_shapes_only() -> None:
     prepared = crypten_engine.prepare(converters.convert(module, input_shape=(1, 6, 6)).onnx)
     x = encode(np.random.default_rng(1).uniform(-1, 1, (2, 1, 6, 6)), 16)
     session = run_session(prepared, [[x]], record=True)
-    requests = [p for way, _, p in session.transcripts["carol"] if way == "received"]
+    received = [(peer, p) for way, peer, p in session.transcripts["carol"] if way == "received"]
+    requests = [p for peer, p in received if peer == "alice"]
     assert len(requests) > 5
+    assert requests == [p for peer, p in received if peer == "bob"]
 
     def numbers(value: Any) -> list[int]:
         if isinstance(value, list):
@@ -179,7 +199,7 @@ def test_requests_to_the_dealer_hold_shapes_only() -> None:
     for request in requests:
         message = json.loads(request)
         assert set(message) == {"function", "args", "kwargs"}
-        assert message["function"] in compat.DEALER_FUNCTIONS
+        assert message["function"] in OPERANDS
         assert all(0 <= number < 10_000 for number in numbers(message))
 
 

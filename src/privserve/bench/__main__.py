@@ -24,7 +24,7 @@ from privserve.bench.report import Result, machine, plot, ratios, table
 from privserve.bench.runs import Bench
 from privserve.bench.subjects import EXAMPLES, Subject, digits_subject, resnet_subject, wide_subject
 from privserve.engines import load_engine
-from privserve.errors import PrivserveError
+from privserve.exit_codes import exit_code
 
 
 def subjects(options: argparse.Namespace) -> list[Subject]:
@@ -72,6 +72,23 @@ def numbers(text: str) -> list[int]:
     return values
 
 
+def measure_all(options: argparse.Namespace) -> int:
+    """Measure what the options ask for, and print it; returns the exit code."""
+    facts = machine()
+    if options.large:
+        return run_large(options, facts)
+    results = run(options)
+    if options.json:
+        print(json.dumps({"machine": facts, "results": [asdict(r) for r in results]}, indent=1))
+    else:
+        print(f"{facts['processor']}, {facts['cores']} cores; load before: {facts['load_before']}")
+        print(table(results))
+        print(ratios(results))
+    if options.plot:
+        plot(results, options.plot)
+    return 0
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m privserve.bench", description=__doc__)
@@ -98,27 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("--rounds must be at least 1")
     # As the launcher sets it: parties share the cores, and torch's threads would fight.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    try:
-        facts = machine()
-        if options.large:
-            return run_large(options, facts)
-        results = run(options)
-        if options.json:
-            print(json.dumps({"machine": facts, "results": [asdict(r) for r in results]}, indent=1))
-        else:
-            print(
-                f"{facts['processor']}, {facts['cores']} cores; load before: {facts['load_before']}"
-            )
-            print(table(results))
-            print(ratios(results))
-        if options.plot:
-            plot(results, options.plot)
-    except PrivserveError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    return exit_code(lambda: measure_all(options))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from privserve.config import Timeouts, read_config
-from privserve.errors import PrivserveError
+from privserve.exit_codes import exit_code
 from privserve.party.process import allow_descriptors, run_party
 from privserve.party.quiet import SaidOften
 
@@ -44,7 +44,8 @@ def main(arguments: list[str] | None = None) -> int:
     allow_descriptors()
     for noisy in ("httpx", "uvicorn"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    try:
+
+    def work() -> int:
         run_party(
             read_config(options.config),
             options.name,
@@ -57,10 +58,9 @@ def main(arguments: list[str] | None = None) -> int:
                 share=options.share_timeout,
             ),
         )
-    except PrivserveError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+        return 0
+
+    return exit_code(work)
 
 
 if __name__ == "__main__":

@@ -63,6 +63,7 @@ def create_app(party: Party) -> Starlette:
         Route("/privserve/serve", front.serve, methods=["POST"]),
         Route("/privserve/stop", front.stop, methods=["POST"]),
         Route("/privserve/status", front.status),
+        Route("/privserve/revoked", front.list_revoked, methods=["GET"]),
         Route("/privserve/revoked", front.revoked, methods=["POST"]),
         Route("/privserve/clients", front.clients, methods=["POST"]),
     ]
@@ -164,6 +165,10 @@ class _Front:
                 },
             }
         )
+
+    async def list_revoked(self, request: Request) -> Response:
+        """Hand out the authority's list of revoked certificates, PEM, for anybody to check."""
+        return Response(await asyncio.to_thread(self.party.revoked), media_type="text/plain")
 
     async def infer_any(self, request: Request) -> Response:
         """Refuse a query that does not say which session it was encoded for."""

@@ -78,6 +78,14 @@ class LaneMesh:
         """Return the next frame from party `peer`; valid until the next one is received."""
         return self.channels[peer].recv()
 
+    def name(self, peer: int) -> str:
+        """Return what party `peer` is called."""
+        return self.channels[peer].peer
+
+    def limit(self, peer: int, size: int) -> None:
+        """Cut `peer` off from now on where it announces a frame of more than `size` bytes."""
+        self.channels[peer].limit = size
+
     def exchange(self, payload: Payload) -> list[memoryview | None]:
         """Return everyone's payloads by rank (None at the own rank); see `mesh.Mesh`."""
         received: list[Any] = [None] * self.n

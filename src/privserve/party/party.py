@@ -112,6 +112,13 @@ class Party:
         for context in self.contexts:
             context.load_cert_chain(self.me.cert, self.me.key)
 
+    def revoked(self) -> bytes:
+        """Return the authority's list of revoked certificates, PEM; empty where there is none."""
+        try:
+            return (self.config.ca.parent / REVOKED_FILE).read_bytes()
+        except FileNotFoundError:
+            return b""
+
     def take_revoked(self, signed: str) -> None:
         """Keep the authority's list of revoked certificates, and end the session.
 

@@ -11,8 +11,7 @@ time.
 from __future__ import annotations
 
 import importlib
-import json
-import logging
+import math
 import sys
 import warnings
 from collections.abc import Sequence
@@ -24,15 +23,11 @@ from torch.distributed import ReduceOp
 
 from privserve.errors import ClusterError
 from privserve.mesh import Mesh
-from privserve.prg import KEY_BYTES, Prg, fresh_key
+from privserve.prg import KEY_BYTES, Prg
 
 LANE = "crypten"
 
-# What the dealer does on request: CrypTen's own list, and the bilinear maps of its triples.
-DEALER_FUNCTIONS = frozenset({"additive", "square", "binary", "wraps", "B2A"})
-BILINEAR_OPS = frozenset(
-    {"mul", "matmul", "conv1d", "conv2d", "conv_transpose1d", "conv_transpose2d"}
-)
+WORD_BYTES = 8
 
 
 def import_crypten() -> ModuleType:
@@ -107,36 +102,32 @@ def _shape(size: Any) -> tuple[int, ...]:
 class MeshCommunicator:
     """CrypTen's `Communicator` on a mesh of our channels: tensors travel raw, never pickled.
 
-    Collective operations run among the compute parties; `dealer_request` and
-    `dealer_requests` are the only traffic with the dealer.
+    Collective operations run among the compute parties. What a peer sends has the size that this
+    party expects at that step, or ends the session: a larger frame is not even received.
     """
 
     def __init__(self, mesh: Mesh) -> None:
         self.mesh = mesh
         self.exchanges = 0
+        self._peers = [peer for peer in range(mesh.n) if peer != mesh.rank]
 
     def get_rank(self) -> int:
-        """Return 0..n-1 for compute parties, n for the dealer."""
+        """Return 0..n-1 for compute parties."""
         return self.mesh.rank
 
     def get_world_size(self) -> int:
         """Return the number of compute parties."""
         return self.mesh.n
 
-    def get_ttp_rank(self) -> int:
-        """Return the dealer's rank."""
-        return self.mesh.n
-
     def all_reduce(self, input: Any, op: Any = ReduceOp.SUM, batched: bool = False) -> Any:
         """Combine everyone's tensors with `op`; a batch of tensors takes one exchange."""
         tensors = input if batched else [input]
         flat = torch.cat([t.reshape(-1) for t in tensors]) if len(tensors) > 1 else tensors[0]
-        flat = flat.contiguous()
-        self.exchanges += 1
-        total = flat.clone().reshape(-1)
-        for frame in self.mesh.exchange(_bytes(flat)):
-            if frame is not None:
-                _combine(total, torch.frombuffer(frame, dtype=torch.int64), op)
+        flat = flat.contiguous().reshape(-1)
+        total = flat.clone()
+        for theirs in self._exchanged(flat):
+            if theirs is not None:
+                _combine(total, theirs, op)
         if not batched:
             return total.reshape(input.shape)
         sizes = [t.numel() for t in tensors]
@@ -167,29 +158,27 @@ class MeshCommunicator:
         """Return everyone's tensors, by rank, at party `dst`; [None] elsewhere."""
         self.exchanges += 1
         if self.get_rank() != dst:
-            self.mesh.send(dst, _bytes(tensor))
+            self.mesh.send(dst, bytes_of(tensor))
             return [None]
         return [
-            tensor if peer == dst else _tensor(self.mesh.recv(peer), tensor.shape)
+            tensor if peer == dst else receive(self.mesh, peer, tensor.shape)
             for peer in range(self.mesh.n)
         ]
 
     def all_gather(self, tensor: torch.Tensor) -> list[torch.Tensor]:
         """Return everyone's tensors, by rank."""
+        return [tensor if t is None else t.clone() for t in self._exchanged(tensor)]
+
+    def _exchanged(self, tensor: torch.Tensor) -> list[torch.Tensor | None]:
+        """The others' tensors of this shape, until the next exchange; None at the own rank."""
         self.exchanges += 1
-        frames = self.mesh.exchange(_bytes(tensor))
-        return [tensor if f is None else _tensor(f, tensor.shape) for f in frames]
-
-    def dealer_request(
-        self, function: str, shape: Sequence[int], *args: Any, **kwargs: Any
-    ) -> torch.Tensor:
-        """Ask the dealer for party 0's correction, an int64 tensor of the given shape.
-
-        The request holds shapes and the name of a bilinear map, all of them public.
-        """
-        message = {"function": function, "args": args, "kwargs": kwargs}
-        self.mesh.send(self.get_ttp_rank(), json.dumps(message).encode())
-        return _tensor(self.mesh.recv(self.get_ttp_rank()), shape)
+        payload = bytes_of(tensor)
+        for peer in self._peers:
+            self.mesh.limit(peer, payload.nbytes)
+        return [
+            None if frame is None else _tensor(frame, tensor.shape, self.mesh.name(peer))
+            for peer, frame in enumerate(self.mesh.exchange(payload))
+        ]
 
     def __getattr__(self, name: str) -> Any:
         raise ClusterError(
@@ -198,137 +187,43 @@ class MeshCommunicator:
         )
 
 
-def _bytes(tensor: torch.Tensor) -> memoryview:
+def bytes_of(tensor: torch.Tensor) -> memoryview:
+    """Return the words of an int64 tensor as they are sent."""
     return memoryview(tensor.contiguous().numpy()).cast("B")  # type: ignore[arg-type]
 
 
-def _tensor(frame: memoryview, shape: Sequence[int]) -> torch.Tensor:
-    return torch.frombuffer(bytearray(frame), dtype=torch.int64).reshape(tuple(shape))
+def receive(mesh: Mesh, peer: int, shape: Sequence[int]) -> torch.Tensor:
+    """Return the next frame from `peer` as int64[shape]; ClusterError where it is another."""
+    mesh.limit(peer, WORD_BYTES * math.prod(shape))
+    return _tensor(mesh.recv(peer), shape, mesh.name(peer)).clone()
+
+
+def receive_key(mesh: Mesh, peer: int) -> bytes:
+    """Return the next frame from `peer` as a key; ClusterError where it is none."""
+    mesh.limit(peer, KEY_BYTES)
+    key = bytes(mesh.recv(peer))
+    if len(key) != KEY_BYTES:
+        raise ClusterError(
+            f"{mesh.name(peer)} sent a malformed key; do all parties run one version?"
+        )
+    return key
+
+
+def _tensor(frame: memoryview, shape: Sequence[int], sender: str) -> torch.Tensor:
+    """A frame as int64[shape], without a copy."""
+    expected = WORD_BYTES * math.prod(shape)
+    if frame.nbytes != expected:
+        raise ClusterError(
+            f"{sender} sent {frame.nbytes} bytes where {expected} were to come: it is at another "
+            "step, or runs other code; share the model again"
+        )
+    return torch.frombuffer(frame, dtype=torch.int64).reshape(tuple(shape))
 
 
 def _combine(total: torch.Tensor, other: torch.Tensor, op: Any) -> None:
     if op == ReduceOp.SUM:
-        total += other.reshape(total.shape)
+        total += other
     elif op == ReduceOp.BXOR:
-        total ^= other.reshape(total.shape)
+        total ^= other
     else:
         raise ValueError(f"CrypTen asked for the reduction {op}, which is not used in inference")
-
-
-def _product_shape(op: Any, left: Any, right: Any, *args: Any, **kwargs: Any) -> torch.Size:
-    """The shape of op(left, right), without computing it."""
-    operands = (
-        torch.empty(tuple(size), dtype=torch.float32, device="meta") for size in (left, right)
-    )
-    shape: torch.Size = getattr(torch, op)(*operands, *args, **kwargs).shape
-    return shape
-
-
-def _make_provider(communicator: MeshCommunicator, stream: Stream) -> Any:
-    """CrypTen's TrustedThirdParty provider over our channels.
-
-    Every party draws its share of a triple from the stream that it has in common with the
-    dealer; party 0 gets its share of the product, the correction, from the dealer.
-    """
-    from crypten.mpc.primitives import ArithmeticSharedTensor
-    from crypten.mpc.provider import ttp_provider
-
-    class DealerClient:
-        """Stands where CrypTen looks for its TTPClient."""
-
-        def get_generator(self, device: Any = None) -> Stream:
-            return stream
-
-        def ttp_request(self, function: str, device: Any, *args: Any, **kwargs: Any) -> Any:
-            sizes = [tuple(a) if isinstance(a, torch.Size) else a for a in args]
-            if function == "additive":
-                left, right, op, *rest = sizes
-                shape = _product_shape(op, left, right, *rest, **kwargs)
-            elif function == "binary":
-                shape = _product_shape("mul", sizes[0], sizes[1])
-            else:
-                shape = torch.Size(sizes[0])
-            return communicator.dealer_request(function, shape, *sizes, **kwargs)
-
-    class Provider(ttp_provider.TrustedThirdParty):  # type: ignore[misc]
-        """As CrypTen's, but the other parties need not compute the product for its shape."""
-
-        def generate_additive_triple(
-            self, size0: Any, size1: Any, op: str, device: Any = None, *args: Any, **kwargs: Any
-        ) -> Any:
-            if communicator.get_rank() == 0:
-                return super().generate_additive_triple(size0, size1, op, device, *args, **kwargs)
-            shape = _product_shape(op, size0, size1, *args, **kwargs)
-            return tuple(
-                ArithmeticSharedTensor.from_shares(stream_tensor(size), precision=0)
-                for size in (size0, size1, shape)
-            )
-
-    def stream_tensor(size: Any) -> torch.Tensor:
-        return generate_random_ring_element(size, generator=stream)
-
-    ttp_provider.TTPClient._TTPClient__instance = DealerClient()
-    return Provider()
-
-
-def join_session(mesh: Mesh) -> MeshCommunicator:
-    """Make this process a compute party of a CrypTen session on `mesh`; collective.
-
-    Each party gets one 256-bit key from the dealer, for the triples, and exchanges keys
-    with its neighbours for CrypTen's pseudorandom sharings of zero.
-    """
-    crypten = import_crypten()
-    from crypten import communicator, mpc
-
-    comm = MeshCommunicator(mesh)
-    communicator.get = lambda: comm
-    communicator.is_initialized = lambda: True
-    crypten.cfg.mpc.provider = "TTP"
-    key = bytes(mesh.recv(mesh.n))
-    if len(key) != KEY_BYTES:
-        raise ClusterError("the dealer sent a malformed key; do all parties run one version?")
-    provider = _make_provider(comm, Stream(key))
-    mpc.get_default_provider = lambda: provider
-    next_key = fresh_key()
-    mesh.send((mesh.rank + 1) % mesh.n, next_key)
-    previous_key = bytes(mesh.recv((mesh.rank - 1) % mesh.n))
-    device = torch.device("cpu")
-    crypten.generators["next"] = {device: Stream(next_key)}
-    crypten.generators["prev"] = {device: Stream(previous_key)}
-    crypten.generators["local"] = {device: Stream()}
-    # Nothing in inference draws from the generator that all parties share.
-    crypten.generators["global"] = {}
-    logging.getLogger().setLevel(max(logging.getLogger().level, logging.WARNING))
-    return comm
-
-
-def deal_session(mesh: Mesh) -> None:
-    """Be the dealer of a CrypTen session on `mesh` until its parties leave.
-
-    Sends each compute party a fresh key, then answers party 0's requests. Nothing else is
-    ever received: the dealer reads shapes, not shares.
-    """
-    import_crypten()
-    from crypten.mpc.provider import ttp_provider
-
-    keys = [fresh_key() for _ in range(mesh.n)]
-
-    class Server(ttp_provider.TTPServer):  # type: ignore[misc]
-        """CrypTen's server functions, without its message loop."""
-
-        def __init__(self) -> None:
-            self.device = "cpu"
-            self.generators = [Stream(key) for key in keys]
-
-    server = Server()
-    for peer, key in enumerate(keys):
-        mesh.send(peer, key)
-    while True:
-        message = json.loads(bytes(mesh.recv(0)))
-        function, args = message["function"], message["args"]
-        if function not in DEALER_FUNCTIONS or (
-            function == "additive" and args[2] not in BILINEAR_OPS
-        ):
-            raise ClusterError("party 0 asked the dealer for a function that it does not offer")
-        correction = getattr(server, function)(*args, **message["kwargs"])
-        mesh.send(0, _bytes(correction))

@@ -27,9 +27,10 @@ from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 
 from privserve.engines import Prepared, RunStats
-from privserve.engines.crypten import compat
-from privserve.engines.crypten.compat import LANE
+from privserve.engines.crypten.compat import LANE, WORD_BYTES
+from privserve.engines.crypten.dealing import MAX_ELEMENTS
 from privserve.engines.crypten.graph import HANDLERS, CryptenGraph, lower
+from privserve.engines.crypten.session import deal_session, join_session
 from privserve.errors import ClusterError, ModelError
 from privserve.fixedpoint import RingArray, encode
 from privserve.lift import lift_for, read_lift
@@ -48,13 +49,12 @@ MAX_ACCUMULATOR_BITS = 50
 Interval = tuple[NDArray[Any], NDArray[Any]]
 
 
-MAX_FRAME = 1 << 31
 PROCESS_BYTES = 600 << 20
 
 
 def frame_limits(description: Mapping[str, Any], **_: Any) -> Mapping[str, int]:
-    """See `engines.EngineModule`; CrypTen decides by itself what it sends."""
-    return {LANE: MAX_FRAME}
+    """See `engines.EngineModule`; which step sends how much only CrypTen knows, as it runs."""
+    return {LANE: WORD_BYTES * MAX_ELEMENTS}
 
 
 def fingerprint(description: Mapping[str, Any], **_: Any) -> str:
@@ -264,7 +264,7 @@ class Compute:
         **_: Any,
     ) -> None:
         """Build the model from its public graph and this party's `shares`; collective."""
-        self._comm = compat.join_session(meshes[LANE])
+        self._comm = join_session(meshes[LANE])
         self._bits = int(description["fraction_bits"])
         self._lift = read_lift(description.get("lift"))
         # What CrypTen encodes by itself, such as the reciprocals of pooling.
@@ -330,4 +330,4 @@ class Compute:
 
 def deal(description: Mapping[str, Any], meshes: Mapping[str, Mesh], **_: Any) -> None:
     """Serve CrypTen's triples until the session's channels close (PeerLost)."""
-    compat.deal_session(meshes[LANE])
+    deal_session(meshes[LANE])
