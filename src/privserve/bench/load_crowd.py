@@ -137,6 +137,7 @@ class Crowd:
             return pipe.recv()
         except (EOFError, ConnectionError):
             self.processes[number].join(END_SECONDS)
+            self._check()  # a cluster that is gone is the cause, and not the consequence
             self._raise_ended()
             raise ClusterError(f"client process {number} closed its pipe") from None
 
