@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -21,7 +21,8 @@ import converters
 import privserve as ps
 from privserve.bench import load
 from privserve.bench.__main__ import parse
-from privserve.bench.load_client import WRONG
+from privserve.bench.load_client import WRONG, Asked, Order, Outcome
+from privserve.bench.load_crowd import Crowd
 from privserve.bench.load_report import Point
 
 COMMAND = [sys.executable, "-m", "privserve.bench", "--load"]
@@ -203,6 +204,31 @@ def test_samples_of_the_digits_are_digits_and_their_answers() -> None:
     assert samples.tolerances == (pytest.approx(0.02, rel=0.01),)
     # An answer to another digit is told from the right one.
     assert samples.errors(expected[[0]], np.array([1]))[0] > samples.tolerances[0]
+
+
+class Silent:
+    """A crowd that gets no answer."""
+
+    def run(self, order: Order, others: object) -> tuple[list[Outcome], dict[str, float]]:
+        assert order.rate is None, "there is no capacity to take a share of"
+        return [Outcome([Asked(0.1, 0.1, 0.2, 1, failure="NotServing 503", why="busy")])], {}
+
+
+def test_without_a_capacity_the_open_loops_say_so_and_are_not_run() -> None:
+    options = load.parse(["--load", "--clients", "1,2", "--rows", "1", "--rounds", "1"])
+    points = load.measure(cast(Crowd, Silent()), {}, options)
+    assert [(p.loop, p.clients, p.load) for p in points] == [
+        ("closed", 1, None), ("closed", 2, None), ("open", 64, 0.5), ("open", 64, 0.8)
+    ]  # fmt: skip
+    assert all(p.withheld for p in points)
+
+
+def test_an_output_that_never_changes_has_a_tolerance_all_the_same() -> None:
+    net = torch.nn.Linear(4, 1)
+    torch.nn.init.zeros_(net.weight)
+    torch.nn.init.constant_(net.bias, -3.0)
+    samples = load.samples_of(ps.load_model(net, input_shape=(4,)), digits=False)
+    assert samples.tolerances == (pytest.approx(0.06),)
 
 
 def test_several_inputs_are_refused() -> None:

@@ -22,7 +22,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -112,7 +112,9 @@ def samples_of(model: SecureModel, digits: bool) -> Samples:
     inputs = sample_digits() if digits else synthetic_samples(shape, *INPUT_RANGE, count)
     answers = model.converted.predict(inputs)
     expected = tuple(answers) if isinstance(answers, list | tuple) else (answers,)
-    tolerances = tuple(TOLERANCE * float(np.ptp(values)) for values in expected)
+    # Where all values are the same, what they amount to stands in for their spread.
+    spreads = [float(np.ptp(v) or np.abs(v).max() or 1.0) for v in expected]
+    tolerances = tuple(TOLERANCE * spread for spread in spreads)
     return Samples(inputs, expected, tolerances)
 
 
@@ -191,12 +193,13 @@ def measure(crowd: Crowd, parties: Mapping[str, int], options: argparse.Namespac
                 counts = sorted(options.clients) if "closed" in options.loop else [most]
                 for clients in counts:
                     last = take(spread(way, rows, "closed", clients, round=number))
-                if "open" not in options.loop or last.queries_per_s is None:
-                    continue
-                clients = max(most, OPEN_CLIENTS)
-                for load in LOADS:
-                    rate = load * last.queries_per_s
-                    take(spread(way, rows, "open", clients, load=load, rate=rate, round=number))
+                for load in LOADS if "open" in options.loop else ():
+                    clients = max(most, OPEN_CLIENTS)
+                    point = spread(way, rows, "open", clients, load=load, round=number)
+                    if last.queries_per_s is None:
+                        points.append(replace(point, withheld="the closed loop has no figures"))
+                    else:
+                        take(replace(point, rate=load * last.queries_per_s))
     print(file=sys.stderr)
     return points
 
@@ -211,7 +214,8 @@ def run(options: argparse.Namespace) -> list[Point]:
     samples = samples_of(model, options.model == DIGITS_MODEL)
     say(f"{model.name}: starting parties, sharing")
     with Cluster(*(Worker("127.0.0.1:0") for _ in range(3))) as cluster, model:
-        keys = let_in(cluster, min(options.processes, max(OPEN_CLIENTS, *options.clients)))
+        most = max(options.clients + [OPEN_CLIENTS] * ("open" in options.loop))
+        keys = let_in(cluster, min(options.processes, most))
         model.share(cluster, engine=options.engine, input_range=INPUT_RANGE, report=say)
         with (
             served(cluster, model) as check,
