@@ -137,18 +137,31 @@ def measured(number: int, rate: float, latency: float) -> Point:
 def test_rounds_become_medians_and_nothing_bad_is_lost() -> None:
     rounds = [measured(1, 100.0, 5.0), measured(2, 300.0, 1.0), measured(3, 200.0, 9.0)]
     failing = replace(rounds[1], errors={WRONG: 2}, examples={WRONG: "off by 1"})
-    withheld = replace(OPEN, round=1, withheld="too late")
-    kept = replace(measured(2, 50.0, 7.0), loop="open", load=0.5, rate=20.0)
-    closed, opened = medians([rounds[0], withheld, failing, kept, rounds[2]])
+    (closed,) = medians([rounds[0], failing, rounds[2]])
     assert closed.queries_per_s == 200.0
     assert closed.latency_ms["p99"] == 5.0
     assert closed.latency_ms["max"] == 9.0
     assert closed.asked == 30
     assert closed.errors == {WRONG: 2}
     assert closed.examples == {WRONG: "off by 1"}
-    assert opened.queries_per_s == 50.0
-    assert opened.rate == 15.0
+
+
+def test_a_withheld_round_counts_as_worse_than_any_and_is_named() -> None:
+    withheld = replace(OPEN, round=1, withheld="too late")
+    kept = [
+        replace(measured(n, 10.0 * n, 1.0 * n), loop="open", load=0.5, rate=20.0) for n in (2, 3)
+    ]
+    other = measured(1, 1.0, 1.0)
+    opened, closed = medians([withheld, *kept, other])
+    assert closed == other
+    assert opened.latency_ms["p50"] == 3.0
+    assert opened.queries_per_s == 20.0
+    assert opened.rate == 20.0
     assert opened.withheld == "round 1: too late"
+    (half,) = medians([withheld, kept[0]])
+    assert half.queries_per_s is None
+    assert not half.latency_ms
+    assert half.rate == 15.0
 
 
 def test_the_table_adds_client_processes_up_and_counts_cores() -> None:

@@ -5,7 +5,7 @@ alive during the whole run; measurements go round robin, so that a noisy minute 
 alike, and every figure is a median. "online" is the time that a compute party spends on a
 batch that finds its randomness ready (queries come one at a time, with a pause for the
 dealer); "queries/s" runs batches back to back for longer than the pools last, so dealing
-and all per-query preparation are in it. HTTP is not.
+and all per-query preparation are in it. HTTP is not; `--load` measures what clients see.
 """
 
 from __future__ import annotations

@@ -145,7 +145,8 @@ def _unreliable(point: Point, answers: Sequence[Asked], unsent: int) -> str:
 def medians(points: Sequence[Point]) -> list[Point]:
     """Return one point for the rounds of each: medians, but the largest maximum and all errors.
 
-    Rounds whose figures are withheld count with their reason only.
+    A round whose figures are withheld counts as worse than all others, since leaving it out would
+    flatter the point; where half of the rounds are, there are no figures.
     """
     rounds: dict[tuple[object, ...], list[Point]] = {}
     for point in points:
@@ -172,14 +173,16 @@ def _median(rounds: Sequence[Point]) -> Point:
         examples={kind: why for p in reversed(rounds) for kind, why in p.examples.items()},
         withheld="; ".join(f"round {p.round}: {p.withheld}" for p in withheld),
     )
-    if not good:
+    if len(good) <= len(withheld):
         return point
-    latency = {n: statistics.median(p.latency_ms[n] for p in good) for n in PERCENTILES}
+    latency = {
+        n: statistics.median(p.latency_ms.get(n, float("inf")) for p in rounds) for n in PERCENTILES
+    }
     latency["max"] = max(p.latency_ms["max"] for p in good)
     return replace(
         point,
-        queries_per_s=statistics.median(p.queries_per_s or 0.0 for p in good),
-        rows_per_s=statistics.median(p.rows_per_s or 0.0 for p in good),
+        queries_per_s=statistics.median(p.queries_per_s or 0.0 for p in rounds),
+        rows_per_s=statistics.median(p.rows_per_s or 0.0 for p in rounds),
         latency_ms=latency,
         cpu_ms_per_query={
             name: statistics.median(p.cpu_ms_per_query[name] for p in good)
