@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from privserve.bench import load_client
@@ -80,6 +80,7 @@ def serve_with(clock: Clock, services: Sequence[float]) -> Server:
 # -- arrivals ---------------------------------------------------------------------------------
 
 
+@settings(deadline=None)
 @given(st.floats(0.5, 2000), st.floats(0.01, 5), st.integers(0, 1000))
 def test_arrivals_are_in_order_within_the_time_and_follow_from_the_seed(
     rate: float, seconds: float, seed: int
@@ -107,6 +108,7 @@ def test_streams_of_different_seeds_differ() -> None:
     assert not set(one) & set(other)
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(1, 20), min_size=1, max_size=5), st.integers(0, 100))
 def test_queries_are_samples_in_a_row_of_one_of_the_sizes(sizes: list[int], seed: int) -> None:
     prg = stream(str(seed))
@@ -127,6 +129,7 @@ def test_a_mix_holds_every_size_about_as_often_as_it_is_named() -> None:
 # -- latency ----------------------------------------------------------------------------------
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.floats(0, 0.3), st.floats(0, 0.5)), min_size=1, max_size=30),
 )

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from privserve.bench.load_client import Order, Samples
@@ -21,6 +21,7 @@ SAMPLES = Samples(np.zeros((1, 2)), (np.zeros((1, 1)),), (0.1,))
 ORDER = Order("http", 2, (1,), "seed", warmup=0.1, seconds=0.1)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 300), st.integers(1, 12))
 def test_clients_are_spread_evenly_and_no_process_used_has_none(
     clients: int, processes: int

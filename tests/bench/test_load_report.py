@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from privserve.bench.load_client import WRONG, Asked, Order, Outcome
@@ -28,6 +28,7 @@ CLOSED = Point("http", "1", "closed", 4, 2)
 OPEN = replace(CLOSED, loop="open", load=0.5, rate=10.0)
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(0, 1e6), min_size=1, max_size=200), st.sampled_from([0.5, 0.95, 0.99, 1]))
 def test_a_percentile_is_the_smallest_value_that_so_many_do_not_exceed(
     values: list[float], share: float
@@ -42,6 +43,7 @@ def test_a_percentile_is_the_smallest_value_that_so_many_do_not_exceed(
 MOMENTS = st.floats(-1, 12)
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(MOMENTS, st.floats(0, 5), st.sampled_from([1, 8]), st.booleans())))
 def test_figures_are_those_of_the_measured_phase(
     drawn: list[tuple[float, float, int, bool]],
