@@ -103,6 +103,11 @@ class Cluster:
             raise ClusterError("the cluster is not running; call start() first")
         return self._config
 
+    @property
+    def process_ids(self) -> dict[str, int]:
+        """By party: the process that was started here for it."""
+        return {name: process.pid for name, process in self._processes.items()}
+
     def __enter__(self) -> Cluster:
         self.start()
         return self

@@ -70,7 +70,7 @@ def test_any_ring_elements_for_several_inputs_are_answered_as_what_they_are_lift
         assert lift is not None
         sent = [hostile_inputs(lift, (40, 4), seed) for seed in (1, 2)]
         sent[0][:10] = np.rint(np.linspace(-2, 3, 40) / step).reshape(10, 4)
-        total, product, same = session.answer(*sent)
+        total, product, same = session.query_elements(*sent)
     x, y = (
         reference_program.each(lambda v: reference_program.lifted(v, lift), s).astype(np.float64)
         * step

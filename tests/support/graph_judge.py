@@ -152,7 +152,7 @@ def _served(prepared: Prepared, encoded: np.ndarray) -> tuple[list[np.ndarray], 
         mock.patch.object(ottt, "prepare", return_value=prepared),  # it was compiled once already
         Session(None, PARTIES, {"pool_queries": 2}) as session,
     ):
-        answers = list(session.answer(encoded))
+        answers = session.answer_elements(encoded)
         left = np.zeros(len(encoded), bool)
         if session.program.guards:
             left = answers.pop().reshape(len(encoded), -1).any(1)

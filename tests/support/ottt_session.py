@@ -133,30 +133,34 @@ class Session:
             raise self.failures[0]
 
     def query(self, *inputs: np.ndarray) -> list[np.ndarray]:
-        """Real outputs (before any client activation) for real inputs (B, ...).
+        """Real outputs (before any client activation) for real inputs (B, ...)."""
+        return self.query_elements(*self._encoded(*inputs))
 
-        As the engine computes them, before the parties round their shares.
-        """
-        step = 2.0**-self.program.output_fraction_bits
-        return [join(parts) * step for parts in zip(*self._shares(*inputs), strict=True)]
+    def query_elements(self, *encoded: np.ndarray) -> list[np.ndarray]:
+        """The same for any ring elements as inputs, int64 (B, ...)."""
+        joins = [join(list(parts)) for parts in zip(*self._shares(*encoded), strict=True)]
+        return [x / 2.0**self.program.output_fraction_bits for x in joins]
 
     def answer(self, *inputs: np.ndarray) -> list[np.ndarray]:
         """What a client that asks for logits gets, and the guards' flags if there are any."""
-        rows, outputs = [len(inputs[0])], self.prepared.description["outputs"]
-        parts = [told(shares, outputs, rows, Prg()) for shares in self._shares(*inputs)]
+        return self.answer_elements(*self._encoded(*inputs))
+
+    def answer_elements(self, *encoded: np.ndarray) -> list[np.ndarray]:
+        """The same for any ring elements as inputs, int64 (B, ...)."""
+        rows, outputs = [len(encoded[0])], self.prepared.description["outputs"]
+        parts = [told(shares, outputs, rows, Prg()) for shares in self._shares(*encoded)]
         bits = self.program.output_fraction_bits
         return [
             joined(shares, output.get("activation"), bits, logits=True)
             for output, shares in zip_longest(outputs, zip(*parts, strict=True), fillvalue={})
         ]
 
-    def _shares(self, *inputs: np.ndarray) -> list[Sequence[np.ndarray]]:
-        """Every party's shares of the outputs."""
+    def _encoded(self, *inputs: np.ndarray) -> list[np.ndarray]:
         bits = self.program.fraction_bits
-        return self.answer(*(np.rint(x * 2.0**bits).astype(np.int64) for x in inputs))
+        return [np.rint(x * 2.0**bits).astype(np.int64) for x in inputs]
 
-    def answer(self, *encoded: np.ndarray) -> list[np.ndarray]:
-        """Real outputs for any ring elements as inputs, int64 (B, ...)."""
+    def _shares(self, *encoded: np.ndarray) -> list[Sequence[np.ndarray]]:
+        """Every party's shares of the outputs."""
         shared = [split(x, self.parties) for x in encoded]
         outs: list[Sequence[np.ndarray]] = [()] * self.parties
 

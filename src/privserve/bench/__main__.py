@@ -5,7 +5,7 @@ alive during the whole run; measurements go round robin, so that a noisy minute 
 alike, and every figure is a median. "online" is the time that a compute party spends on a
 batch that finds its randomness ready (queries come one at a time, with a pause for the
 dealer); "queries/s" runs batches back to back for longer than the pools last, so dealing
-and all per-query preparation are in it. HTTP is not.
+and all per-query preparation are in it. HTTP is not; `--load` measures what clients see.
 """
 
 from __future__ import annotations
@@ -19,12 +19,16 @@ from dataclasses import asdict
 from pathlib import Path
 
 from privserve.bench.large import run_large
+from privserve.bench.load import parse as parse_load
+from privserve.bench.load import run_load
 from privserve.bench.measure import measure, measure_plaintext
+from privserve.bench.options import numbers
 from privserve.bench.report import Result, machine, plot, ratios, table
 from privserve.bench.runs import Bench
 from privserve.bench.subjects import EXAMPLES, Subject, digits_subject, resnet_subject, wide_subject
 from privserve.engines import load_engine
 from privserve.exit_codes import exit_code
+from privserve.interrupts import keep_interrupts
 
 
 def subjects(options: argparse.Namespace) -> list[Subject]:
@@ -61,20 +65,11 @@ def run(options: argparse.Namespace) -> list[Result]:
     return results
 
 
-def numbers(text: str) -> list[int]:
-    """Return [1, 8] from "1,8"."""
-    try:
-        values = [int(part) for part in text.split(",")]
-    except ValueError:
-        values = []
-    if not values or min(values) < 1:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a list of numbers such as 1,8,32")
-    return values
-
-
-def measure_all(options: argparse.Namespace) -> int:
+def measure_all(options: argparse.Namespace, *, loaded: bool) -> int:
     """Measure what the options ask for, and print it; returns the exit code."""
     facts = machine()
+    if loaded:
+        return run_load(options, facts)
     if options.large:
         return run_large(options, facts)
     results = run(options)
@@ -89,8 +84,8 @@ def measure_all(options: argparse.Namespace) -> int:
     return 0
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line."""
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Return the options, checked."""
     parser = argparse.ArgumentParser(prog="python -m privserve.bench", description=__doc__)
     parser.add_argument("--engine", type=lambda t: t.split(","), default=["crypten", "ottt"])
     parser.add_argument("--batch", type=numbers, default=[1, 8, 32, 128], metavar="1,8,...")
@@ -106,6 +101,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar="MODEL",
         help="instead, single queries through resnet50, mobilenetv2, densenet121 or a file",
     )
+    parser.add_argument(
+        "--load",
+        action="store_true",
+        help="instead, many clients at a whole cluster; `--load --help` says more",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--plot", type=Path, metavar="PNG", help="draw latency and throughput")
     options = parser.parse_args(arguments)
@@ -113,9 +113,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("--parties counts the dealer: at least 3")
     if options.rounds < 1:
         parser.error("--rounds must be at least 1")
+    if options.load:  # abbreviated, or the other parser would have it
+        parser.error("write --load in full")
+    return options
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    loaded = "--load" in given
+    options = parse_load(given) if loaded else parse(given)
+    keep_interrupts()  # `kill` ends all processes as Ctrl-C does
     # As the launcher sets it: parties share the cores, and torch's threads would fight.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    return exit_code(lambda: measure_all(options))
+    return exit_code(lambda: measure_all(options, loaded=loaded))
 
 
 if __name__ == "__main__":

@@ -115,14 +115,19 @@ def machine() -> dict[str, Any]:
     }
 
 
-def plot(results: Sequence[Result], target: Path) -> None:
-    """Draw latency and throughput by batch and engine."""
+def figure(width: float, height: float) -> Any:
+    """Return an empty matplotlib figure of this many inches; ConfigError where there is none."""
     try:
         from matplotlib.figure import Figure
     except ModuleNotFoundError:
         raise ConfigError("--plot needs matplotlib: pip install 'privserve[plot]'") from None
-    figure = Figure(figsize=(11, 4.5), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def plot(results: Sequence[Result], target: Path) -> None:
+    """Draw latency and throughput by batch and engine."""
+    drawn = figure(11, 4.5)
+    left, right = drawn.subplots(1, 2)
     series: dict[str, list[Result]] = {}
     for r in results:
         suffix = f", {r.parties} parties" if r.parties else ""
@@ -141,4 +146,4 @@ def plot(results: Sequence[Result], target: Path) -> None:
         axes.set_title(title)
         axes.grid(alpha=0.3)
     left.legend(fontsize=8)
-    figure.savefig(target, dpi=120)
+    drawn.savefig(target, dpi=120)
