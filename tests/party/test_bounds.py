@@ -15,7 +15,7 @@ from sessions import Sessions, answer, numbers, states
 
 from privserve.errors import NotServing
 from privserve.party import connections, queries
-from privserve.party.http import MAX_ROWS, max_rows
+from privserve.party.metadata import MAX_ROWS, max_rows
 from privserve.party.queries import LeaderQueue, Pending, PendingQueries
 
 

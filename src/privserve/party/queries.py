@@ -12,11 +12,12 @@ import contextlib
 import threading
 import time
 from collections import Counter, OrderedDict, deque
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 
 from privserve.credentials import ANONYMOUS
-from privserve.errors import BY_CODE, LimitReached, NotServing, QueryError
+from privserve.errors import BY_CODE, DeadlinePassed, LimitReached, NotServing, QueryError
 from privserve.fixedpoint import RingArray
 from privserve.party.accounts import Accounts
 
@@ -39,6 +40,8 @@ class Pending:
     inputs: list[RingArray] = field(repr=False)
     rows: int
     client: str = ANONYMOUS
+    deadline: float | None = None
+    """When its answer is of no use any more, by `time.monotonic`; None: never."""
     future: Future[list[RingArray]] = field(default_factory=Future, repr=False)
 
     @property
@@ -126,7 +129,7 @@ class _Arrival:
 
 
 class LeaderQueue:
-    """The leader's view of all queries. Thread-safe; `changed` is notified on every change."""
+    """The leader's view of all queries. Thread-safe."""
 
     def __init__(
         self,
@@ -134,10 +137,13 @@ class LeaderQueue:
         max_rows: int,
         share_timeout: float,
         accounts: Accounts | None = None,
+        wake: Callable[[], None] = lambda: None,
     ) -> None:
         """max_rows: of one batch. share_timeout: seconds until a query that has not reached
-        every party is refused. accounts: what each client may have; None limits nobody."""
-        self.changed = threading.Condition()
+        every party is refused. accounts: what each client may have; None limits nobody.
+        wake: called whenever there may be something new to run or to refuse."""
+        self._lock = threading.RLock()
+        self._wake = wake
         self.pending = PendingQueries()
         self.answered = 0
         self._n = compute_parties
@@ -170,23 +176,23 @@ class LeaderQueue:
 
     def serve(self, num_requests: int | None) -> None:
         """Answer the next `num_requests` rows (a request is one row); without end when None."""
-        with self.changed:
+        with self._lock:
             if self._serving:
                 raise QueryError("the model is being served already; stop that first", 409)
             self._serving = True
             self._limit = self._remaining = num_requests
             self.answered = 0
-            self.changed.notify_all()
+            self._wake()
 
     def stop(self) -> None:
         """Refuse what waits and what comes; a batch that runs is finished."""
-        with self.changed:
+        with self._lock:
             if self._serving:
                 self._close(NotServing, "the model owner stopped serving; the model stays shared")
 
     def submit(self, query: Pending) -> None:
         """Take the leader's own share of a query."""
-        with self.changed:
+        with self._lock:
             known = self._remembered.get(query.id)
             if known is not None:
                 raise known.error()
@@ -199,11 +205,11 @@ class LeaderQueue:
 
     def announced(self, rank: int, query_id: str, rows: int, client: str = ANONYMOUS) -> None:
         """Note that follower `rank` has its share of a query with this many rows."""
-        with self.changed:
+        with self._lock:
             known = self._remembered.get(query_id)
             if known is not None:
                 self._outbox.append(known)
-                self.changed.notify_all()
+                self._wake()
             elif rows == GONE:
                 self.withdraw(query_id)
             elif not self._serving:  # the follower need not hold its share
@@ -213,7 +219,7 @@ class LeaderQueue:
 
     def withdraw(self, query_id: str) -> None:
         """Let a query go whose client left; one that runs already is answered to nobody."""
-        with self.changed:
+        with self._lock:
             if query_id in self._arrivals:
                 with contextlib.suppress(ValueError):  # it was not complete
                     self._ready.remove(query_id)
@@ -231,7 +237,7 @@ class LeaderQueue:
             else:
                 why = "the parties' shares differ in shape, or come from different clients"
                 self._refuse(Refusal(query_id, QueryError.code, 400, why))
-        self.changed.notify_all()
+        self._wake()
 
     def _refuse(self, refusal: Refusal) -> None:
         self._arrivals.pop(refusal.id, None)
@@ -242,7 +248,7 @@ class LeaderQueue:
         query = self.pending.take(refusal.id)
         if query is not None:
             query.future.set_exception(refusal.error())
-        self.changed.notify_all()
+        self._wake()
 
     def _close(self, kind: type[QueryError], reason: str) -> None:
         self._serving = False
@@ -250,11 +256,11 @@ class LeaderQueue:
         self._ready.clear()
         for query_id in list(self._arrivals):
             self._refuse(replace(self._why_not, id=query_id))
-        self.changed.notify_all()
+        self._wake()
 
     def expire(self) -> float | None:
         """Refuse what waits for a share too long; seconds until the next one would be."""
-        with self.changed:
+        with self._lock:
             now = time.monotonic()
             for query_id, arrival in list(self._arrivals.items()):
                 if len(arrival.said) == self._n:
@@ -278,23 +284,26 @@ class LeaderQueue:
 
         One that asks for more rows than the limit leaves is refused and told how many are left.
         """
-        with self.changed:
+        with self._lock:
             batch: list[Pending] = []
             rows = 0
             ahead: Counter[str] = Counter()
             while self._ready and self._serving:
                 query = self.pending.get(self._ready[0])
+                if query.deadline is not None and time.monotonic() > query.deadline:
+                    self._refuse_next(query, DeadlinePassed, "the query's time was up")
+                    continue
                 if batch and rows + query.rows > self._max_rows:
                     break
                 if self._remaining is not None and rows + query.rows > self._remaining:
                     if batch:  # how many are left is certain once these are answered
                         break
-                    self._refuse_next(query, self._too_many(query.rows))
+                    self._refuse_next(query, LimitReached, self._too_many(query.rows))
                     continue
                 if self._accounts is not None:
                     why = self._accounts.refusal(query.client, query.rows)
                     if why is not None:
-                        self._refuse_next(query, why)
+                        self._refuse_next(query, LimitReached, why)
                         continue
                     if self._accounts.refusal(query.client, query.rows, ahead[query.client]):
                         break  # as above
@@ -306,9 +315,9 @@ class LeaderQueue:
                 batch.append(query)
             return batch
 
-    def _refuse_next(self, query: Pending, why: str) -> None:
+    def _refuse_next(self, query: Pending, kind: type[QueryError], why: str) -> None:
         self._ready.popleft()
-        self._refuse(Refusal(query.id, LimitReached.code, LimitReached.status, why))
+        self._refuse(Refusal(query.id, kind.code, kind.status, why))
 
     def _too_many(self, rows: int) -> str:
         return (
@@ -318,7 +327,7 @@ class LeaderQueue:
 
     def finished(self, batch: list[Pending]) -> None:
         """Count `batch` as answered; close the queue when that was the last row of the limit."""
-        with self.changed:
+        with self._lock:
             rows = sum(query.rows for query in batch)
             self.answered += rows
             if self._accounts is not None:
@@ -332,10 +341,15 @@ class LeaderQueue:
                         f"the limit of {self._limit} rows is reached; ask the model owner "
                         "to serve again",
                     )
-            self.changed.notify_all()
+            self._wake()
+
+    def fail_all(self, error: QueryError) -> None:
+        """Answer every waiting query with `error`."""
+        with self._lock:
+            self.pending.fail_all(error)
 
     def take_refusals(self) -> list[Refusal]:
         """Return refusals that the followers have not been told yet."""
-        with self.changed:
+        with self._lock:
             refusals, self._outbox = self._outbox, []
             return refusals
