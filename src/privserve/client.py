@@ -6,6 +6,7 @@ party, and what comes back is joined here, where the final softmax or sigmoid is
 
 from __future__ import annotations
 
+import contextlib
 import os
 import ssl
 import threading
@@ -31,8 +32,9 @@ from privserve.errors import (
 from privserve.fixedpoint import RingArray
 from privserve.inputs import Inputs
 from privserve.lane_client import Asked, LaneClient, Peer, SpeaksHttpOnly
+from privserve.prg import Prg
 from privserve.query_frames import QUERY_HEAD, Kind
-from privserve.served_model import ServedModel, read_model
+from privserve.served_model import ServedModel, parse_model
 
 if TYPE_CHECKING:
     from privserve.cluster import Cluster
@@ -41,6 +43,8 @@ if TYPE_CHECKING:
 IN_FLIGHT = 128
 """Queries of one client that are with the parties at a time; further ones wait here."""
 STREAMED = 32
+BEGUN = 1024
+"""Queries in the background that `query_model_join` remembers."""
 
 
 class Client:
@@ -69,6 +73,9 @@ class Client:
         self._model: ServedModel | None = None
         self._is_closed = False
         self._lock = threading.RLock()
+        self._prg, self._splitting = Prg(), threading.Lock()
+        self._process = os.getpid()
+        self._begun: deque[Future[Any]] = deque(maxlen=BEGUN)
         self._in_flight = threading.BoundedSemaphore(IN_FLIGHT)
 
     def __enter__(self) -> Client:
@@ -103,7 +110,26 @@ class Client:
         self, x: Inputs, *, logits: bool = False, named: bool = False
     ) -> Future[Any]:
         """Begin `query_model` in the background; returns a future of its result."""
-        return _Query(self, x, logits, named).future
+        future = BackgroundQuery(self, x, logits, named).future
+        self._begun.append(future)
+        return future
+
+    def query_model_join(self, timeout: float | None = None) -> Any:
+        """Return the result of the first `query_model_async` that was not joined yet.
+
+        Of the last BEGUN at most, and whether or not its future was asked. Raises as `query_model`
+        does, TimeoutError after `timeout` seconds, QueryError where none was begun.
+        """
+        try:
+            future = self._begun[0]
+        except IndexError:
+            raise QueryError("no query was begun; call query_model_async(x) first", 400) from None
+        try:
+            return future.result(timeout)
+        finally:
+            if future.done():
+                with contextlib.suppress(ValueError):
+                    self._begun.remove(future)
 
     def stream(
         self,
@@ -122,11 +148,34 @@ class Client:
             raise ConfigError(f"at least one query has to be in flight, not {in_flight}")
         begun: deque[Future[Any]] = deque()
         for x in queries:
-            begun.append(self.query_model_async(x, logits=logits, named=named))
+            begun.append(BackgroundQuery(self, x, logits, named).future)
             if len(begun) >= in_flight:
                 yield begun.popleft().result()
         while begun:
             yield begun.popleft().result()
+
+    @property
+    def knows_model(self) -> bool:
+        """Whether the parties were asked already what they serve."""
+        return self._model is not None
+
+    def read_model(self) -> ServedModel:
+        """Connect, check that these are all compute parties of one cluster, and read their model.
+
+        The first query does so by itself.
+        """
+        with self._lock:
+            if self._model is not None:
+                return self._model
+            about = self._open().about()
+            _check_roles(self._peers, about)
+            for peer, facts in zip(self._peers, about, strict=True):
+                if "model" not in facts:
+                    raise refusal(facts.get("error"), peer.name)
+                if facts["model"] != about[0]["model"]:
+                    raise ClusterError(f"{peer.name} describes another model than the others do")
+            self._model = parse_model(self._peers[0].name, about[0]["model"])
+            return self._model
 
     # -- with the parties -----------------------------------------------------------------
 
@@ -136,13 +185,13 @@ class Client:
         A client may outlive a model: what it knows of number formats belongs to one session,
         which the query names. Where that is over, the model is read and asked once more.
         """
-        model = self._model or self._read_model()
+        model = self._model or self.read_model()
         try:
             return model, self._ask(model, model.encode(x))
         except QueryError as error:
             if not self._is_stale(model, error):
                 raise  # 404: another model is shared by now, which need not be what was meant
-        model = self._read_model()
+        model = self.read_model()
         try:
             return model, self._ask(model, model.encode(x))
         except StaleSession:
@@ -159,7 +208,7 @@ class Client:
     def _ask(self, model: ServedModel, elements: dict[str, RingArray]) -> list[list[RingArray]]:
         """Send one share to each party; their answers, by party and output."""
         way, query_id = self._open(), os.urandom(16)
-        shares = _split(elements, len(self._peers))
+        shares = self._split(elements)
         if not isinstance(way, LaneClient):
             return way.ask(model, query_id, shares)
         payloads = self._payloads(model, query_id, shares)
@@ -170,6 +219,16 @@ class Client:
         finally:
             self._in_flight.release()
         return self._read(model, answers)
+
+    def _split(self, elements: Mapping[str, RingArray]) -> list[dict[str, RingArray]]:
+        """One share of every input for each party."""
+        if os.getpid() != self._process:
+            # The child's stream is the parent's: two queries under one mask would be told apart.
+            raise ConfigError("a client does not survive a fork; make one in each process")
+        parties = len(self._peers)
+        with self._splitting:
+            split = {name: sharing.split(e, parties, self._prg) for name, e in elements.items()}
+        return [{name: shares[rank] for name, shares in split.items()} for rank in range(parties)]
 
     def _payloads(
         self, model: ServedModel, query_id: bytes, shares: Sequence[Mapping[str, RingArray]]
@@ -210,23 +269,8 @@ class Client:
                     self._way = HttpClient(self._peers, self._context, self._timeout)
             return self._way
 
-    def _read_model(self) -> ServedModel:
-        """Check that these are all compute parties of one cluster, and read their model."""
-        with self._lock:
-            if self._model is not None:
-                return self._model
-            about = self._open().about()
-            _check_roles(self._peers, about)
-            for peer, facts in zip(self._peers, about, strict=True):
-                if "model" not in facts:
-                    raise refusal(facts.get("error"), peer.name)
-                if facts["model"] != about[0]["model"]:
-                    raise ClusterError(f"{peer.name} describes another model than the others do")
-            self._model = read_model(self._peers[0].name, about[0]["model"])
-            return self._model
 
-
-class _Query:
+class BackgroundQuery:
     """One query in the background, from its encoding to its future's result."""
 
     def __init__(self, client: Client, x: Inputs, logits: bool, named: bool) -> None:
@@ -241,12 +285,12 @@ class _Query:
             else:
                 self._ask_again()
         except PrivserveError as error:
-            self.future.set_exception(error)
+            self._fail(error)
 
     def _begin(self, way: LaneClient) -> None:
         client = self._client
-        self._model = model = client._model or client._read_model()
-        shares = _split(model.encode(self._x), len(client._peers))
+        self._model = model = client._model or client.read_model()
+        shares = client._split(model.encode(self._x))
         payloads = client._payloads(model, os.urandom(16), shares)
         if not client._in_flight.acquire(timeout=client._timeout):
             raise ClusterError("too many queries of this client wait for their answers")
@@ -267,11 +311,19 @@ class _Query:
             if self._client._is_stale(model, error):
                 self._ask_again()
             else:
-                self.future.set_exception(error)
+                self._fail(error)
         except Exception as error:
-            self.future.set_exception(error)
+            self._fail(error)
         else:
+            self._succeed(answer)
+
+    def _succeed(self, answer: Any) -> None:
+        if self.future.set_running_or_notify_cancel():
             self.future.set_result(answer)
+
+    def _fail(self, error: BaseException) -> None:
+        if self.future.set_running_or_notify_cancel():
+            self.future.set_exception(error)
 
     def _ask_again(self) -> None:
         """Ask in a thread of its own, which may wait."""
@@ -281,15 +333,9 @@ class _Query:
         try:
             answer = self._client.query_model(self._x, logits=self._logits, named=self._named)
         except BaseException as error:
-            self.future.set_exception(error)
+            self._fail(error)
         else:
-            self.future.set_result(answer)
-
-
-def _split(elements: Mapping[str, RingArray], parties: int) -> list[dict[str, RingArray]]:
-    """One share of every input for each party."""
-    split = {name: sharing.split(e, parties) for name, e in elements.items()}
-    return [{name: shares[rank] for name, shares in split.items()} for rank in range(parties)]
+            self._succeed(answer)
 
 
 def _shaped(outputs: dict[str, Any], named: bool) -> Any:

@@ -37,7 +37,7 @@ class ServedModel:
             values = self._check(tensor, given[tensor["name"]])
             rows[tensor["name"]] = len(values)
             elements[tensor["name"]] = fixedpoint.encode(values, described["fraction_bits"])
-        if len(set(rows.values())) != 1:
+        if len(rows) > 1 and len(set(rows.values())) != 1:
             found = ", ".join(f"{count} of '{name}'" for name, count in rows.items())
             raise InputError(f"all inputs need the same number of rows, not {found}")
         return elements
@@ -60,12 +60,13 @@ class ServedModel:
                 f"a query holds 1 to {self.max_rows} rows, not {len(array)}; split it into several"
             )
         array = array.astype(np.float64)
-        if not np.isfinite(array).all():
+        least, most = float(array.min()), float(array.max())
+        if not (math.isfinite(least) and math.isfinite(most)):  # NaN is both, if there is any
             raise RangeError(f"input '{name}' contains NaN or infinity")
         low, high = self.description["input_range"]
-        if array.min() < low or array.max() > high:
+        if least < low or most > high:
             raise RangeError(
-                f"input '{name}' holds values from {array.min():g} to {array.max():g}, outside "
+                f"input '{name}' holds values from {least:g} to {most:g}, outside "
                 f"[{low:g}, {high:g}], for which the model was shared; scale the input as for "
                 "training (pixels / 255?) or have the model shared with a wider input range"
             )
@@ -108,7 +109,7 @@ class ServedModel:
         return outputs
 
 
-def read_model(party: str, described: Mapping[str, Any]) -> ServedModel:
+def parse_model(party: str, described: Mapping[str, Any]) -> ServedModel:
     """Read what a party's front says of its model; raises ClusterError where it is malformed."""
     try:
         outputs = [

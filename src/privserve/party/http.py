@@ -10,7 +10,6 @@ import hashlib
 import json
 import math
 from collections.abc import Callable
-from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -26,6 +25,7 @@ from privserve.errors import InputError, PrivserveError, QueryError, StaleSessio
 from privserve.fixedpoint import RingArray
 from privserve.owner_calls import Permission
 from privserve.party.metadata import max_rows, model_facts, party_facts
+from privserve.party.outcome import Outcome
 from privserve.party.queries import Pending
 from privserve.party.session import SessionSpec
 
@@ -288,7 +288,7 @@ async def _unless_gone(
         gone.cancel()
 
 
-def _awaitable(future: Future[Any]) -> asyncio.Future[Any]:
+def _awaitable(future: Outcome) -> asyncio.Future[Any]:
     """The asyncio side of `future`."""
     loop = asyncio.get_running_loop()
     result: asyncio.Future[Any] = loop.create_future()

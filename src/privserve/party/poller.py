@@ -11,8 +11,8 @@ from __future__ import annotations
 import contextlib
 import heapq
 import itertools
-import os
-import select
+import selectors
+import socket
 import threading
 import time
 from collections import deque
@@ -20,8 +20,8 @@ from collections.abc import Callable, Iterator
 
 STAND_IN_SECONDS = 0.1
 """A batch that runs longer is stood in for."""
-READABLE = select.EPOLLIN
-WRITABLE = select.EPOLLOUT
+READABLE = selectors.EVENT_READ
+WRITABLE = selectors.EVENT_WRITE
 
 
 class Poller:
@@ -32,10 +32,11 @@ class Poller:
         """Held by whoever drives; all but `call` and `wake` are for the driving thread."""
         self.is_attached = False
         """Whether a session's thread drives, or will when its batch is done."""
-        self._epoll = select.epoll()
-        self._event = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._epoll.register(self._event, READABLE)
-        self._callbacks: dict[int, Callable[[int], None]] = {}
+        self._selector = selectors.DefaultSelector()
+        self._bell, self._ring = socket.socketpair()
+        for end in (self._bell, self._ring):
+            end.setblocking(False)
+        self._selector.register(self._bell, READABLE, self._rung)
         self._calls: deque[Callable[[], None]] = deque()
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._numbers = itertools.count()
@@ -47,18 +48,17 @@ class Poller:
 
     def register(self, descriptor: int, callback: Callable[[int], None]) -> None:
         """Call back, with the events, whenever the descriptor can be read."""
-        self._callbacks[descriptor] = callback
-        self._epoll.register(descriptor, READABLE)
+        self._selector.register(descriptor, READABLE, callback)
 
     def want(self, descriptor: int, events: int) -> None:
         """Wait for these events of a registered descriptor from now on."""
-        self._epoll.modify(descriptor, events)
+        callback = self._selector.get_key(descriptor).data
+        self._selector.modify(descriptor, events, callback)
 
     def unregister(self, descriptor: int) -> None:
-        """Forget a descriptor, before it is closed."""
-        if self._callbacks.pop(descriptor, None) is not None:
-            with contextlib.suppress(OSError):
-                self._epoll.unregister(descriptor)
+        """Forget a descriptor, before it is closed; nothing happens where it is not known."""
+        with contextlib.suppress(KeyError, ValueError):
+            self._selector.unregister(descriptor)
 
     def call(self, callback: Callable[[], None]) -> None:
         """Have the driving thread call back before it waits again."""
@@ -75,8 +75,8 @@ class Poller:
             return  # it does not wait, and looks before it does
         self._woken = True
         if self._asleep:
-            with contextlib.suppress(OSError):  # closed
-                os.eventfd_write(self._event, 1)
+            with contextlib.suppress(OSError):  # it rings already, or is closed
+                self._ring.send(b"x")
 
     def poll(self, seconds: float | None = None) -> None:
         """Wait until something happens, `seconds` at most, and call back for all that did."""
@@ -87,17 +87,18 @@ class Poller:
             seconds = left if seconds is None else min(seconds, left)
         self._asleep = True  # before `_woken` is looked at: no wake is slept over
         try:
-            ready = self._epoll.poll(0 if self._woken else seconds)
+            ready = self._selector.select(0 if self._woken else seconds)
         finally:
             self._asleep = self._woken = False
-        for descriptor, events in ready:
-            if descriptor == self._event:
-                os.eventfd_read(self._event)
-            elif descriptor in self._callbacks:
-                self._callbacks[descriptor](events)
+        for key, events in ready:
+            key.data(events)
         while self._timers and self._timers[0][0] <= time.monotonic():
             heapq.heappop(self._timers)[2]()
         self._make_calls()
+
+    def _rung(self, events: int) -> None:
+        with contextlib.suppress(BlockingIOError):
+            self._bell.recv(64)
 
     def _make_calls(self) -> None:
         calls = self._calls
@@ -141,5 +142,6 @@ class Poller:
         self._closed.set()
         self.wake()
         self._thread.join()
-        self._epoll.close()
-        os.close(self._event)
+        self._selector.close()
+        self._bell.close()
+        self._ring.close()

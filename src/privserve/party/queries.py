@@ -13,13 +13,13 @@ import threading
 import time
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
-from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 
 from privserve.credentials import ANONYMOUS
 from privserve.errors import BY_CODE, DeadlinePassed, LimitReached, NotServing, QueryError
 from privserve.fixedpoint import RingArray
 from privserve.party.accounts import Accounts
+from privserve.party.outcome import Outcome
 
 MAX_PENDING = 1024
 MAX_PENDING_PER_CLIENT = 256
@@ -42,12 +42,12 @@ class Pending:
     client: str = ANONYMOUS
     deadline: float | None = None
     """When its answer is of no use any more, by `time.monotonic`; None: never."""
-    future: Future[list[RingArray]] = field(default_factory=Future, repr=False)
+    future: Outcome = field(default_factory=Outcome, repr=False)
+    nbytes: int = field(init=False)
+    """What its shares take."""
 
-    @property
-    def nbytes(self) -> int:
-        """What its shares take."""
-        return sum(share.nbytes for share in self.inputs)
+    def __post_init__(self) -> None:
+        self.nbytes = sum(share.nbytes for share in self.inputs)
 
 
 @dataclass(frozen=True)
@@ -305,7 +305,8 @@ class LeaderQueue:
                     if why is not None:
                         self._refuse_next(query, LimitReached, why)
                         continue
-                    if self._accounts.refusal(query.client, query.rows, ahead[query.client]):
+                    more = ahead[query.client]
+                    if more and self._accounts.refusal(query.client, query.rows, more):
                         break  # as above
                 ahead[query.client] += query.rows
                 rows += query.rows

@@ -19,7 +19,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import Future
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -27,8 +27,8 @@ import numpy as np
 
 from privserve.description import Description
 from privserve.errors import InputError, NotServing, PrivserveError, QueryError, StaleSession
-from privserve.fixedpoint import RingArray
 from privserve.party.metadata import max_rows, model_facts, party_facts
+from privserve.party.outcome import Outcome
 from privserve.party.poller import READABLE, WRITABLE, Poller
 from privserve.party.queries import MAX_PENDING_BYTES, MAX_PENDING_PER_CLIENT, Pending
 from privserve.party.roles import ComputeSession
@@ -106,6 +106,7 @@ class QueryLanes:
         self._has_mail = False
         self._lock = threading.Lock()
         self._is_closed = False
+        self._formatted: ComputeSession | None = None
         self._dropped: Counter[str] = Counter()
         self._held = 0
         self._plain = memoryview(bytearray(CHUNK_BYTES))
@@ -204,7 +205,14 @@ class QueryLanes:
         self._post(lane, json_frame(Kind.WELCOME, number, self._facts()))
         session = self._party.session
         if isinstance(session, ComputeSession):
-            lane.reader.limit = QUERY_HEAD.size + 8 * _most_words(session.spec.description)
+            lane.reader.limit = self._format(session).largest
+
+    def _format(self, session: ComputeSession) -> QueryFormat:
+        """The format of the session's queries, worked out once."""
+        if self._formatted is not session:
+            self._query_format = QueryFormat.of(session.spec.id, session.spec.description)
+            self._formatted = session
+        return self._query_format
 
     def _facts(self) -> dict[str, Any]:
         facts = party_facts(self._party)
@@ -284,7 +292,7 @@ class QueryLanes:
                 raise NotServing("too many queries wait for their answers on this lane")
             session = self._party.compute_session()
             client = self._party.accounts.admit(lane.authorization)
-            query = read_query(payload, session.spec.id, session.spec.description, client)
+            query = self._format(session).read(payload, client)
             lane.asked[number] = (query, session)
             session.submit(query)
         except PrivserveError as error:
@@ -293,7 +301,7 @@ class QueryLanes:
             return
         query.future.add_done_callback(partial(self._answered, lane, number))
 
-    def _answered(self, lane: _Lane, number: int, future: Future[list[RingArray]]) -> None:
+    def _answered(self, lane: _Lane, number: int, future: Outcome) -> None:
         """Send what became of a query; in whichever thread that happened."""
         lane.asked.pop(number, None)
         error = future.exception()
@@ -399,39 +407,55 @@ class QueryLanes:
             lane.sock.close()
 
 
-def read_query(payload: memoryview, session: str, description: Description, client: str) -> Pending:
-    """Return the query of a frame's payload; raises InputError, StaleSession for another session.
+@dataclass(frozen=True)
+class QueryFormat:
+    """What a query's frame has to hold, for one session."""
 
-    Its shares are copies.
-    """
-    if len(payload) < QUERY_HEAD.size:
-        raise InputError("the frame is too short for a query")
-    query_id, version, rows, milliseconds, masks = QUERY_HEAD.unpack_from(payload)
-    if version.hex() != session:
-        raise StaleSession(
-            "the model was shared anew since this query was encoded; read the model's "
-            "description again"
-        )
-    if masks:
-        raise InputError("this party deals no masks ahead")
-    most, shapes = max_rows(description), [tensor["shape"] for tensor in description["inputs"]]
-    if not 1 <= rows <= most:
-        raise InputError(f"a query holds 1 to {most} rows")
-    sizes = [math.prod(shape) for shape in shapes]
-    if len(payload) != QUERY_HEAD.size + 8 * rows * sum(sizes):
-        raise InputError(f"a query of {rows} rows has {8 * rows * sum(sizes)} bytes of shares")
-    words = np.frombuffer(bytes(payload[QUERY_HEAD.size :]), "<i8")
-    inputs, start = [], 0
-    for shape, size in zip(shapes, sizes, strict=True):
-        inputs.append(words[start : start + rows * size].reshape(rows, *shape))
-        start += rows * size
-    deadline = time.monotonic() + milliseconds / 1000 if milliseconds else None
-    return Pending(query_id.hex(), inputs, rows, client, deadline)
+    session: bytes
+    shapes: tuple[tuple[int, ...], ...]
+    sizes: tuple[int, ...]
+    """Words per row of each input."""
+    max_rows: int
 
+    @classmethod
+    def of(cls, session: str, description: Description) -> QueryFormat:
+        """The format of a session's queries."""
+        shapes = tuple(tuple(tensor["shape"]) for tensor in description["inputs"])
+        sizes = tuple(math.prod(shape) for shape in shapes)
+        return cls(bytes.fromhex(session), shapes, sizes, max_rows(description))
 
-def _most_words(description: Description) -> int:
-    """How many words the largest query has."""
-    return max_rows(description) * sum(math.prod(t["shape"]) for t in description["inputs"])
+    @property
+    def largest(self) -> int:
+        """The bytes of the largest query."""
+        return QUERY_HEAD.size + 8 * self.max_rows * sum(self.sizes)
+
+    def read(self, payload: memoryview, client: str) -> Pending:
+        """Return a frame's query; its shares are copies.
+
+        Raises InputError, or StaleSession where it was encoded for another session.
+        """
+        if len(payload) < QUERY_HEAD.size:
+            raise InputError("the frame is too short for a query")
+        query_id, session, rows, milliseconds, masks = QUERY_HEAD.unpack_from(payload)
+        if session != self.session:
+            raise StaleSession(
+                "the model was shared anew since this query was encoded; read the model's "
+                "description again"
+            )
+        if masks:
+            raise InputError("this party deals no masks ahead")
+        if not 1 <= rows <= self.max_rows:
+            raise InputError(f"a query holds 1 to {self.max_rows} rows")
+        wanted = 8 * rows * sum(self.sizes)
+        if len(payload) != QUERY_HEAD.size + wanted:
+            raise InputError(f"a query of {rows} rows has {wanted} bytes of shares")
+        words = np.frombuffer(bytes(payload[QUERY_HEAD.size :]), "<i8")
+        inputs, start = [], 0
+        for shape, size in zip(self.shapes, self.sizes, strict=True):
+            inputs.append(words[start : start + rows * size].reshape(rows, *shape))
+            start += rows * size
+        deadline = time.monotonic() + milliseconds / 1000 if milliseconds else None
+        return Pending(query_id.hex(), inputs, rows, client, deadline)
 
 
 def _said(error: BaseException) -> dict[str, Any]:
