@@ -204,6 +204,10 @@ class LaneClient:
         self._connections: list[_Connection | None] = [None] * len(peers)
         self._connecting = threading.Lock()
         self._selector = selectors.DefaultSelector()
+        self._bell, self._ring = socket.socketpair()
+        for end in (self._bell, self._ring):
+            end.setblocking(False)
+        self._selector.register(self._bell, selectors.EVENT_READ)
         self._numbers = itertools.count(1)
         self._asked: dict[int, Asked] = {}
         self._waiting: dict[Asked, None] = {}
@@ -334,7 +338,11 @@ class LaneClient:
     def _pump(self, seconds: float) -> None:
         """Read what comes within `seconds`, for everybody; whoever holds `_reading`."""
         for key, _ in self._selector.select(seconds):
-            connection: _Connection = key.data
+            connection: _Connection | None = key.data
+            if connection is None:
+                with contextlib.suppress(OSError):
+                    self._bell.recv(64)
+                continue
             try:
                 frames = connection.read()
             except (OSError, ValueError, PrivserveError) as error:
@@ -379,6 +387,9 @@ class LaneClient:
             if asked.payloads[connection.rank] is None:
                 self._asked.pop(asked.number, None)
                 asked.fail(error)
+        # Whoever reads may be waiting for one of these.
+        with contextlib.suppress(OSError):
+            self._ring.send(b"x")
 
     def _read_callbacks(self) -> None:
         """See to it that answers are read which nobody waits for."""
@@ -405,11 +416,17 @@ class LaneClient:
     def close(self) -> None:
         """Close all lanes; what is asked fails."""
         with self._connecting:
+            if self._is_closed:
+                return
             self._is_closed = True
         self._callbacks.release()
         for connection in self._connections:
             if connection is not None:
                 self._lose(connection, ClusterError("this client is closed"))
+        with self._reading:  # nobody waits any more
+            self._selector.close()
+            self._bell.close()
+            self._ring.close()
 
 
 def _fields(payload: memoryview) -> Mapping[str, Any]:
