@@ -36,9 +36,9 @@ def test_frames_come_out_as_they_went_in_however_they_are_cut(
 def test_a_frame_that_announces_too_much_is_refused_before_it_comes(length: int, cut: int) -> None:
     header = HEADER.pack(length, Kind.QUERY, 1)
     reader = FrameReader(LIMIT)
+    pieces = [memoryview(header)[start : start + cut] for start in range(0, len(header), cut)]
     with pytest.raises(InputError, match=f"of {length} bytes was announced, more than the {LIMIT}"):
-        for start in range(0, len(header), cut):
-            list(reader.frames(memoryview(header)[start : start + cut]))
+        _ = [list(reader.frames(piece)) for piece in pieces]
     assert reader.held <= HEADER.size
 
 

@@ -215,16 +215,20 @@ def test_the_dealer_answers_what_it_is_and_no_query(digits: Digits) -> None:
         assert alice.next()[0] == Kind.PONG
 
 
+def ask_for_ever(lane: RawLane) -> None:
+    """Ask and never read: the answers pile up at the party."""
+    while True:
+        lane.send(frame(Kind.ABOUT, 1) * 2000)
+
+
 def test_a_reader_that_takes_no_answers_is_dropped_and_others_are_not_held_up(
     digits: Digits,
 ) -> None:
     before = lanes_of(digits)["dropped"]
     with digits.serving(), raw_lanes(digits) as lanes:
-        about = frame(Kind.ABOUT, 1) * 2000
+        lanes[0].sock.settimeout(60)
         with pytest.raises(OSError, match=r"reset|EOF|closed|broken|Broken|timed out"):
-            lanes[0].sock.settimeout(60)
-            while True:  # its answers pile up at the party
-                lanes[0].send(about)
+            ask_for_ever(lanes[0])
         assert answered_rightly(digits)
     after = lanes_of(digits)["dropped"]
     why = "does not take its answers"

@@ -16,7 +16,7 @@ from sessions import Sessions, answer, numbers, refusals, states
 
 from privserve.config import Timeouts
 from privserve.errors import LimitReached, TooManyRows
-from privserve.party.queries import Pending
+from privserve.party.pending import Pending
 
 
 def test_a_query_is_answered_with_shares_of_its_answer(sessions: Sessions) -> None:
@@ -38,19 +38,19 @@ def test_five_parties_answer_as_three_do(tmp_path: Path) -> None:
         five.close()
 
 
-def test_queries_that_pile_up_run_as_one_batch_and_get_their_own_rows(sessions: Sessions) -> None:
+def test_queries_that_pile_up_run_together_and_get_their_own_rows(sessions: Sessions) -> None:
     sessions.start()
     sessions.leader.queue.serve(None)
     echo_engine.hold.clear()
     first = sessions.ask(numbers(0, 0))
     wait_until(lambda: len(sessions.leader.queue.pending) == 0, "the first one runs")
     others = [sessions.ask(numbers(*[i] * (2 * i))) for i in range(1, 5)]
-    wait_until(lambda: len(sessions.leader.queue._ready) == 4, "the others are complete")
+    wait_until(lambda: sessions.leader.queue._ready.rows == 10, "the others are complete")
     echo_engine.hold.set()
     np.testing.assert_array_equal(answer(first), numbers(0, 0))
     for i, asked in enumerate(others, 1):
         np.testing.assert_array_equal(answer(asked), numbers(*[2 * i] * (2 * i)))
-    assert sorted(echo_engine.batches) == [[0, 1], [0, 10], [1, 1], [1, 10]]
+    assert sorted(echo_engine.batches) == [[0, 1], [0, 2], [0, 8], [1, 1], [1, 2], [1, 8]]
 
 
 def test_a_batch_is_no_larger_than_the_owner_allows(sessions: Sessions) -> None:

@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import numpy as np
 from serving import Digits, client_headers
 
 from privserve import fixedpoint, sharing

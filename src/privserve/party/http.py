@@ -26,7 +26,7 @@ from privserve.fixedpoint import RingArray
 from privserve.owner_calls import Permission
 from privserve.party.metadata import max_rows, model_facts, party_facts
 from privserve.party.outcome import Outcome
-from privserve.party.queries import Pending
+from privserve.party.pending import Pending
 from privserve.party.session import SessionSpec
 
 if TYPE_CHECKING:

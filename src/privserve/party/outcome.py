@@ -1,4 +1,4 @@
-"""What becomes of one query, which one thread sets and others wait for or are called back with.
+"""What becomes of one query: one thread says so, others wait for it or are called back.
 
 A `concurrent.futures.Future` does this too, at several times the cost: each has a condition, and a
 busy party makes thousands a second.
@@ -15,7 +15,7 @@ Shares = list[RingArray]
 
 
 class Outcome:
-    """An answer's shares, or an error; set once."""
+    """An answer's shares, or an error; what is set first counts."""
 
     __slots__ = ("_callbacks", "_error", "_event", "_is_done", "_lock", "_shares")
 
@@ -41,8 +41,8 @@ class Outcome:
 
     def _set(self, shares: Shares, error: BaseException | None) -> None:
         with self._lock:
-            if self._is_done:
-                raise RuntimeError("what became of a query is set once")
+            if self._is_done:  # such as: the session ended while the answer was on its way
+                return
             self._shares, self._error, self._is_done = shares, error, True
             event, callbacks = self._event, self._callbacks
         if event is not None:

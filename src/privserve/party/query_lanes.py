@@ -29,8 +29,8 @@ from privserve.description import Description
 from privserve.errors import InputError, NotServing, PrivserveError, QueryError, StaleSession
 from privserve.party.metadata import max_rows, model_facts, party_facts
 from privserve.party.outcome import Outcome
+from privserve.party.pending import MAX_PENDING_BYTES, MAX_PENDING_PER_CLIENT, Pending
 from privserve.party.poller import READABLE, WRITABLE, Poller
-from privserve.party.queries import MAX_PENDING_BYTES, MAX_PENDING_PER_CLIENT, Pending
 from privserve.party.roles import ComputeSession
 from privserve.query_frames import (
     ANSWER_HEAD,

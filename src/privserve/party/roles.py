@@ -12,7 +12,7 @@ import threading
 import time
 from abc import abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -23,7 +23,8 @@ from privserve.engines import Compute, load_engine
 from privserve.errors import NotServing, PeerLost, QueryError, TooManyRows
 from privserve.party.channel import Channel
 from privserve.party.cores import stay_on_own_core
-from privserve.party.queries import GONE, LeaderQueue, Pending, PendingQueries, Refusal
+from privserve.party.pending import Pending, PendingQueries
+from privserve.party.queries import GONE, LeaderQueue, Refusal
 from privserve.party.session import (
     ARRIVALS,
     CAUSE_SECONDS,
@@ -32,8 +33,11 @@ from privserve.party.session import (
     Session,
     SessionSpec,
 )
+from privserve.party.turns import Piece
 
 RECENT_RUNS = 1000
+MAX_BATCH = 128
+"""Rows that run together, where the model owner says nothing else."""
 MOST_NOTES = 1024
 """In one frame, which is far below what a lane takes."""
 
@@ -128,36 +132,36 @@ class ComputeSession(Session):
                     sent += channel.bytes_sent
         return frames, sent, dealt
 
-    def _run(self, batch: list[Pending]) -> bool:
+    def _run(self, batch: Sequence[Piece]) -> bool:
         """Evaluate a batch and answer its queries; whether they were, at all parties alike."""
         assert self._compute is not None
-        arrays = list(zip(*(query.inputs for query in batch), strict=True))
+        parts = ([x[start:stop] for x in query.inputs] for query, start, stop in batch)
+        arrays = list(zip(*parts, strict=True))
         inputs = [a[0] if len(a) == 1 else np.concatenate(a) for a in arrays]
         started = time.perf_counter()
         try:
             with self._poller.away():
                 outputs = self._compute.run(inputs)
         except TooManyRows as error:
-            for query in batch:
+            for query, _, _ in batch:
                 query.future.set_exception(error)
             return False
         except BaseException as error:
             # The batch left the queue, so only this thread can tell its clients; the reason
             # that they get is the one that the watcher finds.
             self._ended.wait(CAUSE_SECONDS if isinstance(error, PeerLost) else 0)
-            for query in batch:
+            for query, _, _ in batch:
                 why = self.reason or f"{self._me.name} lost the session during this query"
                 query.future.set_exception(NotServing(f"{why}; the query was not answered"))
             raise
         with self._counting:
             self._runs.append((len(inputs[0]), time.perf_counter() - started))
-            self._queries += len(batch)
+            self._queries += sum(piece.stop == piece.query.rows for piece in batch)
             self._rows += len(inputs[0])
-        start = 0
-        for query in batch:
-            stop = start + query.rows
-            query.future.set_result([output[start:stop] for output in outputs])
-            start = stop
+        at = 0
+        for piece in batch:
+            piece.query.answer([output[at : at + piece.rows] for output in outputs])
+            at += piece.rows
         return True
 
     def status(self) -> dict[str, Any]:
@@ -193,7 +197,8 @@ class LeaderSession(ComputeSession):
 
     def __init__(self, seat: Seat, spec: SessionSpec) -> None:
         super().__init__(seat, spec)
-        rows = int(spec.options.get("max_batch", 128))
+        rows = int(spec.options.get("max_batch", MAX_BATCH))
+        self._max_delay = float(spec.options.get("max_delay", 0))
         self.queue = LeaderQueue(
             self._n, rows, seat.timeouts.share, seat.accounts, self._poller.wake
         )
@@ -232,19 +237,21 @@ class LeaderSession(ComputeSession):
     def _lead(self) -> float | None:
         """Run and refuse what there is now; for how long nothing is to be done of itself."""
         wait = self.queue.expire()
+        if self._max_delay and (patience := self.queue.patience(self._max_delay)):
+            return patience if wait is None else min(wait, patience)
         batch = self.queue.next_batch()
         refusals = self.queue.take_refusals()  # last: choosing a batch may refuse too
         if not refusals and not batch:
             return wait
         order = {
-            "run": [query.id for query in batch],
+            "run": [[query.id, start, stop] for query, start, stop in batch],
             "refuse": [[r.id, r.code, r.status, r.reason] for r in refusals],
         }
         frame = json.dumps(order).encode()
         for peer in range(1, self._n):
             self._lanes[ORDERS].send(peer, frame)
         if batch:
-            self.queue.finished(batch if self._run(batch) else [])
+            self.queue.finished(batch, is_answered=self._run(batch))
         return 0
 
     def _take_notes(self, peer: int, notes: Any) -> None:
@@ -314,12 +321,23 @@ class FollowerSession(ComputeSession):
                 refused = self._pending.take(refusal.id)
                 if refused is not None:
                     refused.future.set_exception(refusal.error())
-            batch = [self._pending.take(query_id) for query_id in order["run"]]
-        queries = [query for query in batch if query is not None]
-        if len(queries) != len(batch):
+            batch = [self._piece(*fields) for fields in order["run"]]
+        if batch and not self._run(batch):
+            with self._lock:
+                for query, _, _ in batch:
+                    self._pending.take(query.id)
+
+    def _piece(self, query_id: str, start: int, stop: int) -> Piece:
+        """The rows of a query that are to run; it waits no more when they are its last."""
+        if query_id not in self._pending:
             raise PeerLost("the leader ordered a query that was never announced to it")
-        if queries:
-            self._run(queries)
+        query = self._pending.get(query_id)
+        if not query.taken == start < stop <= query.rows:
+            raise PeerLost("the leader ordered rows that a query does not have")
+        query.taken = stop
+        if stop == query.rows:
+            self._pending.take(query_id)
+        return Piece(query, start, stop)
 
     def _refuse_all(self, error: QueryError) -> None:
         with self._lock:
