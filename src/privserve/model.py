@@ -136,6 +136,8 @@ class SecureModel:
         they stay in this process. range_check: whether a query that leaves a guessed range is
         refused (GuessedRangeError) instead of answered wrongly; without it deep networks send
         some percent less. force: share also what the parties seem to have no memory for.
+        options: of the engine and of serving, such as max_batch, the rows that run together at
+        most, and max_delay, for how many seconds a batch that is not full waits for more.
         everybody: what those may ask, together, who are no clients of the cluster; None: nothing.
         report: called with what errors to expect and with what had to be
         guessed; when None, guesses are warned of and the rest is printed. Raises ModelError if

@@ -15,8 +15,9 @@ from serving import wait_until
 from sessions import Sessions, answer, numbers, refusals, states
 
 from privserve.config import Timeouts
-from privserve.errors import LimitReached, TooManyRows
+from privserve.errors import InputError, LimitReached, TooManyRows
 from privserve.party.pending import Pending
+from privserve.party.roles import batching
 
 
 def test_a_query_is_answered_with_shares_of_its_answer(sessions: Sessions) -> None:
@@ -198,3 +199,24 @@ def test_a_batch_that_a_party_has_no_memory_for_is_refused_and_the_next_is_answe
         assert answer(sessions.ask(numbers(1, 2))).tolist() == [[2, 4]]
     assert states(sessions) == ["loaded"] * 3
     assert sessions.leader.queue.answered == 2
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"max_batch": 0}, {"max_batch": "2"}, {"max_batch": True}, {"max_delay": -1}]
+    + [{"max_delay": float("nan")}, {"max_delay": 11}, {"max_delay": None}],
+)
+def test_options_of_batching_that_say_nothing_are_refused(options: dict[str, object]) -> None:
+    with pytest.raises(InputError, match=r"'max_batch' must be|'max_delay' goes from 0 to 10 s"):
+        batching(options)
+
+
+def test_a_batch_waits_for_more_queries_where_the_owner_wants_that(sessions: Sessions) -> None:
+    sessions.start(max_batch=3, max_delay=5.0)
+    sessions.leader.queue.serve(None)
+    started = time.monotonic()
+    asked = [sessions.ask(numbers(i, i)) for i in range(3)]  # full: it waits no longer
+    for i, one in enumerate(asked):
+        np.testing.assert_array_equal(answer(one), numbers(2 * i, 2 * i))
+    assert time.monotonic() - started < 4
+    assert sorted(echo_engine.batches) == [[0, 3], [1, 3]]

@@ -19,8 +19,9 @@ from typing import Any
 
 import numpy as np
 
+from privserve.config import MAX_BATCH, MAX_DELAY_SECONDS
 from privserve.engines import Compute, load_engine
-from privserve.errors import NotServing, PeerLost, QueryError, TooManyRows
+from privserve.errors import InputError, NotServing, PeerLost, QueryError, TooManyRows
 from privserve.party.channel import Channel
 from privserve.party.cores import stay_on_own_core
 from privserve.party.pending import Pending, PendingQueries
@@ -36,8 +37,6 @@ from privserve.party.session import (
 from privserve.party.turns import Piece
 
 RECENT_RUNS = 1000
-MAX_BATCH = 128
-"""Rows that run together, where the model owner says nothing else."""
 MOST_NOTES = 1024
 """In one frame, which is far below what a lane takes."""
 
@@ -197,8 +196,7 @@ class LeaderSession(ComputeSession):
 
     def __init__(self, seat: Seat, spec: SessionSpec) -> None:
         super().__init__(seat, spec)
-        rows = int(spec.options.get("max_batch", MAX_BATCH))
-        self._max_delay = float(spec.options.get("max_delay", 0))
+        rows, self._max_delay = batching(spec.options)
         self.queue = LeaderQueue(
             self._n, rows, seat.timeouts.share, seat.accounts, self._poller.wake
         )
@@ -342,6 +340,19 @@ class FollowerSession(ComputeSession):
     def _refuse_all(self, error: QueryError) -> None:
         with self._lock:
             self._pending.fail_all(error)
+
+
+def batching(options: Mapping[str, Any]) -> tuple[int, float]:
+    """Return how many rows run together, and for how many seconds a batch waits to be filled.
+
+    Raises InputError for options that say neither.
+    """
+    rows, seconds = options.get("max_batch", MAX_BATCH), options.get("max_delay", 0)
+    if type(rows) is not int or rows < 1:
+        raise InputError(f"'max_batch' must be a positive whole number, not {rows!r}")
+    if type(seconds) not in (int, float) or not 0 <= seconds <= MAX_DELAY_SECONDS:
+        raise InputError(f"'max_delay' goes from 0 to {MAX_DELAY_SECONDS:g} s, not {seconds!r}")
+    return rows, float(seconds)
 
 
 def open_session(seat: Seat, spec: SessionSpec) -> Session:
