@@ -203,8 +203,10 @@ def test_a_batch_that_a_party_has_no_memory_for_is_refused_and_the_next_is_answe
 
 @pytest.mark.parametrize(
     "options",
-    [{"max_batch": 0}, {"max_batch": "2"}, {"max_batch": True}, {"max_delay": -1}]
-    + [{"max_delay": float("nan")}, {"max_delay": 11}, {"max_delay": None}],
+    [
+        *({"max_batch": rows} for rows in (0, "2", True)),
+        *({"max_delay": seconds} for seconds in (-1, float("nan"), 11, None)),
+    ],
 )
 def test_options_of_batching_that_say_nothing_are_refused(options: dict[str, object]) -> None:
     with pytest.raises(InputError, match=r"'max_batch' must be|'max_delay' goes from 0 to 10 s"):
