@@ -90,6 +90,7 @@ BAD = {
         "no activation",
     ),
     "no axis": (changed("outputs", 0, "activation", to={"op": "Softmax"}), "'y' has no axis"),
+    "the batch axis": (changed("outputs", 0, "activation", "axis", to=0), "along the batch axis"),
     "an axis beyond": (changed("outputs", 0, "activation", "axis", to=2), "'y' has no axis"),
     "no word of rounding": (
         changed("outputs", 0, to={"name": "y", "shape": [2], "activation": None}),

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from privserve.errors import (
     ClusterError,
     ConfigError,
+    DeadlinePassed,
     GuessedRangeError,
     InputError,
     LimitReached,
@@ -32,6 +33,7 @@ from privserve.errors import (
 )
 
 if TYPE_CHECKING:
+    from privserve.async_client import AsyncClient
     from privserve.client import Client
     from privserve.cluster import Cluster, Worker
     from privserve.keras_hook import KerasHook
@@ -40,10 +42,12 @@ if TYPE_CHECKING:
 __version__ = version("privserve")
 
 __all__ = [
+    "AsyncClient",
     "Client",
     "Cluster",
     "ClusterError",
     "ConfigError",
+    "DeadlinePassed",
     "GuessedRangeError",
     "InputError",
     "KerasHook",
@@ -62,6 +66,7 @@ __all__ = [
 
 # Loaded on first use: a client need not import torch, a party need not import the client.
 _HOMES = {
+    "AsyncClient": "privserve.async_client",
     "Client": "privserve.client",
     "Cluster": "privserve.cluster",
     "KerasHook": "privserve.keras_hook",

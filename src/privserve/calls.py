@@ -6,10 +6,9 @@ import socket
 import ssl
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import httpx
-
-from privserve.addresses import join_address, split_address
+from privserve.addresses import split_address
 from privserve.config import DOMAIN
 from privserve.errors import (
     BY_CODE,
@@ -17,9 +16,13 @@ from privserve.errors import (
     ConfigError,
     InputError,
     PartyRevoked,
+    PrivserveError,
     QueryError,
 )
 from privserve.tls import REVOKED, ListContext, trust
+
+if TYPE_CHECKING:
+    import httpx
 
 
 def tls_context(ca: Path) -> ListContext:
@@ -32,17 +35,6 @@ def tls_context(ca: Path) -> ListContext:
             f"{ca} is missing or holds no certificate; copy it from where the cluster was made"
         ) from None
     return context
-
-
-def connections(address: str, context: ssl.SSLContext, timeout: float, kept: int) -> httpx.Client:
-    """Return a pool of connections to the party at `address`, of which `kept` stay open idle."""
-    return httpx.Client(
-        base_url=f"https://{join_address(*split_address(address))}",
-        verify=context,
-        timeout=timeout,
-        limits=httpx.Limits(max_connections=None, max_keepalive_connections=kept),
-        trust_env=False,
-    )
 
 
 def identity_at(address: str, ca: Path, seconds: float = 5.0) -> str:
@@ -92,20 +84,30 @@ def raise_for_answer(response: httpx.Response, who: str) -> None:
         return
     try:
         body = response.json()
-        message, code = str(body["error"]), str(body["code"])
-    except (ValueError, KeyError, TypeError):
-        message, code = (
-            f"{who} answers HTTP {response.status_code}; is it privserve?",
-            QueryError.code,
-        )
+    except ValueError:
+        body = None
+    raise refusal(body, who, response.status_code)
+
+
+def refusal(body: object, who: str, status: int | None = None) -> PrivserveError:
+    """Return the typed error for what `who` refused with: {"error", "code", "status"}.
+
+    status: of the HTTP answer; None where the body has it.
+    """
+    fields = body if isinstance(body, dict) else {}
+    message, code = fields.get("error"), fields.get("code")
+    if status is None:
+        status = fields["status"] if type(fields.get("status")) is int else QueryError.status
+    if not isinstance(message, str) or not isinstance(code, str):
+        return QueryError(f"{who} answers HTTP {status}; is it privserve?", status)
     if code == InputError.code:
-        raise InputError(f"{who} refuses: {message}")
-    raise BY_CODE.get(code, QueryError)(message, response.status_code)
+        return InputError(f"{who} refuses: {message}")
+    return BY_CODE.get(code, QueryError)(message, status)
 
 
-def unreachable(who: str, address: str, error: Exception) -> ClusterError:
-    """Return the error for a party that HTTP cannot reach."""
-    if isinstance(error, httpx.TimeoutException | TimeoutError):
+def unreachable(who: str, address: str, error: Exception, *, is_late: bool = False) -> ClusterError:
+    """Return the error for a party that cannot be reached; is_late: it gave no answer in time."""
+    if is_late or isinstance(error, TimeoutError):
         return ClusterError(f"{who} at {address} did not answer in time; is the cluster alive?")
     if REVOKED in str(error):
         return PartyRevoked(

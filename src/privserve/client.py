@@ -6,65 +6,45 @@ party, and what comes back is joined here, where the final softmax or sigmoid is
 
 from __future__ import annotations
 
+import contextlib
+import os
 import threading
-from collections.abc import Mapping, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, replace
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from uuid import uuid4
 
-import httpx
-import numpy as np
-from numpy.typing import ArrayLike, NDArray
-
-from privserve import fixedpoint, oip, sharing
-from privserve.activations import joined
-from privserve.calls import connections, introduced, raise_for_answer, unreachable
+from privserve import sharing
+from privserve.calls import introduced, refusal
 from privserve.config import ClusterConfig, read_config
 from privserve.credentials import KEY_FILE, ClientKey
-from privserve.description import Description, TensorDescription, read_description
 from privserve.errors import (
     ClusterError,
     ConfigError,
-    GuessedRangeError,
     InputError,
     NotServing,
+    PrivserveError,
     QueryError,
-    RangeError,
     StaleSession,
 )
 from privserve.fixedpoint import RingArray
-from privserve.inputs import Inputs, batched, by_name
+from privserve.inputs import Inputs
+from privserve.lane_client import Asked, LaneClient, Peer, SpeaksHttpOnly
+from privserve.prg import Prg
+from privserve.query_frames import QUERY_HEAD, Kind
 from privserve.revocation import Revocations
+from privserve.served_model import ServedModel, parse_model
 
 if TYPE_CHECKING:
     from privserve.cluster import Cluster
+    from privserve.http_client import HttpClient
 
-MAX_CONCURRENT = 32
-OF_OUTPUTS = ("activation", "rounded_bits")
-"""What a model's metadata have among an output's parameters."""
-
-
-@dataclass(frozen=True)
-class _Peer:
-    name: str
-    address: str
-    identity: str
-    """What its certificate has to say, whatever its address."""
-    authorization: Mapping[str, str]
-    """What shows this client to it, and to it alone."""
-    http: httpx.Client
-
-
-@dataclass(frozen=True)
-class _Model:
-    """What a client must know of the served model; read from the parties."""
-
-    name: str
-    session: str
-    description: Description
-    max_rows: int
+IN_FLIGHT = 128
+"""Queries of one client that are with the parties at a time; further ones wait here."""
+STREAMED = 32
+BEGUN = 1024
+"""Queries in the background that `query_model_join` remembers."""
 
 
 class Client:
@@ -83,18 +63,21 @@ class Client:
         beside cluster.toml or ca.pem where there is one. timeout: seconds that a query may take.
         """
         parties, authority, beside = _resolve(cluster, ca)
-        client = _client_key(key, beside)
-        self._timeout = timeout
         self._revocations = Revocations(authority)
+        shown = _client_key(key, beside)
+        self._timeout = timeout
         self._peers = [
-            _Peer(name, address, identity, _authorization(client, identity), self._connect(address))
+            Peer(name, address, identity, _authorization(shown, identity))
             for name, address, identity in parties
         ]
-        # Two stages, so that queries that wait for their requests cannot starve them.
-        self._queries = ThreadPoolExecutor(MAX_CONCURRENT, "privserve-query")
-        self._requests = ThreadPoolExecutor(MAX_CONCURRENT * len(parties), "privserve-request")
-        self._model: _Model | None = None
-        self._lock = threading.Lock()
+        self._way: LaneClient | HttpClient | None = None
+        self._model: ServedModel | None = None
+        self._is_closed = False
+        self._lock = threading.RLock()
+        self._prg, self._splitting = Prg(), threading.Lock()
+        self._process = os.getpid()
+        self._begun: deque[Future[Any]] = deque(maxlen=BEGUN)
+        self._in_flight = threading.BoundedSemaphore(IN_FLIGHT)
 
     def __enter__(self) -> Client:
         return self
@@ -104,10 +87,10 @@ class Client:
 
     def close(self) -> None:
         """Close all connections."""
-        self._queries.shutdown(wait=False, cancel_futures=True)
-        self._requests.shutdown(wait=False, cancel_futures=True)
-        for peer in self._peers:
-            peer.http.close()
+        with self._lock:
+            self._is_closed = True
+            if self._way is not None:
+                self._way.close()
 
     def query_model(self, x: Inputs, *, logits: bool = False, named: bool = False) -> Any:
         """Return the model's prediction for `x`, as Keras would give it, learnt by nobody else.
@@ -123,144 +106,260 @@ class Client:
         party is gone.
         """
         model, shares = self._asked(x)
-        described = model.description
-        if described["guards"]:
-            _check_guards(described["guards"], sharing.join([parts[-1] for parts in shares]))
-            shares = [parts[:-1] for parts in shares]
-        outputs = {}
-        bits = described["output_fraction_bits"]
-        for tensor, parts in zip(described["outputs"], zip(*shares, strict=True), strict=True):
-            values = joined(parts, tensor["activation"], bits, logits=logits)
-            outputs[tensor["name"]] = values.astype(np.float32)
-        if named:
-            return outputs
-        return next(iter(outputs.values())) if len(outputs) == 1 else list(outputs.values())
+        return _shaped(model.decode(shares, logits=logits), named)
 
     def query_model_async(
         self, x: Inputs, *, logits: bool = False, named: bool = False
     ) -> Future[Any]:
         """Begin `query_model` in the background; returns a future of its result."""
-        return self._queries.submit(self.query_model, x, logits=logits, named=named)
+        future = BackgroundQuery(self, x, logits, named).future
+        self._begun.append(future)
+        return future
 
-    def _asked(self, x: Inputs) -> tuple[_Model, list[list[RingArray]]]:
+    def query_model_join(self, timeout: float | None = None) -> Any:
+        """Return the result of the first `query_model_async` that was not joined yet.
+
+        Of the last BEGUN at most, and whether or not its future was asked. Raises as `query_model`
+        does, TimeoutError after `timeout` seconds, QueryError where none was begun.
+        """
+        try:
+            future = self._begun[0]
+        except IndexError:
+            raise QueryError("no query was begun; call query_model_async(x) first", 400) from None
+        try:
+            return future.result(timeout)
+        finally:
+            if future.done():
+                with contextlib.suppress(ValueError):
+                    self._begun.remove(future)
+
+    def stream(
+        self,
+        queries: Iterable[Inputs],
+        *,
+        in_flight: int = STREAMED,
+        logits: bool = False,
+        named: bool = False,
+    ) -> Iterator[Any]:
+        """Yield `query_model` of each of many queries, in order, `in_flight` of them at a time.
+
+        That many are taken from `queries` ahead of what is yielded. Raises what the first query
+        that fails raises; those after it are not awaited.
+        """
+        if in_flight < 1:
+            raise ConfigError(f"at least one query has to be in flight, not {in_flight}")
+        begun: deque[Future[Any]] = deque()
+        for x in queries:
+            begun.append(BackgroundQuery(self, x, logits, named).future)
+            if len(begun) >= in_flight:
+                yield begun.popleft().result()
+        while begun:
+            yield begun.popleft().result()
+
+    @property
+    def knows_model(self) -> bool:
+        """Whether the parties were asked already what they serve."""
+        return self._model is not None
+
+    def read_model(self) -> ServedModel:
+        """Connect, check that these are all compute parties of one cluster, and read their model.
+
+        The first query does so by itself.
+        """
+        with self._lock:
+            if self._model is not None:
+                return self._model
+            about = self._about()
+            _check_roles(self._peers, about)
+            for peer, facts in zip(self._peers, about, strict=True):
+                if "model" not in facts:
+                    raise refusal(facts.get("error"), peer.name)
+                if facts["model"] != about[0]["model"]:
+                    raise ClusterError(f"{peer.name} describes another model than the others do")
+            self._model = parse_model(self._peers[0].name, about[0]["model"])
+            return self._model
+
+    def _about(self) -> list[dict[str, Any]]:
+        """What each party says of itself; asked anew where one shows that a certificate is revoked.
+
+        All of them are asked what is revoked, since who stole a party's key would not tell.
+        """
+        way = self._open()
+        about = way.about()
+        news = [
+            self._revocations.learn(str(facts.get("revoked", "")).encode(), peer.name)
+            for peer, facts in zip(self._peers, about, strict=True)
+        ]
+        if not any(news):
+            return about
+        way.reconnect()
+        return way.about()
+
+    # -- with the parties -----------------------------------------------------------------
+
+    def _asked(self, x: Inputs) -> tuple[ServedModel, list[list[RingArray]]]:
         """The model that was asked, and the answers by party and output.
 
         A client may outlive a model: what it knows of number formats belongs to one session,
         which the query names. Where that is over, the model is read and asked once more.
         """
-        model = self._model or self._read_model()
+        model = self._model or self.read_model()
         try:
-            return model, self._ask(model, _encode(model, x))
+            return model, self._ask(model, model.encode(x))
         except QueryError as error:
-            if isinstance(error, StaleSession) or error.status == 404:
-                with self._lock:
-                    if self._model is model:
-                        self._model = None
-            if not isinstance(error, StaleSession):
+            if not self._is_stale(model, error):
                 raise  # 404: another model is shared by now, which need not be what was meant
-        model = self._read_model()
+        model = self.read_model()
         try:
-            return model, self._ask(model, _encode(model, x))
+            return model, self._ask(model, model.encode(x))
         except StaleSession:
             raise NotServing("the model is being shared anew; try again in a moment") from None
 
-    def _ask(self, model: _Model, elements: dict[str, RingArray]) -> list[list[RingArray]]:
+    def _is_stale(self, model: ServedModel, error: QueryError) -> bool:
+        """Whether the model has to be read anew and asked again; forgets it in any such case."""
+        if isinstance(error, StaleSession) or error.status == 404:
+            with self._lock:
+                if self._model is model:
+                    self._model = None
+        return isinstance(error, StaleSession)
+
+    def _ask(self, model: ServedModel, elements: dict[str, RingArray]) -> list[list[RingArray]]:
         """Send one share to each party; their answers, by party and output."""
-        split = {name: sharing.split(e, len(self._peers)) for name, e in elements.items()}
-        query_id = uuid4().hex
-        futures = [
-            self._requests.submit(
-                self._infer, peer, model, query_id, {name: s[i] for name, s in split.items()}
-            )
-            for i, peer in enumerate(self._peers)
-        ]
-        done, _ = wait(futures, return_when=FIRST_EXCEPTION)
-        for future in futures:
-            if future in done and future.exception() is not None:
-                raise future.exception()  # type: ignore[misc]
-        return [future.result() for future in futures]
-
-    def _infer(
-        self, peer: _Peer, model: _Model, query_id: str, share: dict[str, RingArray]
-    ) -> list[RingArray]:
-        parts, headers = oip.format_message({"id": query_id}, share, "inputs")
-        path = f"/v2/models/{model.name}/versions/{model.session}/infer"
-        headers = {**headers, **peer.authorization}
-        response = self._call(peer, "POST", path, content=b"".join(parts), headers=headers)
-        length = response.headers.get(oip.HEADER_LENGTH)
+        way, query_id = self._open(), os.urandom(16)
+        shares = self._split(elements)
+        if not isinstance(way, LaneClient):
+            return way.ask(model, query_id, shares)
+        payloads = self._payloads(model, query_id, shares)
+        if not self._in_flight.acquire(timeout=self._timeout):
+            raise ClusterError("too many queries of this client wait for their answers")
         try:
-            message, tensors = oip.parse_message(response.content, length, "outputs")
-            if message.get("id") != query_id:
-                raise InputError("it answers another query")
-            answers = [tensors[tensor["name"]] for tensor in model.description["outputs"]]
-            return [*answers, tensors[oip.GUARDS]] if model.description["guards"] else answers
-        except (InputError, KeyError) as error:
-            raise ClusterError(f"{peer.name} gave a malformed answer: {error}") from None
+            answers = way.finish(way.begin(Kind.QUERY, payloads), self._timeout)
+        finally:
+            self._in_flight.release()
+        return self._read(model, answers)
 
-    def _call(self, peer: _Peer, method: str, path: str, **options: Any) -> httpx.Response:
-        try:
-            response = peer.http.request(
-                method, path, extensions={"sni_hostname": peer.identity}, **options
-            )
-        except httpx.TransportError as error:
-            raise unreachable(peer.name, peer.address, error) from None
-        except RuntimeError:
-            raise ClusterError("this client's connections were closed or made anew") from None
-        raise_for_answer(response, peer.name)
-        return response
+    def _split(self, elements: Mapping[str, RingArray]) -> list[dict[str, RingArray]]:
+        """One share of every input for each party."""
+        if os.getpid() != self._process:
+            # The child's stream is the parent's: two queries under one mask would be told apart.
+            raise ConfigError("a client does not survive a fork; make one in each process")
+        parties = len(self._peers)
+        with self._splitting:
+            split = {name: sharing.split(e, parties, self._prg) for name, e in elements.items()}
+        return [{name: shares[rank] for name, shares in split.items()} for rank in range(parties)]
 
-    def _facts(self, peer: _Peer, path: str) -> dict[str, Any]:
-        """The JSON object that a party answers with."""
-        try:
-            facts = self._call(peer, "GET", path).json()
-        except ValueError:
-            facts = None
-        if not isinstance(facts, dict):
-            raise ClusterError(f"{peer.name} gave a malformed answer: it is no JSON object")
-        return facts
+    def _payloads(
+        self, model: ServedModel, query_id: bytes, shares: Sequence[Mapping[str, RingArray]]
+    ) -> list[bytes]:
+        """What goes to each party."""
+        rows = len(next(iter(shares[0].values())))
+        session, milliseconds = bytes.fromhex(model.session), max(1, int(1000 * self._timeout))
+        head = QUERY_HEAD.pack(query_id, session, rows, min(milliseconds, 0xFFFFFFFF), 0)
+        return [b"".join((head, *(s.tobytes() for s in share.values()))) for share in shares]
 
-    def _connect(self, address: str) -> httpx.Client:
-        return connections(address, self._revocations.context, self._timeout, MAX_CONCURRENT)
-
-    def _learn_revoked(self) -> list[ClusterError | QueryError]:
-        """Ask every party for the list of revoked certificates, and go by the newest one.
-
-        Where that is news, connections are made anew, and why parties were not heard is returned.
-        """
-        news, unheard = [], []
-        for peer in self._peers:
+    def _read(self, model: ServedModel, answers: Sequence[memoryview]) -> list[list[RingArray]]:
+        """The parties' shares of the outputs."""
+        shares = []
+        for peer, payload in zip(self._peers, answers, strict=True):
             try:
-                listed = self._call(peer, "GET", "/privserve/revoked").content
-                news.append(self._revocations.learn(listed, peer.name))
-            except (ClusterError, QueryError) as error:
-                unheard.append(error)
-        if any(news):
-            anew = [replace(peer, http=self._connect(peer.address)) for peer in self._peers]
-            before, self._peers = self._peers, anew
-            for peer in before:
-                peer.http.close()
-        elif unheard:
-            raise unheard[0]
-        return unheard
+                shares.append(model.words(payload))
+            except InputError as error:
+                raise ClusterError(f"{peer.name} gave a malformed answer: {error}") from None
+        return shares
 
-    def _read_model(self) -> _Model:
-        """Check that these are all compute parties of one cluster, and read their model."""
+    def _open(self) -> LaneClient | HttpClient:
+        """How the parties are asked: over lanes where all of them know what that is."""
+        if self._way is not None:
+            return self._way
         with self._lock:
-            if self._model is not None:
-                return self._model
-            unheard = self._learn_revoked()
-            about = [self._facts(peer, "/v2") for peer in self._peers]
-            if unheard:
-                raise unheard[0]
-            _check_roles(self._peers, about)
-            served = about[0].get("models")
-            name = served[0] if isinstance(served, list) and served else "none"
-            described = [self._facts(peer, f"/v2/models/{name}") for peer in self._peers]
-            for peer, other in zip(self._peers, described, strict=True):
-                if other != described[0]:
-                    raise ClusterError(f"{peer.name} describes another model than the others do")
-            self._model = _parse_model(self._peers[0].name, described[0])
-            return self._model
+            if self._is_closed:
+                raise ClusterError("this client is closed")
+            if self._way is None:
+                lanes = LaneClient(self._peers, self._revocations.context, self._timeout)
+                try:
+                    lanes.about()
+                    self._way = lanes
+                except SpeaksHttpOnly:
+                    lanes.close()
+                    # Only where it is needed: it takes long to load.
+                    from privserve.http_client import HttpClient
+
+                    self._way = HttpClient(self._peers, self._revocations.context, self._timeout)
+            return self._way
+
+
+class BackgroundQuery:
+    """One query in the background, from its encoding to its future's result."""
+
+    def __init__(self, client: Client, x: Inputs, logits: bool, named: bool) -> None:
+        self.future: Future[Any] = Future()
+        self._client = client
+        self._x, self._logits, self._named = x, logits, named
+        self._model: ServedModel | None = None
+        try:
+            way = client._open()
+            if isinstance(way, LaneClient):
+                self._begin(way)
+            else:
+                self._ask_again()
+        except PrivserveError as error:
+            self._fail(error)
+
+    def _begin(self, way: LaneClient) -> None:
+        client = self._client
+        self._model = model = client._model or client.read_model()
+        shares = client._split(model.encode(self._x))
+        payloads = client._payloads(model, os.urandom(16), shares)
+        if not client._in_flight.acquire(timeout=client._timeout):
+            raise ClusterError("too many queries of this client wait for their answers")
+        way.begin(Kind.QUERY, payloads, self._answered)
+
+    def _answered(self, asked: Asked) -> None:
+        """Read the answer; in the thread that reads all answers."""
+        self._client._in_flight.release()
+        model = self._model
+        assert model is not None  # it was asked
+        try:
+            if asked.error is not None:
+                raise asked.error
+            payloads = [payload for payload in asked.payloads if payload is not None]
+            shares = self._client._read(model, payloads)
+            answer = _shaped(model.decode(shares, logits=self._logits), self._named)
+        except QueryError as error:
+            if self._client._is_stale(model, error):
+                self._ask_again()
+            else:
+                self._fail(error)
+        except Exception as error:
+            self._fail(error)
+        else:
+            self._succeed(answer)
+
+    def _succeed(self, answer: Any) -> None:
+        if self.future.set_running_or_notify_cancel():
+            self.future.set_result(answer)
+
+    def _fail(self, error: BaseException) -> None:
+        if self.future.set_running_or_notify_cancel():
+            self.future.set_exception(error)
+
+    def _ask_again(self) -> None:
+        """Ask in a thread of its own, which may wait."""
+        threading.Thread(target=self._ask, name="privserve-query", daemon=True).start()
+
+    def _ask(self) -> None:
+        try:
+            answer = self._client.query_model(self._x, logits=self._logits, named=self._named)
+        except BaseException as error:
+            self._fail(error)
+        else:
+            self._succeed(answer)
+
+
+def _shaped(outputs: dict[str, Any], named: bool) -> Any:
+    if named:
+        return outputs
+    return next(iter(outputs.values())) if len(outputs) == 1 else list(outputs.values())
 
 
 def _resolve(cluster: Any, ca: str | Path | None) -> tuple[list[tuple[str, str, str]], Path, Path]:
@@ -289,14 +388,14 @@ def _client_key(given: str | Path | None, beside: Path) -> ClientKey | None:
     return ClientKey.read(Path(given))
 
 
-def _authorization(client: ClientKey | None, identity: str) -> dict[str, str]:
+def _authorization(client: ClientKey | None, identity: str) -> str:
     if client is None:
-        return {}
+        return ""
     party, cluster = identity.split(".")[:2]
-    return {"Authorization": client.authorization(cluster, party)}
+    return client.authorization(cluster, party)
 
 
-def _check_roles(peers: Sequence[_Peer], about: Sequence[Mapping[str, Any]]) -> None:
+def _check_roles(peers: Sequence[Peer], about: Sequence[Mapping[str, Any]]) -> None:
     expected = about[0].get("compute_parties", [])
     for peer, facts in zip(peers, about, strict=True):
         if facts.get("role") != "compute":
@@ -310,93 +409,3 @@ def _check_roles(peers: Sequence[_Peer], about: Sequence[Mapping[str, Any]]) -> 
             f"a query needs every compute party ({', '.join(expected)}), "
             f"but the addresses given are those of {', '.join(found)}"
         )
-
-
-def _parse_model(party: str, described: Mapping[str, Any]) -> _Model:
-    """Read what a party's front says of its model; raises ClusterError where it is malformed."""
-    try:
-        outputs = [
-            {**_unbatched(tensor), **{key: tensor["parameters"][key] for key in OF_OUTPUTS}}
-            for tensor in described["outputs"]
-        ]
-        inputs = [_unbatched(tensor) for tensor in described["inputs"]]
-        facts = described["parameters"]
-        return _Model(
-            name=str(described["name"]),
-            session=str(described["versions"][0]),
-            description=read_description({**facts, "inputs": inputs, "outputs": outputs}),
-            max_rows=int(facts["max_rows"]),
-        )
-    except (InputError, LookupError, TypeError, ValueError) as error:
-        raise ClusterError(f"{party} gave a malformed answer: {error}") from None
-
-
-def _unbatched(tensor: Mapping[str, Any]) -> dict[str, Any]:
-    """A tensor's name and its shape without the batch axis."""
-    return {"name": tensor["name"], "shape": tensor["shape"][1:]}
-
-
-def _check_guards(layers: Sequence[str], flags: RingArray) -> None:
-    """Raise GuessedRangeError unless all flags, int64[rows, layers, words], are zero."""
-    left: dict[int, list[str]] = {}
-    for row, guard in zip(*np.nonzero(np.any(flags, axis=2)), strict=True):
-        names = left.setdefault(int(row), [])
-        if layers[int(guard)] not in names:
-            names.append(layers[int(guard)])
-    if not left:
-        return
-    first = next(iter(left))
-    rows = ", ".join(map(str, list(left)[:10])) + (", ..." if len(left) > 10 else "")
-    raise GuessedRangeError(
-        f"there is no answer: in layer '{left[first][0]}' a value left the range that was guessed "
-        f"from samples when the model was shared (row {rows} of {len(flags)}); leave such rows "
-        "away, or have the model shared with calibration samples that include their like or with "
-        "a narrower input range",
-        left,
-    )
-
-
-def _encode(model: _Model, x: Inputs) -> dict[str, RingArray]:
-    """Check every input and encode it; int64 by input name."""
-    described = model.description
-    given = by_name({tensor["name"]: tensor["shape"] for tensor in described["inputs"]}, x)
-    elements: dict[str, RingArray] = {}
-    rows: dict[str, int] = {}
-    for tensor in described["inputs"]:
-        values = _check(tensor, given[tensor["name"]], model)
-        rows[tensor["name"]] = len(values)
-        elements[tensor["name"]] = fixedpoint.encode(values, described["fraction_bits"])
-    if len(set(rows.values())) != 1:
-        found = ", ".join(f"{count} of '{name}'" for name, count in rows.items())
-        raise InputError(f"all inputs need the same number of rows, not {found}")
-    return elements
-
-
-def _check(tensor: TensorDescription, values: ArrayLike, model: _Model) -> NDArray[np.float64]:
-    name, shape = tensor["name"], tuple(tensor["shape"])
-    try:
-        array = np.asarray(values)
-    except ValueError:
-        raise InputError(f"input '{name}' is not a rectangular array") from None
-    if array.dtype.kind not in "fiub":
-        raise InputError(f"input '{name}' must hold real numbers, not {array.dtype}")
-    if array.shape[1:] != shape or array.ndim != len(shape) + 1:
-        hint = "; add a batch axis: x[None]" if array.shape == shape else ""
-        raise InputError(
-            f"input '{name}' must have the shape {batched(shape)}, not {array.shape}{hint}"
-        )
-    if not 1 <= len(array) <= model.max_rows:
-        raise InputError(
-            f"a query holds 1 to {model.max_rows} rows, not {len(array)}; split it into several"
-        )
-    array = array.astype(np.float64)
-    if not np.isfinite(array).all():
-        raise RangeError(f"input '{name}' contains NaN or infinity")
-    low, high = model.description["input_range"]
-    if array.min() < low or array.max() > high:
-        raise RangeError(
-            f"input '{name}' holds values from {array.min():g} to {array.max():g}, outside "
-            f"[{low:g}, {high:g}], for which the model was shared; scale the input as for training "
-            "(pixels / 255?) or have the model shared with a wider input range"
-        )
-    return array

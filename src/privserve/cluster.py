@@ -291,7 +291,8 @@ class Cluster:
         try:
             response = self._http.send(request)
         except httpx.TransportError as error:
-            raise unreachable(party.name, party.http, error) from None
+            is_late = isinstance(error, httpx.TimeoutException)
+            raise unreachable(party.name, party.http, error, is_late=is_late) from None
         except RuntimeError:  # closed by another thread
             raise ClusterError("the connections were made anew or closed meanwhile") from None
         raise_for_answer(response, party.name)

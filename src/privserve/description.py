@@ -129,6 +129,11 @@ def _check_activation(output: dict[str, Any]) -> None:
         axis, axes = activation.get("axis"), 1 + len(output["shape"])
         if type(axis) is not int or not -axes <= axis < axes:
             raise InputError(f"{what} has no axis for its activation")
+        if not axis % axes:
+            raise InputError(
+                f"{what} is normalised along the batch axis, over whatever rows are asked "
+                "together; give the model an output for each row"
+            )
 
 
 def _check_rounding(output: dict[str, Any]) -> None:

@@ -107,6 +107,13 @@ class TooManyRows(QueryError):
     status = 413
 
 
+class DeadlinePassed(QueryError):
+    """The query waited for longer than its client wanted to; it was not answered or counted."""
+
+    code = "deadline_passed"
+    status = 504
+
+
 class StaleSession(QueryError):
     """The query was encoded for a session that is over; its client has to read the model anew."""
 
@@ -123,6 +130,14 @@ class NotServing(QueryError):
 
 BY_CODE: dict[str, type[QueryError]] = {
     kind.code: kind
-    for kind in (QueryError, OwnerOnly, UnknownClient, LimitReached, NotServing, StaleSession)
+    for kind in (
+        QueryError,
+        OwnerOnly,
+        UnknownClient,
+        LimitReached,
+        NotServing,
+        DeadlinePassed,
+        StaleSession,
+    )
 }
 """What a code of an answer stands for, InputError's apart; QueryError where it is not known."""

@@ -6,6 +6,8 @@ fraction bits until it is truncated.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -25,10 +27,10 @@ def encode(values: ArrayLike, fraction_bits: int = DEFAULT_FRACTION_BITS) -> Rin
     2^(62 - fraction_bits) and above, which the ring cannot hold with a bit to spare.
     """
     scaled = np.asarray(values, dtype=np.float64) * float(2**fraction_bits)
-    if not np.isfinite(scaled).all():
+    most = max(-float(scaled.min()), float(scaled.max())) if scaled.size else 0.0
+    if not math.isfinite(most):  # a NaN is every minimum
         raise RangeError("the values contain NaN or infinity; clean the input before it is encoded")
-    limit = float(2**62)
-    if scaled.size and float(np.abs(scaled).max()) >= limit:
+    if most >= float(2**62):
         raise RangeError(
             f"a value is outside +-2^{62 - fraction_bits}, the range that {fraction_bits} "
             "fraction bits leave in 64 bits; scale the values down or use fewer fraction bits"

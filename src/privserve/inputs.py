@@ -18,11 +18,11 @@ def by_name(wanted: Mapping[str, Sequence[int | None]], x: Inputs) -> dict[str, 
     wanted: the inputs' shapes, without the batch, by name. x: one array where there is one
     input; else a list in that order or a dict. Raises InputError saying what the model takes.
     """
-    takes = ", ".join(f"'{name}' {batched(shape)}" for name, shape in wanted.items())
     given: Any = x
     if isinstance(given, Mapping):
         if set(given) != set(wanted):
-            raise InputError(f"the model takes the inputs {takes}, not {sorted(map(str, given))}")
+            names = sorted(map(str, given))
+            raise InputError(f"the model takes the inputs {_listed(wanted)}, not {names}")
         return {name: given[name] for name in wanted}
     is_list = isinstance(given, list | tuple)
     if len(wanted) == 1:
@@ -34,10 +34,14 @@ def by_name(wanted: Mapping[str, Sequence[int | None]], x: Inputs) -> dict[str, 
     if not is_list or len(given) != len(wanted):
         found = f"{len(given)} arrays" if is_list else "one array"
         raise InputError(
-            f"the model takes {len(wanted)} inputs: {takes}; give a list in this order or a dict "
-            f"by name, not {found}"
+            f"the model takes {len(wanted)} inputs: {_listed(wanted)}; give a list in this order "
+            f"or a dict by name, not {found}"
         )
     return dict(zip(wanted, given, strict=True))
+
+
+def _listed(wanted: Mapping[str, Sequence[int | None]]) -> str:
+    return ", ".join(f"'{name}' {batched(shape)}" for name, shape in wanted.items())
 
 
 def batched(shape: Sequence[int | None]) -> str:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from zipfile import BadZipFile
 
 from privserve.addresses import join_address, split_address
-from privserve.config import party_names
+from privserve.config import MAX_DELAY_SECONDS, party_names
 from privserve.errors import ConfigError
 from privserve.exit_codes import exit_code
 from privserve.interrupts import keep_interrupts
@@ -111,6 +111,18 @@ def _add_sharing(parser: argparse.ArgumentParser) -> None:
         "--force", action="store_true", help="share also what the hosts seem to lack memory for"
     )
     parser.add_argument(
+        "--max-batch",
+        type=int,
+        metavar="ROWS",
+        help="rows of different queries that run together at most (128)",
+    )
+    parser.add_argument(
+        "--max-delay",
+        type=float,
+        metavar="SECONDS",
+        help="let a batch that is not full wait so long for more queries (0)",
+    )
+    parser.add_argument(
         "--open", action="store_true", help="answer everybody, not only the cluster's clients"
     )
 
@@ -122,6 +134,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(_with_ranges(given))
     if options.num_requests is not None and options.num_requests < 1:
         parser.error("--num-requests must be at least 1")
+    if options.max_batch is not None and options.max_batch < 1:
+        parser.error("--max-batch must be at least 1")
+    if options.max_delay is not None and not 0 <= options.max_delay <= MAX_DELAY_SECONDS:
+        parser.error(f"--max-delay goes from 0 to {MAX_DELAY_SECONDS:g} seconds")
     if options.parties is not None and options.parties < 3:
         parser.error("--parties must be at least 3: two that compute, and the dealer")
     if options.parties is not None and (options.config or options.party):
@@ -269,6 +285,7 @@ def launch(options: argparse.Namespace) -> int:
             **ranges,
             force=options.force,
             everybody=Limits() if options.open else None,
+            options=_batching(options),
             report=lambda line: say(f"  {line}"),
         )
         _serve(model, options.num_requests, where)
@@ -276,6 +293,12 @@ def launch(options: argparse.Namespace) -> int:
     finally:
         cluster.stop()
     return 0
+
+
+def _batching(options: argparse.Namespace) -> dict[str, Any]:
+    """How queries are put together, where the command line says so."""
+    chosen = {"max_batch": options.max_batch, "max_delay": options.max_delay}
+    return {name: value for name, value in chosen.items() if value is not None}
 
 
 def _cluster(options: argparse.Namespace) -> tuple[Cluster, Path]:

@@ -160,6 +160,8 @@ class SecureModel:
         whatever a client sends, so that one which does not keep to the range learns no more
         than one which does; it costs some exchanges. When None, where `everybody` may ask.
         force: share also what the parties seem to have no memory for.
+        options: of the engine and of serving, such as max_batch, the rows that run together at
+        most, and max_delay, for how many seconds a batch that is not full waits for more.
         everybody: what those may ask, together, who are no clients of the cluster; None: nothing.
         report: called with what errors to expect and with what had to be
         guessed; when None, guesses are warned of and the rest is printed. Raises ModelError if

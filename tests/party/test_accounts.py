@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from privserve.credentials import ClientKey, Entry, Limits, digest
 from privserve.errors import LimitReached, UnknownClient
 from privserve.party.accounts import Accounts
-from privserve.party.queries import LeaderQueue, Pending
+from privserve.party.pending import Pending
+from privserve.party.queries import LeaderQueue
 
 CLUSTER = "c1"
 LAB, BANK = ClientKey("lab", b"l" * 32), ClientKey("bank", b"b" * 32)
@@ -116,7 +117,7 @@ def run(queue: LeaderQueue) -> list[str]:
     """Answer all that may be answered; the names."""
     answered = []
     while batch := queue.next_batch():
-        answered += [query.id for query in batch]
+        answered += [query.id for query, _, stop in batch if stop == query.rows]
         queue.finished(batch)
     return answered
 

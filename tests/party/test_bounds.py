@@ -14,9 +14,10 @@ from serving import wait_until
 from sessions import Sessions, answer, numbers, states
 
 from privserve.errors import NotServing
-from privserve.party import connections, queries
-from privserve.party.http import MAX_ROWS, max_rows
-from privserve.party.queries import LeaderQueue, Pending, PendingQueries
+from privserve.party import connections, pending
+from privserve.party.metadata import MAX_ROWS, max_rows
+from privserve.party.pending import Pending, PendingQueries
+from privserve.party.queries import GONE, LeaderQueue
 
 
 def held(queue: PendingQueries, client: str, count: int) -> list[Pending]:
@@ -35,7 +36,7 @@ def held(queue: PendingQueries, client: str, count: int) -> list[Pending]:
 def test_halves_of_one_clients_queries_leave_room_for_the_others() -> None:
     """1,024 halves at one follower used to keep everybody else out."""
     waiting = PendingQueries()
-    assert len(held(waiting, "bad", 5000)) == queries.MAX_PENDING_PER_CLIENT
+    assert len(held(waiting, "bad", 5000)) == pending.MAX_PENDING_PER_CLIENT
     assert len(held(waiting, "good", 100)) == 100
     with pytest.raises(NotServing, match="256 queries of client 'bad' are waiting"):
         waiting.add(Pending("more", [], 1, "bad"))
@@ -44,7 +45,7 @@ def test_halves_of_one_clients_queries_leave_room_for_the_others() -> None:
 
 
 def test_what_waits_takes_a_bounded_amount_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(queries, "MAX_PENDING_BYTES", 100)
+    monkeypatch.setattr(pending, "MAX_PENDING_BYTES", 100)
     waiting = PendingQueries()
     waiting.add(Pending("a", [np.zeros((5, 2), np.int64)], 5))
     with pytest.raises(NotServing, match="fewer rows at a time"):
@@ -83,7 +84,7 @@ def test_a_query_whose_client_left_is_withdrawn_everywhere(sessions: Sessions, r
     running = sessions.ask(numbers(1, 1))
     wait_until(lambda: len(sessions.leader.queue.pending) == 0, "the first query runs")
     leaving, staying = sessions.ask(numbers(2, 2)), sessions.ask(numbers(3, 3))
-    wait_until(lambda: len(sessions.leader.queue._ready) == 2, "both wait")
+    wait_until(lambda: sessions.leader.queue._ready.rows == 2, "both wait")
     sessions.all[rank].withdraw(leaving[rank])  # type: ignore[attr-defined]
     wait_until(leaving[0].future.done, "the leader let it go")
     echo_engine.hold.set()
@@ -101,7 +102,7 @@ def test_a_query_that_runs_already_cannot_be_withdrawn() -> None:
     queue.announced(1, "q", 1)
     batch = queue.next_batch()
     queue.withdraw("q")
-    queue.announced(1, "q", queries.GONE)
+    queue.announced(1, "q", GONE)
     queue.finished(batch)
     assert not query.future.done()
     assert queue.answered == 1

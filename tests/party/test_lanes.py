@@ -25,7 +25,7 @@ from privserve.party.lanes import (
     client_context,
     server_context,
 )
-from privserve.party.stream import TlsStream
+from privserve.tls_stream import TlsStream
 
 
 def test_a_first_frame_is_a_small_one(parties: Parties) -> None:

@@ -8,9 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from privserve.errors import LimitReached, NotServing, QueryError
-from privserve.party import queries
-from privserve.party.queries import LeaderQueue, Pending, PendingQueries, Refusal
+from privserve.errors import DeadlinePassed, LimitReached, NotServing, QueryError
+from privserve.party import pending, queries
+from privserve.party.pending import Pending, PendingQueries
+from privserve.party.queries import LeaderQueue, Refusal
+from privserve.party.turns import Piece
 
 
 def query(name: str, rows: int = 1) -> Pending:
@@ -32,8 +34,8 @@ def complete(leader: LeaderQueue, *asked: Pending) -> None:
         leader.announced(1, one.id, one.rows)
 
 
-def names(batch: list[Pending]) -> list[str]:
-    return [one.id for one in batch]
+def names(batch: list[Piece]) -> list[str]:
+    return [query.id for query, _, _ in batch]
 
 
 def test_a_query_runs_once_every_party_has_its_share(leader: LeaderQueue) -> None:
@@ -75,9 +77,97 @@ def test_a_batch_holds_no_more_rows_than_allowed(leader: LeaderQueue) -> None:
     assert names(leader.next_batch()) == ["c"]
 
 
-def test_a_query_larger_than_a_batch_runs_alone(leader: LeaderQueue) -> None:
+def ranges(batch: list[Piece]) -> list[tuple[str, int, int]]:
+    return [(query.id, start, stop) for query, start, stop in batch]
+
+
+def test_a_query_larger_than_a_batch_runs_in_pieces(leader: LeaderQueue) -> None:
     complete(leader, query("a", 1), query("large", 9), query("b", 1))
-    assert [names(leader.next_batch()) for _ in range(3)] == [["a"], ["large"], ["b"]]
+    batches = [ranges(leader.next_batch()) for _ in range(4)]
+    assert batches == [
+        [("a", 0, 1), ("large", 0, 3)],
+        [("large", 3, 7)],
+        [("large", 7, 9), ("b", 0, 1)],
+        [],
+    ]
+
+
+def test_a_query_in_pieces_counts_once_all_of_it_ran(leader: LeaderQueue) -> None:
+    complete(leader, query("large", 9))
+    answered = []
+    while batch := leader.next_batch():
+        leader.finished(batch)
+        answered.append(leader.answered)
+    assert answered == [0, 0, 9]
+
+
+def test_a_query_in_pieces_whose_client_leaves_runs_no_further(leader: LeaderQueue) -> None:
+    leader.stop()
+    leader.serve(9)
+    large, next_one = query("large", 9), query("next", 9)
+    complete(leader, large)
+    first = leader.next_batch()
+    leader.withdraw("large")
+    leader.finished(first)
+    assert isinstance(large.future.exception(0), QueryError)
+    assert leader.next_batch() == []
+    complete(leader, next_one)  # its rows are free for others
+    while batch := leader.next_batch():
+        leader.finished(batch)
+    assert (leader.answered, leader.serving) == (9, False)
+
+
+def test_a_piece_that_fails_fails_its_query_and_frees_its_rows(leader: LeaderQueue) -> None:
+    leader.stop()
+    leader.serve(9)
+    complete(leader, query("large", 9))
+    leader.finished(leader.next_batch())
+    leader.finished(leader.next_batch(), is_answered=False)
+    assert leader.next_batch() == []
+    complete(leader, query("next", 9))
+    while batch := leader.next_batch():
+        leader.finished(batch)
+    assert (leader.answered, leader.serving) == (9, False)
+
+
+def test_stopping_refuses_a_query_of_which_pieces_are_left(leader: LeaderQueue) -> None:
+    large = query("large", 9)
+    complete(leader, large)
+    batch = leader.next_batch()
+    leader.stop()
+    leader.finished(batch)
+    assert isinstance(large.future.exception(0), NotServing)
+    assert leader.answered == 0
+    assert [r.id for r in leader.take_refusals()] == ["large"]
+
+
+def test_clients_take_turns_and_a_large_query_holds_none_up() -> None:
+    leader = LeaderQueue(2, 128, 10)
+    leader.serve(None)
+    for client, rows in [("bulk", 1000), ("ann", 1), ("ben", 1)]:
+        one = Pending(client, [np.zeros((rows, 2), np.int64)], rows, client)
+        leader.submit(one)
+        leader.announced(1, one.id, rows, client)
+    first = leader.next_batch()
+    assert {"bulk", "ann", "ben"} == set(names(first))
+    assert sum(piece.rows for piece in first) == 128
+
+
+def test_a_batch_waits_for_more_as_long_as_it_is_told(leader: LeaderQueue) -> None:
+    assert leader.patience(5) == 0  # nothing waits
+    complete(leader, query("a"))
+    assert 4 < leader.patience(5) <= 5
+    assert leader.patience(0) == 0
+    complete(leader, query("b", 3))
+    assert leader.patience(5) == 0  # it is full
+
+
+def test_a_query_whose_time_is_up_is_refused_and_not_counted(leader: LeaderQueue) -> None:
+    late, other = query("late"), query("other")
+    late.deadline = time.monotonic() - 1
+    complete(leader, late, other)
+    assert names(leader.next_batch()) == ["other"]
+    assert isinstance(late.future.exception(0), DeadlinePassed)
 
 
 def test_nobody_is_answered_before_serve() -> None:
@@ -145,7 +235,8 @@ def test_no_more_rows_than_the_limit_are_ever_answered(
     complete(leader, *asked)
     answered: list[str] = []
     while batch := leader.next_batch():
-        answered += names(batch)
+        assert sum(piece.rows for piece in batch) <= most
+        answered += [name for name in names(batch) if name not in answered]
         leader.finished(batch)
     rows = sum(sizes[int(name)] for name in answered)
     assert rows == leader.answered <= limit
@@ -257,7 +348,7 @@ def test_an_id_in_use_is_refused_and_the_first_query_is_kept(leader: LeaderQueue
         leader.submit(query("q"))
     assert refusal.value.status == 409
     leader.announced(1, "q", 1)
-    assert leader.next_batch() == [first]
+    assert [piece.query for piece in leader.next_batch()] == [first]
 
 
 def test_an_announcement_made_twice_runs_its_query_once(leader: LeaderQueue) -> None:
@@ -269,17 +360,17 @@ def test_an_announcement_made_twice_runs_its_query_once(leader: LeaderQueue) -> 
 
 
 def test_a_full_queue_refuses_and_recovers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(queries, "MAX_PENDING", 2)
-    pending = PendingQueries()
-    pending.add(query("a"))
-    pending.add(query("b"))
+    monkeypatch.setattr(pending, "MAX_PENDING", 2)
+    waiting = PendingQueries()
+    waiting.add(query("a"))
+    waiting.add(query("b"))
     with pytest.raises(NotServing, match="try again later"):
-        pending.add(query("c"))
-    pending.take("a")
-    pending.add(query("c"))
-    assert len(pending) == 2
-    assert [pending.get(name).id for name in ("b", "c")] == ["b", "c"]
-    assert pending.take("a") is None
+        waiting.add(query("c"))
+    waiting.take("a")
+    waiting.add(query("c"))
+    assert len(waiting) == 2
+    assert [waiting.get(name).id for name in ("b", "c")] == ["b", "c"]
+    assert waiting.take("a") is None
 
 
 def test_what_is_remembered_of_refusals_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -292,15 +383,15 @@ def test_what_is_remembered_of_refusals_is_bounded(monkeypatch: pytest.MonkeyPat
 
 
 def test_failing_all_leaves_answered_queries_alone() -> None:
-    pending = PendingQueries()
+    held = PendingQueries()
     answered, waiting = query("answered"), query("waiting")
     for one in (answered, waiting):
-        pending.add(one)
+        held.add(one)
     answered.future.set_result([])
-    pending.fail_all(NotServing("over"))
+    held.fail_all(NotServing("over"))
     assert answered.future.result(0) == []
     assert isinstance(waiting.future.exception(0), NotServing)
-    assert len(pending) == 0
+    assert len(held) == 0
 
 
 @pytest.mark.parametrize(
@@ -346,7 +437,7 @@ def test_many_clients_at_once_get_exactly_the_limit() -> None:
         batch = leader.next_batch()
         answered += names(batch)
         for one in batch:
-            one.future.set_result([])
+            one.query.future.set_result([])
         if batch:
             leader.finished(batch)
     for thread in threads:

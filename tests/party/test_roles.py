@@ -15,8 +15,9 @@ from serving import wait_until
 from sessions import Sessions, answer, numbers, refusals, states
 
 from privserve.config import Timeouts
-from privserve.errors import LimitReached, TooManyRows
-from privserve.party.queries import Pending
+from privserve.errors import InputError, LimitReached, TooManyRows
+from privserve.party.pending import Pending
+from privserve.party.roles import batching
 
 
 def test_a_query_is_answered_with_shares_of_its_answer(sessions: Sessions) -> None:
@@ -38,19 +39,19 @@ def test_five_parties_answer_as_three_do(tmp_path: Path) -> None:
         five.close()
 
 
-def test_queries_that_pile_up_run_as_one_batch_and_get_their_own_rows(sessions: Sessions) -> None:
+def test_queries_that_pile_up_run_together_and_get_their_own_rows(sessions: Sessions) -> None:
     sessions.start()
     sessions.leader.queue.serve(None)
     echo_engine.hold.clear()
     first = sessions.ask(numbers(0, 0))
     wait_until(lambda: len(sessions.leader.queue.pending) == 0, "the first one runs")
     others = [sessions.ask(numbers(*[i] * (2 * i))) for i in range(1, 5)]
-    wait_until(lambda: len(sessions.leader.queue._ready) == 4, "the others are complete")
+    wait_until(lambda: sessions.leader.queue._ready.rows == 10, "the others are complete")
     echo_engine.hold.set()
     np.testing.assert_array_equal(answer(first), numbers(0, 0))
     for i, asked in enumerate(others, 1):
         np.testing.assert_array_equal(answer(asked), numbers(*[2 * i] * (2 * i)))
-    assert sorted(echo_engine.batches) == [[0, 1], [0, 10], [1, 1], [1, 10]]
+    assert sorted(echo_engine.batches) == [[0, 1], [0, 2], [0, 8], [1, 1], [1, 2], [1, 8]]
 
 
 def test_a_batch_is_no_larger_than_the_owner_allows(sessions: Sessions) -> None:
@@ -198,3 +199,26 @@ def test_a_batch_that_a_party_has_no_memory_for_is_refused_and_the_next_is_answe
         assert answer(sessions.ask(numbers(1, 2))).tolist() == [[2, 4]]
     assert states(sessions) == ["loaded"] * 3
     assert sessions.leader.queue.answered == 2
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        *({"max_batch": rows} for rows in (0, "2", True)),
+        *({"max_delay": seconds} for seconds in (-1, float("nan"), 11, None)),
+    ],
+)
+def test_options_of_batching_that_say_nothing_are_refused(options: dict[str, object]) -> None:
+    with pytest.raises(InputError, match=r"'max_batch' must be|'max_delay' goes from 0 to 10 s"):
+        batching(options)
+
+
+def test_a_batch_waits_for_more_queries_where_the_owner_wants_that(sessions: Sessions) -> None:
+    sessions.start(max_batch=3, max_delay=5.0)
+    sessions.leader.queue.serve(None)
+    started = time.monotonic()
+    asked = [sessions.ask(numbers(i, i)) for i in range(3)]  # full: it waits no longer
+    for i, one in enumerate(asked):
+        np.testing.assert_array_equal(answer(one), numbers(2 * i, 2 * i))
+    assert time.monotonic() - started < 4
+    assert sorted(echo_engine.batches) == [[0, 3], [1, 3]]

@@ -14,7 +14,7 @@ from sessions import Sessions, answer, numbers, refusals, states, vanish
 
 from privserve.config import Timeouts
 from privserve.errors import NotServing
-from privserve.party.queries import Pending
+from privserve.party.pending import Pending
 
 
 def test_ending_one_side_ends_all_with_its_reason(sessions: Sessions) -> None:

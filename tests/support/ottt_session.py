@@ -147,8 +147,8 @@ class Session:
 
     def answer_elements(self, *encoded: np.ndarray) -> list[np.ndarray]:
         """The same for any ring elements as inputs, int64 (B, ...)."""
-        rows, outputs = [len(encoded[0])], self.prepared.description["outputs"]
-        parts = [told(shares, outputs, rows, Prg()) for shares in self._shares(*encoded)]
+        outputs = self.prepared.description["outputs"]
+        parts = [told(shares, outputs, Prg()) for shares in self._shares(*encoded)]
         bits = self.program.output_fraction_bits
         return [
             joined(shares, output.get("activation"), bits, logits=True)

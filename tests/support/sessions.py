@@ -14,7 +14,7 @@ from privserve import sharing
 from privserve.config import Timeouts, read_config
 from privserve.errors import QueryError
 from privserve.party.lanes import Listener
-from privserve.party.queries import Pending
+from privserve.party.pending import Pending
 from privserve.party.roles import LeaderSession, open_session
 from privserve.party.session import Seat, Session, SessionSpec
 

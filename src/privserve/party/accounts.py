@@ -31,6 +31,10 @@ class _Usage:
     """The sum of `recent`, kept: a busy client has thousands of entries, and each query asks."""
 
 
+NONE = _Usage()
+"""Of who had nothing."""
+
+
 class Accounts:
     """Who may ask a party. Thread-safe."""
 
@@ -86,7 +90,7 @@ class Accounts:
             limits = self._limits(name)
             if limits is None:
                 return f"client '{name}' is not let in any more"
-            usage = self._usage.get(name, _Usage())
+            usage = self._usage.get(name, NONE)
             if limits.rows_per_query is not None and rows > limits.rows_per_query:
                 return f"client '{name}' may ask {limits.rows_per_query} rows per query, not {rows}"
             if limits.rows is not None and usage.rows + ahead + rows > limits.rows:
@@ -117,7 +121,7 @@ class Accounts:
             if self._anonymous is not None:
                 named[ANONYMOUS] = self._anonymous
             return {
-                name: {"rows": self._usage.get(name, _Usage()).rows, "limit": limits.rows}
+                name: {"rows": self._usage.get(name, NONE).rows, "limit": limits.rows}
                 for name, limits in named.items()
             }
 

@@ -13,8 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from privserve import sharing
 from privserve.activations import normalised_axis
 from privserve.description import OutputDescription
@@ -23,31 +21,25 @@ from privserve.prg import Prg
 
 
 def told(
-    shares: Sequence[RingArray],
-    outputs: Sequence[OutputDescription],
-    rows: Sequence[int],
-    prg: Prg,
+    shares: Sequence[RingArray], outputs: Sequence[OutputDescription], prg: Prg
 ) -> list[RingArray]:
     """Return the shares of a batch as its clients may see them.
 
     shares: per output int64[B, *shape], and what guards there are, which stay as they are;
-    rows: of each query of the batch, B in all; prg: this party's own, which nobody else knows.
+    prg: this party's own, which nobody else knows.
     """
     answers = [
-        _told(share, output, rows, prg)
+        _told(share, output, prg)
         for share, output in zip(shares, outputs, strict=False)  # the guards come last
     ]
     return [*answers, *shares[len(outputs) :]]
 
 
-def _told(share: RingArray, output: OutputDescription, rows: Sequence[int], prg: Prg) -> RingArray:
+def _told(share: RingArray, output: OutputDescription, prg: Prg) -> RingArray:
     bits = output["rounded_bits"]
     answer = sharing.rounded(share, bits, prg)
     axis = normalised_axis(output["activation"], share.ndim)
     if axis is None:
         return answer
-    if axis == 0:  # a softmax over a query's rows: one constant per query
-        constant = np.repeat(prg.int64((len(rows), *share.shape[1:])), rows, axis=0)
-    else:
-        constant = prg.int64((*share.shape[:axis], 1, *share.shape[axis + 1 :]))
+    constant = prg.int64((*share.shape[:axis], 1, *share.shape[axis + 1 :]))
     return answer + (constant << bits)

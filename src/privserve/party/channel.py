@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from privserve.errors import PeerLost
 from privserve.mesh import Payload
-from privserve.party.stream import CHUNK_BYTES, TlsStream, reason_of
+from privserve.tls_stream import CHUNK_BYTES, TlsStream, reason_of
 
 HEADER = struct.Struct("<Q")
 CONTROL_BYTES = 1 << 20
@@ -57,6 +57,11 @@ class Channel:
     def fileno(self) -> int:
         """Return the socket's descriptor, for `select`."""
         return self._sock.fileno()
+
+    @property
+    def has_arrived(self) -> bool:
+        """Whether more has come than was received, which the descriptor does not tell."""
+        return self._stream.has_arrived
 
     def set_timeout(self, seconds: float | None) -> None:
         """Bound every later wait for the peer; None waits for ever."""

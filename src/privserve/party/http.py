@@ -10,7 +10,6 @@ import hashlib
 import json
 import math
 from collections.abc import Callable
-from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -19,21 +18,20 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from privserve import __version__, oip
+from privserve import oip
 from privserve.credentials import checked_limits, read_entries
-from privserve.description import Description, TensorDescription, read_description
+from privserve.description import TensorDescription, read_description
 from privserve.errors import InputError, PrivserveError, QueryError, StaleSession
 from privserve.fixedpoint import RingArray
 from privserve.owner_calls import Permission
-from privserve.party.queries import Pending
+from privserve.party.metadata import max_rows, model_facts, party_facts
+from privserve.party.outcome import Outcome
+from privserve.party.pending import Pending
 from privserve.party.session import SessionSpec
 
 if TYPE_CHECKING:
     from privserve.party.party import Party
 
-MAX_ROWS = 1024
-MAX_QUERY_BYTES = 64 << 20
-"""Of one query's share; a model's rows per query follow from it."""
 MAX_JSON_BYTES = 4 << 20
 """A query that is JSON throughout is slow to read, and no larger than this."""
 THREAD_BYTES = 64 << 10
@@ -116,20 +114,7 @@ class _Front:
 
     async def server_metadata(self, request: Request) -> Response:
         """Say which party this is, its role, and what is served."""
-        session = self.party.session
-        loaded = session is not None and session.state == "loaded"
-        return JSONResponse(
-            {
-                "name": "privserve",
-                "version": __version__,
-                "extensions": ["binary_tensor_data"],
-                "party": self.party.me.name,
-                "boot": self.party.owner.boot,
-                "role": self.party.role,
-                "compute_parties": [p.name for p in self.party.config.compute],
-                "models": [session.spec.model] if loaded and session is not None else [],
-            }
-        )
+        return JSONResponse(party_facts(self.party))
 
     async def model_ready(self, request: Request) -> Response:
         """Say that the model of this name is loaded here."""
@@ -138,32 +123,8 @@ class _Front:
 
     async def model_metadata(self, request: Request) -> Response:
         """Describe the model: shapes in the Keras layout, fixed-point formats, activations."""
-        spec = self.party.compute_session(request.path_params["model"]).spec
-        description = spec.description
         return JSONResponse(
-            {
-                "name": spec.model,
-                "versions": [spec.id],
-                "platform": f"privserve_{spec.engine}",
-                "inputs": [_tensor_metadata(t) for t in description["inputs"]],
-                "outputs": [
-                    {
-                        **_tensor_metadata(t),
-                        "parameters": {
-                            "activation": t["activation"],
-                            "rounded_bits": t["rounded_bits"],
-                        },
-                    }
-                    for t in description["outputs"]
-                ],
-                "parameters": {
-                    "fraction_bits": description["fraction_bits"],
-                    "output_fraction_bits": description["output_fraction_bits"],
-                    "input_range": description["input_range"],
-                    "max_rows": max_rows(description),
-                    "guards": description["guards"],
-                },
-            }
+            model_facts(self.party.compute_session(request.path_params["model"]).spec)
         )
 
     async def list_revoked(self, request: Request) -> Response:
@@ -298,16 +259,6 @@ class _Front:
         return JSONResponse(self.party.status())
 
 
-def _tensor_metadata(tensor: TensorDescription) -> dict[str, Any]:
-    return {"name": tensor["name"], "datatype": oip.DATATYPE, "shape": [-1, *tensor["shape"]]}
-
-
-def max_rows(description: Description) -> int:
-    """Return how many rows a query may hold, so that its share is of a size that can be held."""
-    each: int = 8 * sum(math.prod(tensor["shape"]) for tensor in description["inputs"])
-    return max(1, min(MAX_ROWS, MAX_QUERY_BYTES // each))
-
-
 def _check_inputs(
     tensors: dict[str, RingArray], wanted: list[TensorDescription], most: int
 ) -> list[RingArray]:
@@ -342,7 +293,7 @@ async def _unless_gone(
         gone.cancel()
 
 
-def _awaitable(future: Future[Any]) -> asyncio.Future[Any]:
+def _awaitable(future: Outcome) -> asyncio.Future[Any]:
     """The asyncio side of `future`."""
     loop = asyncio.get_running_loop()
     result: asyncio.Future[Any] = loop.create_future()

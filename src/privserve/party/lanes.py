@@ -24,8 +24,8 @@ from privserve.errors import ClusterError, PeerLost
 from privserve.mesh import Payload
 from privserve.party.channel import CONTROL_BYTES, Channel, Tap, frame_of
 from privserve.party.duplex import exchange_duplex
-from privserve.party.stream import TlsStream, reason_of
 from privserve.tls import trust
+from privserve.tls_stream import TlsStream, reason_of
 
 log = logging.getLogger("privserve")
 

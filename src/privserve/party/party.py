@@ -15,6 +15,8 @@ from privserve.files import write_file
 from privserve.owner_calls import Verifier
 from privserve.party.accounts import Accounts
 from privserve.party.lanes import Listener
+from privserve.party.poller import Poller
+from privserve.party.query_lanes import QueryLanes
 from privserve.party.roles import ComputeSession, LeaderSession, open_session
 from privserve.party.session import Seat, Session, SessionSpec
 from privserve.tls import REVOKED_FILE
@@ -33,11 +35,13 @@ class Party:
         self.owner = Verifier(config.owner, config.cluster, name)
         self._listener = Listener(config, self.me, peer_socket)
         self.accounts = Accounts()
-        self.contexts: list[ssl.SSLContext] = []
-        """Of the front, which show this party's certificate."""
-        self._seat = Seat(config, self.me, self._listener, timeouts, self.accounts)
         self._session: Session | None = None
         self._lock = threading.Lock()
+        poller = Poller()
+        self.lanes = QueryLanes(self, poller)
+        self.contexts: list[ssl.SSLContext] = [self.lanes.context]
+        """Of the front, which show this party's certificate."""
+        self._seat = Seat(config, self.me, self._listener, timeouts, self.accounts, poller)
 
     @property
     def session(self) -> Session | None:
@@ -98,6 +102,7 @@ class Party:
             "state": "idle",
             "memory_available": available_memory(),
             "clients": self.accounts.status(),
+            "lanes": self.lanes.status(),
             "certificate_days_left": round(self.certificate_days_left(), 1),
         }
         return {**facts, **session.status()} if session is not None else facts
@@ -138,6 +143,7 @@ class Party:
             if self._session is not None:
                 self._session.end(f"{self.me.name} was shut down")
         self._listener.close()
+        self.lanes.close()
 
 
 def available_memory() -> int | None:

@@ -20,6 +20,7 @@ from privserve.authority import WARN_DAYS
 from privserve.config import ClusterConfig, Timeouts
 from privserve.errors import ConfigError
 from privserve.party.connections import ForgottenWhenLost
+from privserve.party.front_door import FrontDoor
 from privserve.party.http import create_app
 from privserve.party.party import Party
 from privserve.tls import REVOKED_FILE
@@ -31,8 +32,6 @@ CERTIFICATE_SECONDS = 30.0
 """Between two looks at the certificate files."""
 MAX_DESCRIPTORS = 65536
 MAX_CONNECTIONS = 8192
-BACKLOG = 128
-"""asyncio tries, and complains, this often when no descriptor is free."""
 
 
 def allow_descriptors() -> None:
@@ -75,7 +74,6 @@ def run_party(
             access_log=False,
             lifespan="off",
             timeout_keep_alive=60,
-            backlog=BACKLOG,
             limit_concurrency=MAX_CONNECTIONS,
             timeout_graceful_shutdown=SHUTDOWN_SECONDS,
         )
@@ -96,9 +94,16 @@ def run_party(
 async def _serve(
     server: uvicorn.Server, party: Party, sock: socket.socket, lifeline: int | None
 ) -> None:
-    loop = asyncio.get_running_loop()
+    loop, context = asyncio.get_running_loop(), server.config.ssl
+    assert context is not None  # its files are checked by now
+
+    def http() -> asyncio.BaseProtocol:
+        return ForgottenWhenLost(server.config, server.server_state, server.lifespan.state)
+
+    door = FrontDoor(sock, context, http, party.lanes.welcome)
 
     def stop() -> None:
+        door.close()
         if lifeline is not None:
             loop.remove_reader(lifeline)
         # Queries in flight get their error now, so that their connections can be closed.
@@ -123,8 +128,9 @@ async def _serve(
         loop.add_reader(lifeline, stop)
     # uvicorn would take the signals for itself and raise them again afterwards.
     try:
-        await server._serve([sock])
+        await server._serve([])
     finally:
+        door.close()
         watching.cancel()
 
 

@@ -8,43 +8,23 @@ they announced, so the parties cannot disagree.
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import time
-from collections import Counter, OrderedDict, deque
-from concurrent.futures import Future
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from privserve.credentials import ANONYMOUS
-from privserve.errors import BY_CODE, LimitReached, NotServing, QueryError
-from privserve.fixedpoint import RingArray
+from privserve.errors import BY_CODE, DeadlinePassed, LimitReached, NotServing, QueryError
 from privserve.party.accounts import Accounts
+from privserve.party.pending import Pending, PendingQueries
+from privserve.party.turns import Admission, Piece, Turns
 
-MAX_PENDING = 1024
-MAX_PENDING_PER_CLIENT = 256
-"""So that one client's queries, or halves of queries, leave room for the others'."""
-MAX_PENDING_BYTES = 256 << 20
 MAX_REMEMBERED = 4096
 CLIENT_LEFT = 499
 """An HTTP status that nobody sees: whom it is for is gone."""
 GONE = -1
 """In place of a query's rows: its client left."""
-
-
-@dataclass
-class Pending:
-    """One query at one party: its shares, and the future of its answer's shares."""
-
-    id: str
-    inputs: list[RingArray] = field(repr=False)
-    rows: int
-    client: str = ANONYMOUS
-    future: Future[list[RingArray]] = field(default_factory=Future, repr=False)
-
-    @property
-    def nbytes(self) -> int:
-        """What its shares take."""
-        return sum(share.nbytes for share in self.inputs)
 
 
 @dataclass(frozen=True)
@@ -62,60 +42,6 @@ class Refusal:
         return BY_CODE.get(self.code, QueryError)(self.reason, self.status)
 
 
-class PendingQueries:
-    """Queries that wait at this party, by id."""
-
-    def __init__(self) -> None:
-        self._pending: dict[str, Pending] = {}
-        self._of: Counter[str] = Counter()
-        self._bytes = 0
-
-    def add(self, query: Pending) -> None:
-        """Hold `query`; raises QueryError for an id in use and for a full queue."""
-        if query.id in self._pending:
-            raise QueryError(f"a query with id '{query.id}' is already waiting", 409)
-        if len(self._pending) >= MAX_PENDING or self._bytes + query.nbytes > MAX_PENDING_BYTES:
-            raise NotServing(
-                f"{len(self._pending)} queries are waiting already; try again later, or ask fewer "
-                "rows at a time"
-            )
-        if self._of[query.client] >= MAX_PENDING_PER_CLIENT:
-            raise NotServing(
-                f"{MAX_PENDING_PER_CLIENT} queries of client '{query.client}' are waiting already; "
-                "wait for some of the answers"
-            )
-        self._pending[query.id] = query
-        self._of[query.client] += 1
-        self._bytes += query.nbytes
-
-    def __len__(self) -> int:
-        return len(self._pending)
-
-    def __contains__(self, query_id: str) -> bool:
-        return query_id in self._pending
-
-    def get(self, query_id: str) -> Pending:
-        """Return the query with this id, kept."""
-        return self._pending[query_id]
-
-    def take(self, query_id: str) -> Pending | None:
-        """Return the query with this id, no longer held; None if there is none."""
-        query = self._pending.pop(query_id, None)
-        if query is not None:
-            self._of[query.client] -= 1
-            self._bytes -= query.nbytes
-        return query
-
-    def fail_all(self, error: QueryError) -> None:
-        """Answer every waiting query with `error`."""
-        for query in self._pending.values():
-            if not query.future.done():
-                query.future.set_exception(error)
-        self._pending.clear()
-        self._of.clear()
-        self._bytes = 0
-
-
 @dataclass
 class _Arrival:
     """Who announced a query, and when the first of them did."""
@@ -126,7 +52,7 @@ class _Arrival:
 
 
 class LeaderQueue:
-    """The leader's view of all queries. Thread-safe; `changed` is notified on every change."""
+    """The leader's view of all queries. Thread-safe."""
 
     def __init__(
         self,
@@ -134,10 +60,13 @@ class LeaderQueue:
         max_rows: int,
         share_timeout: float,
         accounts: Accounts | None = None,
+        wake: Callable[[], None] = lambda: None,
     ) -> None:
         """max_rows: of one batch. share_timeout: seconds until a query that has not reached
-        every party is refused. accounts: what each client may have; None limits nobody."""
-        self.changed = threading.Condition()
+        every party is refused. accounts: what each client may have; None limits nobody.
+        wake: called whenever there may be something new to run or to refuse."""
+        self._lock = threading.RLock()
+        self._wake = wake
         self.pending = PendingQueries()
         self.answered = 0
         self._n = compute_parties
@@ -145,7 +74,10 @@ class LeaderQueue:
         self._share_timeout = share_timeout
         self._accounts = accounts
         self._arrivals: OrderedDict[str, _Arrival] = OrderedDict()
-        self._ready: deque[str] = deque()
+        self._ready = Turns()
+        self._waits_since = 0.0
+        self._begun: Counter[str] = Counter()
+        """By client: rows of queries of which some run or ran, and which are not finished."""
         self._remaining: int | None = 0
         self._serving = False
         self._limit: int | None = None
@@ -170,23 +102,23 @@ class LeaderQueue:
 
     def serve(self, num_requests: int | None) -> None:
         """Answer the next `num_requests` rows (a request is one row); without end when None."""
-        with self.changed:
+        with self._lock:
             if self._serving:
                 raise QueryError("the model is being served already; stop that first", 409)
             self._serving = True
             self._limit = self._remaining = num_requests
             self.answered = 0
-            self.changed.notify_all()
+            self._wake()
 
     def stop(self) -> None:
         """Refuse what waits and what comes; a batch that runs is finished."""
-        with self.changed:
+        with self._lock:
             if self._serving:
                 self._close(NotServing, "the model owner stopped serving; the model stays shared")
 
     def submit(self, query: Pending) -> None:
         """Take the leader's own share of a query."""
-        with self.changed:
+        with self._lock:
             known = self._remembered.get(query.id)
             if known is not None:
                 raise known.error()
@@ -199,11 +131,11 @@ class LeaderQueue:
 
     def announced(self, rank: int, query_id: str, rows: int, client: str = ANONYMOUS) -> None:
         """Note that follower `rank` has its share of a query with this many rows."""
-        with self.changed:
+        with self._lock:
             known = self._remembered.get(query_id)
             if known is not None:
                 self._outbox.append(known)
-                self.changed.notify_all()
+                self._wake()
             elif rows == GONE:
                 self.withdraw(query_id)
             elif not self._serving:  # the follower need not hold its share
@@ -213,10 +145,8 @@ class LeaderQueue:
 
     def withdraw(self, query_id: str) -> None:
         """Let a query go whose client left; one that runs already is answered to nobody."""
-        with self.changed:
+        with self._lock:
             if query_id in self._arrivals:
-                with contextlib.suppress(ValueError):  # it was not complete
-                    self._ready.remove(query_id)
                 why = "its client left before it was answered"
                 self._refuse(Refusal(query_id, QueryError.code, CLIENT_LEFT, why))
 
@@ -227,11 +157,13 @@ class LeaderQueue:
         arrival.said[rank] = (rows, client)
         if len(arrival.said) == self._n:
             if len(set(arrival.said.values())) == 1:
-                self._ready.append(query_id)
+                if not self._ready:
+                    self._waits_since = time.monotonic()
+                self._ready.add(self.pending.get(query_id))
             else:
                 why = "the parties' shares differ in shape, or come from different clients"
                 self._refuse(Refusal(query_id, QueryError.code, 400, why))
-        self.changed.notify_all()
+        self._wake()
 
     def _refuse(self, refusal: Refusal) -> None:
         self._arrivals.pop(refusal.id, None)
@@ -241,20 +173,22 @@ class LeaderQueue:
         self._outbox.append(refusal)
         query = self.pending.take(refusal.id)
         if query is not None:
+            self._ready.discard(query)
+            if query.taken:
+                self._begun[query.client] -= query.rows
             query.future.set_exception(refusal.error())
-        self.changed.notify_all()
+        self._wake()
 
     def _close(self, kind: type[QueryError], reason: str) -> None:
         self._serving = False
         self._why_not = Refusal("", kind.code, kind.status, reason)
-        self._ready.clear()
         for query_id in list(self._arrivals):
             self._refuse(replace(self._why_not, id=query_id))
-        self.changed.notify_all()
+        self._wake()
 
     def expire(self) -> float | None:
         """Refuse what waits for a share too long; seconds until the next one would be."""
-        with self.changed:
+        with self._lock:
             now = time.monotonic()
             for query_id, arrival in list(self._arrivals.items()):
                 if len(arrival.said) == self._n:
@@ -273,42 +207,53 @@ class LeaderQueue:
                 )
             return None
 
-    def next_batch(self) -> list[Pending]:
-        """Return queries to run now, in order, of at most max_rows rows together; maybe none.
+    def next_batch(self) -> list[Piece]:
+        """Return the rows to run now, of at most max_rows together; maybe none.
 
-        One that asks for more rows than the limit leaves is refused and told how many are left.
+        A query that asks for more rows than the limit leaves is refused and told how many are.
         """
-        with self.changed:
-            batch: list[Pending] = []
-            rows = 0
-            ahead: Counter[str] = Counter()
-            while self._ready and self._serving:
-                query = self.pending.get(self._ready[0])
-                if batch and rows + query.rows > self._max_rows:
-                    break
-                if self._remaining is not None and rows + query.rows > self._remaining:
-                    if batch:  # how many are left is certain once these are answered
-                        break
-                    self._refuse_next(query, self._too_many(query.rows))
-                    continue
-                if self._accounts is not None:
-                    why = self._accounts.refusal(query.client, query.rows)
-                    if why is not None:
-                        self._refuse_next(query, why)
-                        continue
-                    if self._accounts.refusal(query.client, query.rows, ahead[query.client]):
-                        break  # as above
-                ahead[query.client] += query.rows
-                rows += query.rows
-                self.pending.take(query.id)
-                self._arrivals.pop(query.id, None)
-                self._ready.popleft()
-                batch.append(query)
+        with self._lock:
+            if not self._serving:
+                return []
+            batch = self._ready.take(self._max_rows, self._admit)
+            for query, _, stop in batch:
+                if stop == query.rows:  # it cannot be refused any more
+                    self.pending.take(query.id)
+                    self._arrivals.pop(query.id, None)
             return batch
 
-    def _refuse_next(self, query: Pending, why: str) -> None:
-        self._ready.popleft()
-        self._refuse(Refusal(query.id, LimitReached.code, LimitReached.status, why))
+    def patience(self, seconds: float) -> float:
+        """For how long the next batch may wait for more rows, of these seconds; 0: no longer."""
+        with self._lock:
+            if not self._ready or self._ready.rows >= self._max_rows:
+                return 0.0
+            return max(0.0, self._waits_since + seconds - time.monotonic())
+
+    def _admit(self, query: Pending) -> Admission:
+        """Whether a query may begin to run now; it is refused where it may not at all."""
+        if query.deadline is not None and time.monotonic() > query.deadline:
+            return self._refused(query, DeadlinePassed, "the query's time was up")
+        if self._remaining is not None:
+            left = self._remaining - self._begun.total()
+            if query.rows > self._remaining:
+                if left < self._remaining:  # how many are left is certain once these are answered
+                    return Admission.LATER
+                return self._refused(query, LimitReached, self._too_many(query.rows))
+            if query.rows > left:
+                return Admission.LATER
+        if self._accounts is not None:
+            why = self._accounts.refusal(query.client, query.rows)
+            if why is not None:
+                return self._refused(query, LimitReached, why)
+            ahead = self._begun[query.client]
+            if ahead and self._accounts.refusal(query.client, query.rows, ahead):
+                return Admission.LATER
+        self._begun[query.client] += query.rows
+        return Admission.RUN
+
+    def _refused(self, query: Pending, kind: type[QueryError], why: str) -> Admission:
+        self._refuse(Refusal(query.id, kind.code, kind.status, why))
+        return Admission.REFUSED
 
     def _too_many(self, rows: int) -> str:
         return (
@@ -316,26 +261,43 @@ class LeaderQueue:
             "left; ask for fewer, or ask the model owner to serve more"
         )
 
-    def finished(self, batch: list[Pending]) -> None:
-        """Count `batch` as answered; close the queue when that was the last row of the limit."""
-        with self.changed:
-            rows = sum(query.rows for query in batch)
-            self.answered += rows
-            if self._accounts is not None:
-                for query in batch:
-                    self._accounts.charge(query.client, query.rows)
-            if self._remaining is not None:
-                self._remaining -= rows
-                if self._remaining <= 0 and self._serving:
-                    self._close(
-                        LimitReached,
-                        f"the limit of {self._limit} rows is reached; ask the model owner "
-                        "to serve again",
-                    )
-            self.changed.notify_all()
+    def finished(self, batch: Sequence[Piece], *, is_answered: bool = True) -> None:
+        """Count the queries whose last rows ran; close the queue with the limit's last row.
+
+        is_answered: whether the batch was; else its queries failed, and none is counted.
+        """
+        with self._lock:
+            for query, _, stop in batch:
+                if is_answered and stop == query.rows:
+                    self._begun[query.client] -= query.rows
+                    self._count(query)
+                elif not is_answered:
+                    self._begun[query.client] -= query.rows
+                    self._ready.discard(query)
+                    self.pending.take(query.id)
+                    self._arrivals.pop(query.id, None)
+            if self._remaining == 0 and self._serving:
+                self._close(
+                    LimitReached,
+                    f"the limit of {self._limit} rows is reached; ask the model owner "
+                    "to serve again",
+                )
+            self._wake()
+
+    def _count(self, query: Pending) -> None:
+        self.answered += query.rows
+        if self._accounts is not None:
+            self._accounts.charge(query.client, query.rows)
+        if self._remaining is not None:
+            self._remaining -= query.rows
+
+    def fail_all(self, error: QueryError) -> None:
+        """Answer every waiting query with `error`."""
+        with self._lock:
+            self.pending.fail_all(error)
 
     def take_refusals(self) -> list[Refusal]:
         """Return refusals that the followers have not been told yet."""
-        with self.changed:
+        with self._lock:
             refusals, self._outbox = self._outbox, []
             return refusals

@@ -12,16 +12,21 @@ import threading
 import time
 from abc import abstractmethod
 from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 
+from privserve.config import MAX_BATCH, MAX_DELAY_SECONDS
 from privserve.engines import Compute, load_engine
-from privserve.errors import NotServing, PeerLost, QueryError, TooManyRows
+from privserve.errors import InputError, NotServing, PeerLost, QueryError, TooManyRows
 from privserve.party.answers import told
+from privserve.party.channel import Channel
 from privserve.party.cores import stay_on_own_core
-from privserve.party.queries import GONE, LeaderQueue, Pending, PendingQueries, Refusal
+from privserve.party.pending import Pending, PendingQueries
+from privserve.party.queries import GONE, LeaderQueue, Refusal
 from privserve.party.session import (
     ARRIVALS,
     CAUSE_SECONDS,
@@ -29,11 +34,13 @@ from privserve.party.session import (
     Seat,
     Session,
     SessionSpec,
-    gone,
 )
+from privserve.party.turns import Piece
 from privserve.prg import Prg
 
 RECENT_RUNS = 1000
+MOST_NOTES = 1024
+"""In one frame, which is far below what a lane takes."""
 
 
 class DealerSession(Session):
@@ -62,6 +69,8 @@ class ComputeSession(Session):
         self._rows = 0
         self._counting = threading.Lock()
         """Of the three above, which the session's thread writes and `status` reads."""
+        self._lost: PeerLost | None = None
+        """Why a peer is heard no more, which whoever drives the poller found."""
 
     @abstractmethod
     def submit(self, query: Pending) -> None:
@@ -85,6 +94,36 @@ class ComputeSession(Session):
         self._before = self._counters()
         self._loaded()
 
+    @contextlib.contextmanager
+    def _hearing(self, lane: str, takes: Mapping[int, Callable[[Any], None]]) -> Iterator[None]:
+        """Drive the poller, and give each frame of these peers on a lane, as JSON, to its taker."""
+        channels = [self._lanes[lane].channels[peer] for peer in takes]
+        with self._poller.attached():
+            try:
+                for channel, take in zip(channels, takes.values(), strict=True):
+                    channel.set_timeout(self._timeouts.peer)
+                    self._poller.register(channel.fileno(), partial(self._heard, channel, take))
+                yield
+            finally:
+                for channel in channels:
+                    self._poller.unregister(channel.fileno())
+
+    def _heard(self, channel: Channel, take: Callable[[Any], None], events: int) -> None:
+        try:
+            take(json.loads(bytes(channel.recv())))
+            while channel.has_arrived:
+                take(json.loads(bytes(channel.recv())))
+        except PeerLost as error:
+            self._poller.unregister(channel.fileno())
+            self._lost = error
+            self._poller.wake()
+
+    def _poll(self, seconds: float | None) -> None:
+        """Wait until there may be something to do; raises PeerLost."""
+        self._poller.poll(seconds)
+        if self._lost is not None:
+            raise self._lost
+
     def _counters(self) -> tuple[int, int, int]:
         """(frames and bytes sent to compute parties, bytes received from the dealer)."""
         frames = sent = dealt = 0
@@ -97,38 +136,38 @@ class ComputeSession(Session):
                     sent += channel.bytes_sent
         return frames, sent, dealt
 
-    def _run(self, batch: list[Pending]) -> bool:
+    def _run(self, batch: Sequence[Piece]) -> bool:
         """Evaluate a batch and answer its queries; whether they were, at all parties alike."""
         assert self._compute is not None
         assert self._coins is not None
-        arrays = list(zip(*(query.inputs for query in batch), strict=True))
+        parts = ([x[start:stop] for x in query.inputs] for query, start, stop in batch)
+        arrays = list(zip(*parts, strict=True))
         inputs = [a[0] if len(a) == 1 else np.concatenate(a) for a in arrays]
         started = time.perf_counter()
         try:
-            shares = self._compute.run(inputs)
-            rows = [query.rows for query in batch]
-            outputs = told(shares, self.spec.description["outputs"], rows, self._coins)
+            with self._poller.away():
+                shares = self._compute.run(inputs)
+            outputs = told(shares, self.spec.description["outputs"], self._coins)
         except TooManyRows as error:
-            for query in batch:
+            for query, _, _ in batch:
                 query.future.set_exception(error)
             return False
         except BaseException as error:
             # The batch left the queue, so only this thread can tell its clients; the reason
             # that they get is the one that the watcher finds.
             self._ended.wait(CAUSE_SECONDS if isinstance(error, PeerLost) else 0)
-            for query in batch:
+            for query, _, _ in batch:
                 why = self.reason or f"{self._me.name} lost the session during this query"
                 query.future.set_exception(NotServing(f"{why}; the query was not answered"))
             raise
         with self._counting:
             self._runs.append((len(inputs[0]), time.perf_counter() - started))
-            self._queries += len(batch)
+            self._queries += sum(piece.stop == piece.query.rows for piece in batch)
             self._rows += len(inputs[0])
-        start = 0
-        for query in batch:
-            stop = start + query.rows
-            query.future.set_result([output[start:stop] for output in outputs])
-            start = stop
+        at = 0
+        for piece in batch:
+            piece.query.answer([output[at : at + piece.rows] for output in outputs])
+            at += piece.rows
         return True
 
     def status(self) -> dict[str, Any]:
@@ -165,8 +204,10 @@ class LeaderSession(ComputeSession):
 
     def __init__(self, seat: Seat, spec: SessionSpec) -> None:
         super().__init__(seat, spec)
-        rows = int(spec.options.get("max_batch", 128))
-        self.queue = LeaderQueue(self._n, rows, seat.timeouts.share, seat.accounts)
+        rows, self._max_delay = batching(spec.options)
+        self.queue = LeaderQueue(
+            self._n, rows, seat.timeouts.share, seat.accounts, self._poller.wake
+        )
 
     def submit(self, query: Pending) -> None:
         """Queue the leader's share of a query."""
@@ -192,37 +233,40 @@ class LeaderSession(ComputeSession):
 
     def _serve(self) -> None:
         self._set_up()
-        for peer in range(1, self._n):
-            self._spawn(lambda peer=peer: self._listen(peer), f"arrivals-{peer}")
-        while not self._ended.is_set():
-            with self.queue.changed:
-                wait = self.queue.expire()
-                batch = self.queue.next_batch()
-                refusals = self.queue.take_refusals()  # last: choosing a batch may refuse too
-                if not refusals and not batch:
-                    self.queue.changed.wait(wait)
-                    continue
-            order = {
-                "run": [query.id for query in batch],
-                "refuse": [[r.id, r.code, r.status, r.reason] for r in refusals],
-            }
-            frame = json.dumps(order).encode()
-            for peer in range(1, self._n):
-                self._lanes[ORDERS].send(peer, frame)
-            if batch:
-                self.queue.finished(batch if self._run(batch) else [])
+        takes = {peer: partial(self._take_notes, peer) for peer in range(1, self._n)}
+        with self._hearing(ARRIVALS, takes):
+            wait: float | None = 0
+            while not self._ended.is_set():
+                self._poll(wait)
+                wait = self._lead()
 
-    def _listen(self, peer: int) -> None:
-        """Take one follower's arrival notes."""
-        with contextlib.suppress(PeerLost):
-            while True:
-                query_id, rows, client = json.loads(bytes(self._lanes[ARRIVALS].recv(peer)))
-                self.queue.announced(peer, query_id, rows, client)
+    def _lead(self) -> float | None:
+        """Run and refuse what there is now; for how long nothing is to be done of itself."""
+        wait = self.queue.expire()
+        if self._max_delay and (patience := self.queue.patience(self._max_delay)):
+            return patience if wait is None else min(wait, patience)
+        batch = self.queue.next_batch()
+        refusals = self.queue.take_refusals()  # last: choosing a batch may refuse too
+        if not refusals and not batch:
+            return wait
+        order = {
+            "run": [[query.id, start, stop] for query, start, stop in batch],
+            "refuse": [[r.id, r.code, r.status, r.reason] for r in refusals],
+        }
+        frame = json.dumps(order).encode()
+        for peer in range(1, self._n):
+            self._lanes[ORDERS].send(peer, frame)
+        if batch:
+            self.queue.finished(batch, is_answered=self._run(batch))
+        return 0
+
+    def _take_notes(self, peer: int, notes: Any) -> None:
+        """Take a follower's notes of which queries have come in there."""
+        for query_id, rows, client in notes:
+            self.queue.announced(peer, query_id, rows, client)
 
     def _refuse_all(self, error: QueryError) -> None:
-        with self.queue.changed:
-            self.queue.pending.fail_all(error)
-            self.queue.changed.notify_all()
+        self.queue.fail_all(error)
 
 
 class FollowerSession(ComputeSession):
@@ -231,6 +275,9 @@ class FollowerSession(ComputeSession):
     def __init__(self, seat: Seat, spec: SessionSpec) -> None:
         super().__init__(seat, spec)
         self._pending = PendingQueries()
+        self._notes: list[tuple[str, int, str]] = []
+        """What the leader is to be told of queries: id, rows or GONE, client."""
+        self._orders: deque[Any] = deque()
         self._lock = threading.Lock()
 
     def submit(self, query: Pending) -> None:
@@ -239,41 +286,81 @@ class FollowerSession(ComputeSession):
             if self._ended.is_set():
                 raise self._over()
             self._pending.add(query)
-            try:
-                self._lanes[ARRIVALS].send(
-                    0, json.dumps([query.id, query.rows, query.client]).encode()
-                )
-            except PeerLost:
-                self._pending.take(query.id)
-                raise NotServing(gone(self._config.parties[0].name)) from None
+            self._note(query, query.rows)
 
     def withdraw(self, query: Pending) -> None:
         """Tell the leader that a query's client left; the share stays until it has said so."""
-        with self._lock, contextlib.suppress(PeerLost):
+        with self._lock:
             if query.id in self._pending:
-                note = json.dumps([query.id, GONE, query.client])
-                self._lanes[ARRIVALS].send(0, note.encode())
+                self._note(query, GONE)
+
+    def _note(self, query: Pending, rows: int) -> None:
+        self._notes.append((query.id, rows, query.client))
+        if len(self._notes) == 1:
+            self._poller.call(self._send_notes)
+
+    def _send_notes(self) -> None:
+        """Tell the leader of all that came in since it was told last."""
+        with self._lock:
+            notes, self._notes = self._notes, []
+        try:
+            for at in range(0, len(notes), MOST_NOTES):
+                frame = json.dumps(notes[at : at + MOST_NOTES]).encode()
+                self._lanes[ARRIVALS].send(0, frame)
+        except PeerLost as error:
+            self._lost = error
+            self._poller.wake()
 
     def _serve(self) -> None:
         self._set_up()
-        while True:
-            order = json.loads(bytes(self._lanes[ORDERS].recv(0)))
+        with self._hearing(ORDERS, {0: self._orders.append}):
+            while not self._ended.is_set():
+                self._poll(None)
+                while self._orders:
+                    self._obey(self._orders.popleft())
+
+    def _obey(self, order: Any) -> None:
+        """Refuse and run what the leader says."""
+        with self._lock:
+            for fields in order["refuse"]:
+                refusal = Refusal(*fields)
+                refused = self._pending.take(refusal.id)
+                if refused is not None:
+                    refused.future.set_exception(refusal.error())
+            batch = [self._piece(*fields) for fields in order["run"]]
+        if batch and not self._run(batch):
             with self._lock:
-                for fields in order["refuse"]:
-                    refusal = Refusal(*fields)
-                    refused = self._pending.take(refusal.id)
-                    if refused is not None:
-                        refused.future.set_exception(refusal.error())
-                batch = [self._pending.take(query_id) for query_id in order["run"]]
-            queries = [query for query in batch if query is not None]
-            if len(queries) != len(batch):
-                raise PeerLost("the leader ordered a query that was never announced to it")
-            if queries:
-                self._run(queries)
+                for query, _, _ in batch:
+                    self._pending.take(query.id)
+
+    def _piece(self, query_id: str, start: int, stop: int) -> Piece:
+        """The rows of a query that are to run; it waits no more when they are its last."""
+        if query_id not in self._pending:
+            raise PeerLost("the leader ordered a query that was never announced to it")
+        query = self._pending.get(query_id)
+        if not query.taken == start < stop <= query.rows:
+            raise PeerLost("the leader ordered rows that a query does not have")
+        query.taken = stop
+        if stop == query.rows:
+            self._pending.take(query_id)
+        return Piece(query, start, stop)
 
     def _refuse_all(self, error: QueryError) -> None:
         with self._lock:
             self._pending.fail_all(error)
+
+
+def batching(options: Mapping[str, Any]) -> tuple[int, float]:
+    """Return how many rows run together, and for how many seconds a batch waits to be filled.
+
+    Raises InputError for options that say neither.
+    """
+    rows, seconds = options.get("max_batch", MAX_BATCH), options.get("max_delay", 0)
+    if type(rows) is not int or rows < 1:
+        raise InputError(f"'max_batch' must be a positive whole number, not {rows!r}")
+    if type(seconds) not in (int, float) or not 0 <= seconds <= MAX_DELAY_SECONDS:
+        raise InputError(f"'max_delay' goes from 0 to {MAX_DELAY_SECONDS:g} s, not {seconds!r}")
+    return rows, float(seconds)
 
 
 def open_session(seat: Seat, spec: SessionSpec) -> Session:

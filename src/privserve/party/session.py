@@ -29,6 +29,7 @@ from privserve.party.accounts import Accounts
 from privserve.party.agreement import compare, facts
 from privserve.party.channel import Channel
 from privserve.party.lanes import LaneMesh, Listener
+from privserve.party.poller import Poller
 
 log = logging.getLogger("privserve")
 
@@ -62,6 +63,8 @@ class Seat:
     listener: Listener
     timeouts: Timeouts
     accounts: Accounts | None = None
+    poller: Poller | None = None
+    """What reads the party's query lanes; None: the session has one of its own."""
 
     @property
     def rank(self) -> int:
@@ -83,6 +86,8 @@ class Session(ABC):
         self._timeouts = seat.timeouts
         self._n = len(seat.config.compute)
         self._lanes: dict[str, LaneMesh] = {}
+        self._is_guest = seat.poller is not None
+        self._poller = seat.poller or Poller()
         self._ended = threading.Event()
         self._end_lock = threading.Lock()
         self._wake, self._woken = socket.socketpair()
@@ -194,6 +199,7 @@ class Session(ABC):
             self._ended.set()
         log.info("%s: session over: %s", self._me.name, reason)
         self.ready.set()
+        self._poller.wake()
         with contextlib.suppress(OSError):
             self._woken.send(b"x")
         self._say_goodbye()
@@ -222,6 +228,8 @@ class Session(ABC):
         self.spec = replace(self.spec, shares={})  # where set-up failed they are here still
         self._wake.close()
         self._woken.close()
+        if not self._is_guest:
+            self._poller.close()
 
     # -- signs of life --------------------------------------------------------------------
 

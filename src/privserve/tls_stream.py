@@ -10,6 +10,7 @@ from __future__ import annotations
 import socket
 import ssl
 import time
+from typing import Any
 
 from privserve.mesh import Payload
 
@@ -27,7 +28,10 @@ class TlsStream:
         *,
         server_side: bool = False,
         server_hostname: str | None = None,
+        arrived: memoryview | None = None,
     ) -> None:
+        """arrived: room for what the socket gives at once, of CHUNK_BYTES, which streams that one
+        thread reads in turn may have in common; its own when None."""
         self.sock = sock
         self._received, self._encrypted = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._tls = context.wrap_bio(
@@ -36,7 +40,18 @@ class TlsStream:
             server_side=server_side,
             server_hostname=server_hostname,
         )
-        self._arrived = memoryview(bytearray(CHUNK_BYTES))
+        self.arrived = memoryview(bytearray(CHUNK_BYTES)) if arrived is None else arrived
+        """See `arrived` of __init__."""
+
+    @property
+    def protocol(self) -> str | None:
+        """What both sides agreed to speak (ALPN), once the handshake is done."""
+        return self._tls.selected_alpn_protocol()
+
+    @property
+    def has_arrived(self) -> bool:
+        """Whether bytes were taken from the socket that `read` has not given out yet."""
+        return bool(self._received.pending or self._tls.pending())
 
     def handshake(self, seconds: float) -> None:
         """Raises OSError (ssl.SSLError among them) when the peer is not who it should be."""
@@ -44,26 +59,43 @@ class TlsStream:
         while True:
             # A blocking socket here; nothing else happens on it.
             self.sock.settimeout(max(0.01, deadline - time.monotonic()))
-            try:
-                self._tls.do_handshake()
-                done = True
-            except ssl.SSLWantReadError:
-                done = False
-            finally:
-                if self._encrypted.pending:  # an alert too: the peer should know why
-                    self.sock.sendall(self._encrypted.read())
-            if done:
-                break
-            if not (got := self.sock.recv_into(self._arrived)):
-                raise ConnectionResetError("the connection is closed")
-            self._received.write(self._arrived[:got])
+            if self._shake():
+                return
+            self._take()
+
+    def advance(self) -> bool:
+        """Go on with a server's handshake after something came; whether it is done.
+
+        For a socket that does not block. Raises as `handshake` does.
+        """
+        self._take()
+        return self._shake()
+
+    def _take(self) -> None:
+        if not (got := self.sock.recv_into(self.arrived)):
+            raise ConnectionResetError("the connection is closed")
+        self._received.write(self.arrived[:got])
+
+    def _shake(self) -> bool:
+        try:
+            self._tls.do_handshake()
+        except ssl.SSLWantReadError:
+            return False
+        finally:
+            if self._encrypted.pending:  # an alert too: the peer should know why
+                self.sock.sendall(self._encrypted.read())
         self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         self.sock.setblocking(False)
+        return True
+
+    def certificate(self) -> dict[str, Any]:
+        """Return the peer's verified certificate, as `ssl` decodes it."""
+        return self._tls.getpeercert() or {}
 
     def certified_names(self) -> set[str]:
         """Return the DNS names in the peer's verified certificate."""
-        entries = (self._tls.getpeercert() or {}).get("subjectAltName", ())
+        entries = self.certificate().get("subjectAltName", ())
         return {str(entry[1]) for entry in entries if entry[0] == "DNS"}
 
     def encrypt(self, plain: Payload) -> bytes:
@@ -85,12 +117,12 @@ class TlsStream:
             except ssl.SSLWantReadError:  # a part of a record
                 pass
         try:
-            got = self.sock.recv_into(self._arrived)
+            got = self.sock.recv_into(self.arrived)
         except BlockingIOError:
             return 0
         if not got:
             raise ConnectionResetError("it closed the connection")
-        self._received.write(self._arrived[:got])
+        self._received.write(self.arrived[:got])
         try:
             return self._tls.read(len(view), view)  # type: ignore[return-value]
         except ssl.SSLWantReadError:

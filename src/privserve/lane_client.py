@@ -1,0 +1,443 @@
+"""A client's query lanes: one connection to each compute party, and who reads them.
+
+See `query_frames` for what goes over a lane. There is no thread between a caller and its answer:
+of all threads that wait for answers one reads the lanes, for all of them, and when it has its own
+it leaves that to the next. Answers that nobody waits for (callbacks) are read by a thread that is
+begun when the first of them is asked for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import selectors
+import socket
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from privserve.addresses import split_address
+from privserve.calls import refusal, unreachable
+from privserve.errors import ClusterError, InputError, PrivserveError
+from privserve.query_frames import PROTOCOL, FrameReader, Kind, frame, json_frame, read_json
+from privserve.tls import ListContext
+from privserve.tls_stream import CHUNK_BYTES, TlsStream, reason_of
+
+MAX_ANSWER_BYTES = 1 << 31
+IDLE_SECONDS = 1.0
+"""A lane that was silent this long may be broken without anybody having noticed."""
+
+
+class SpeaksHttpOnly(Exception):
+    """A party, or what stands before it, does not know query lanes."""
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A compute party as a client knows it."""
+
+    name: str
+    address: str
+    identity: str
+    """What its certificate has to say, whatever its address."""
+    authorization: str
+    """What shows this client to it, and to it alone; may be empty."""
+
+
+class Asked:
+    """What was asked of all parties, and what they answered so far."""
+
+    def __init__(self, parties: int, callback: Callable[[Asked], None] | None) -> None:
+        self.payloads: list[memoryview | None] = [None] * parties
+        """By party: the payload of its answer."""
+        self.error: PrivserveError | None = None
+        self.is_done = False
+        self.number = 0
+        self._missing = parties
+        self._callback = callback
+        self._done: threading.Event | None = None
+
+    @property
+    def is_called_back(self) -> bool:
+        """Whether nobody waits for it, but a callback."""
+        return self._callback is not None
+
+    def answered(self, party: int, payload: memoryview) -> None:
+        """Note a party's answer."""
+        if self.payloads[party] is None:
+            self.payloads[party] = payload
+            self._missing -= 1
+            if not self._missing:
+                self.end()
+
+    def fail(self, error: PrivserveError) -> None:
+        """Note an error, which is what the whole comes to."""
+        if not self.is_done:
+            self.error = error
+            self.end()
+
+    def end(self) -> None:
+        """Let whoever waits know."""
+        self.is_done = True
+        if self._done is not None:
+            self._done.set()
+        if self._callback is not None:
+            self._callback(self)
+
+    def wait(self, seconds: float) -> None:
+        """Wait until it is done, or until `nudge`."""
+        if self._done is None:
+            self._done = threading.Event()
+        if not self.is_done:
+            self._done.wait(seconds)
+        if not self.is_done:
+            self._done.clear()
+
+    def nudge(self) -> None:
+        """End a `wait`."""
+        if self._done is None:
+            self._done = threading.Event()
+        self._done.set()
+
+
+class _Connection:
+    """The lane to one party."""
+
+    def __init__(self, peer: Peer, rank: int, context: ListContext, seconds: float) -> None:
+        """Connect and say hello. Raises ClusterError, SpeaksHttpOnly, or what the party says."""
+        self.peer = peer
+        self.rank = rank
+        self.lock = threading.Lock()
+        """Of the stream: one thread may send while another reads."""
+        self.is_lost = False
+        self.heard = time.monotonic()
+        self._seconds = seconds
+        self._plain = memoryview(bytearray(1 << 16))
+        self.reader = FrameReader(MAX_ANSWER_BYTES)
+        try:
+            raw = socket.create_connection(split_address(peer.address), timeout=seconds)
+        except OSError as error:
+            raise unreachable(peer.name, peer.address, error) from None
+        try:
+            self.stream = TlsStream(raw, context, server_hostname=peer.identity)
+            self.stream.handshake(seconds)
+            context.refuse_revoked(self.stream.certificate())
+            if self.stream.protocol != PROTOCOL:
+                raise SpeaksHttpOnly
+            hello = json_frame(Kind.HELLO, 0, {"authorization": peer.authorization})
+            raw.settimeout(seconds)
+            raw.sendall(self.stream.encrypt(hello))
+            self.facts = self._welcome(seconds)
+        except (OSError, ValueError) as error:
+            raw.close()
+            raise unreachable(peer.name, peer.address, error) from None
+        except BaseException:
+            raw.close()
+            raise
+        raw.setblocking(False)
+
+    def _welcome(self, seconds: float) -> dict[str, Any]:
+        deadline = time.monotonic() + seconds
+        while True:
+            self.stream.sock.settimeout(max(0.01, deadline - time.monotonic()))
+            got = self.stream.read(self._plain)
+            for kind, _, payload in self.reader.frames(self._plain[:got]):
+                fields = read_json(payload)
+                if kind == Kind.ERROR:
+                    raise refusal(fields, self.peer.name)
+                if kind != Kind.WELCOME:
+                    raise InputError("it does not begin with a welcome")
+                return fields
+
+    def send(self, data: bytes) -> None:
+        """Send frames; raises OSError, TimeoutError where the party takes nothing any more."""
+        view = memoryview(data)
+        with self.lock:
+            for start in range(0, len(view), CHUNK_BYTES):
+                encrypted = self.stream.encrypt(view[start : start + CHUNK_BYTES])
+                sent = self._send_some(encrypted)
+                while sent < len(encrypted):
+                    self._wait_for_room()
+                    sent += self._send_some(memoryview(encrypted)[sent:])
+
+    def _send_some(self, encrypted: bytes | memoryview) -> int:
+        try:
+            return self.stream.sock.send(encrypted)
+        except BlockingIOError:
+            return 0
+
+    def _wait_for_room(self) -> None:
+        with selectors.DefaultSelector() as room:
+            room.register(self.stream.sock, selectors.EVENT_WRITE)
+            if not room.select(self._seconds):
+                raise TimeoutError("it takes nothing any more")
+
+    def read(self) -> list[tuple[int, int, memoryview]]:
+        """Return the frames that have come; raises OSError, InputError."""
+        frames = []
+        with self.lock:
+            while got := self.stream.read(self._plain):
+                for kind, number, payload in self.reader.frames(self._plain[:got]):
+                    frames.append((kind, number, memoryview(bytes(payload))))
+                if not self.stream.has_arrived:
+                    break
+        self.heard = time.monotonic()
+        return frames
+
+    def close(self) -> None:
+        """Close the connection."""
+        self.is_lost = True
+        with self.lock:
+            self.stream.sock.close()
+
+
+class LaneClient:
+    """Asks all compute parties at once over their lanes. Thread-safe."""
+
+    def __init__(self, peers: Sequence[Peer], context: ListContext, seconds: float) -> None:
+        """context: whom to trust; `seconds` are for connecting to each party."""
+        self._peers = peers
+        self._seconds = seconds
+        self._context = context
+        context.set_alpn_protocols([PROTOCOL, "http/1.1"])
+        self._connections: list[_Connection | None] = [None] * len(peers)
+        self._connecting = threading.Lock()
+        self._selector = selectors.DefaultSelector()
+        self._bell, self._ring = socket.socketpair()
+        for end in (self._bell, self._ring):
+            end.setblocking(False)
+        self._selector.register(self._bell, selectors.EVENT_READ)
+        self._numbers = itertools.count(1)
+        self._asked: dict[int, Asked] = {}
+        self._waiting: dict[Asked, None] = {}
+        self._reading = threading.Lock()
+        self._callbacks = threading.Semaphore(0)
+        self._reader: threading.Thread | None = None
+        self._is_closed = False
+
+    def about(self) -> list[dict[str, Any]]:
+        """Return what each party says of itself and its model; connects where need be."""
+        fresh = self._connect()
+        if len(fresh) == len(self._peers):
+            return [fresh[rank] for rank in range(len(self._peers))]
+        asked = self.begin(Kind.ABOUT, [b""] * len(self._peers))
+        return [read_json(payload) for payload in self.finish(asked, self._seconds)]
+
+    def _connect(self) -> dict[int, dict[str, Any]]:
+        """Open the lanes that are not; what the parties said on those."""
+        said = {}
+        with self._connecting:
+            if self._is_closed:
+                raise ClusterError("this client is closed")
+            for rank, peer in enumerate(self._peers):
+                connection = self._connections[rank]
+                if connection is not None and not connection.is_lost:
+                    continue
+                connection = _Connection(peer, rank, self._context, self._seconds)
+                self._connections[rank] = connection
+                self._selector.register(connection.stream.sock, selectors.EVENT_READ, connection)
+                said[rank] = connection.facts
+        return said
+
+    def reconnect(self) -> None:
+        """Give all lanes up, and with them what is asked; new ones are opened when need be."""
+        for connection in self._connections:
+            if connection is not None:
+                self._lose(connection, ClusterError("the lanes were made anew; ask again"))
+
+    def begin(
+        self,
+        kind: Kind,
+        payloads: Sequence[bytes],
+        callback: Callable[[Asked], None] | None = None,
+    ) -> Asked:
+        """Send each party a frame, with its payload; `finish` or the callback has the answers.
+
+        The callback is called by whoever reads the last answer, and must be quick.
+        """
+        self._renew()
+        asked = Asked(len(self._peers), callback)
+        asked.number = number = next(self._numbers)
+        self._asked[number] = asked
+        if callback is not None:
+            self._read_callbacks()
+        for connection, payload in zip(self._connections, payloads, strict=True):
+            assert connection is not None
+            try:
+                connection.send(frame(kind, number, payload))
+            except (OSError, ValueError) as error:
+                self._lose(connection, error)
+                break
+        return asked
+
+    def _renew(self) -> None:
+        """See to it that there is a lane to each party."""
+        now = time.monotonic()
+        for connection in self._connections:
+            if connection is None or connection.is_lost:
+                self._connect()
+                return
+            if now - connection.heard > IDLE_SECONDS and self._reading.acquire(blocking=False):
+                try:  # what broke while nobody asked has been told to the socket by now
+                    self._pump(0)
+                finally:
+                    self._leave_reading()
+                if connection.is_lost:
+                    self._connect()
+                    return
+                connection.heard = now
+
+    def finish(self, asked: Asked, seconds: float) -> list[memoryview]:
+        """Return the payloads of all parties' answers; raises what a party refused with.
+
+        Raises ClusterError naming who did not answer in time.
+        """
+        deadline = time.monotonic() + seconds
+        try:
+            self._await(asked, deadline)
+        finally:
+            self._waiting.pop(asked, None)
+            self._asked.pop(asked.number, None)
+            if self._waiting and not self._reading.locked():
+                self._leave_to_another()
+            if not asked.is_done:
+                self._cancel(asked)
+        if asked.error is not None:
+            raise asked.error
+        return [payload for payload in asked.payloads if payload is not None]
+
+    def _await(self, asked: Asked, deadline: float) -> None:
+        self._waiting[asked] = None  # before the role is asked for: it is left to who waits
+        while not asked.is_done:
+            if (left := deadline - time.monotonic()) <= 0:
+                silent = [p for p, got in zip(self._peers, asked.payloads, strict=True) if not got]
+                raise unreachable(silent[0].name, silent[0].address, TimeoutError())
+            if self._reading.acquire(blocking=False):
+                try:
+                    while not asked.is_done and left > 0:
+                        self._pump(left)
+                        left = deadline - time.monotonic()
+                finally:
+                    self._reading.release()
+            else:
+                asked.wait(left)
+
+    def _leave_reading(self) -> None:
+        self._reading.release()
+        self._leave_to_another()
+
+    def _leave_to_another(self) -> None:
+        """Wake one of those who wait, so that somebody reads."""
+        with contextlib.suppress(StopIteration, RuntimeError):
+            next(iter(self._waiting)).nudge()
+
+    def _cancel(self, asked: Asked) -> None:
+        """Tell the parties that nobody waits for this any more."""
+        for connection in self._connections:
+            if connection is not None and not connection.is_lost:
+                with contextlib.suppress(OSError, ValueError):
+                    connection.send(frame(Kind.CANCEL, asked.number))
+
+    # -- reading -----------------------------------------------------------------------------
+
+    def _pump(self, seconds: float) -> None:
+        """Read what comes within `seconds`, for everybody; whoever holds `_reading`."""
+        for key, _ in self._selector.select(seconds):
+            connection: _Connection | None = key.data
+            if connection is None:
+                with contextlib.suppress(OSError):
+                    self._bell.recv(64)
+                continue
+            try:
+                frames = connection.read()
+            except (OSError, ValueError, PrivserveError) as error:
+                self._lose(connection, error)
+                continue
+            for kind, number, payload in frames:
+                self._take(connection, kind, number, payload)
+
+    def _take(self, connection: _Connection, kind: int, number: int, payload: memoryview) -> None:
+        if kind == Kind.PING:
+            with contextlib.suppress(OSError, ValueError):
+                connection.send(frame(Kind.PONG, number))
+            return
+        asked = self._asked.get(number)
+        if kind == Kind.ERROR:
+            error = refusal(_fields(payload), connection.peer.name)
+            if number == 0:
+                self._lose(connection, error)
+            elif asked is not None:
+                self._asked.pop(number, None)
+                asked.fail(error)
+        elif asked is not None and kind in (Kind.ANSWER, Kind.WELCOME):
+            asked.answered(connection.rank, payload)
+            if asked.is_done:
+                self._asked.pop(number, None)
+
+    def _lose(self, connection: _Connection, error: Exception) -> None:
+        """Give a lane up, and with it all that was asked over it."""
+        if connection.is_lost:
+            return
+        connection.is_lost = True
+        with contextlib.suppress(KeyError, ValueError):
+            self._selector.unregister(connection.stream.sock)
+        connection.close()
+        peer = connection.peer
+        if not isinstance(error, PrivserveError):
+            error = ClusterError(
+                f"the connection to {peer.name} at {peer.address} broke ({reason_of(error)}) "
+                "before the answer came"
+            )
+        for asked in list(self._asked.values()):
+            if asked.payloads[connection.rank] is None:
+                self._asked.pop(asked.number, None)
+                asked.fail(error)
+        # Whoever reads may be waiting for one of these.
+        with contextlib.suppress(OSError):
+            self._ring.send(b"x")
+
+    def _read_callbacks(self) -> None:
+        """See to it that answers are read which nobody waits for."""
+        with self._connecting:
+            if self._reader is None:
+                self._reader = threading.Thread(
+                    target=self._read_on, name="privserve-answers", daemon=True
+                )
+                self._reader.start()
+        self._callbacks.release()
+
+    def _read_on(self) -> None:
+        while True:
+            self._callbacks.acquire()
+            if self._is_closed:
+                return
+            with self._reading:
+                while not self._is_closed and any(
+                    asked.is_called_back for asked in list(self._asked.values())
+                ):
+                    self._pump(0.2)
+            self._leave_to_another()
+
+    def close(self) -> None:
+        """Close all lanes; what is asked fails."""
+        with self._connecting:
+            if self._is_closed:
+                return
+            self._is_closed = True
+        self._callbacks.release()
+        for connection in self._connections:
+            if connection is not None:
+                self._lose(connection, ClusterError("this client is closed"))
+        with self._reading:  # nobody waits any more
+            self._selector.close()
+            self._bell.close()
+            self._ring.close()
+
+
+def _fields(payload: memoryview) -> Mapping[str, Any]:
+    try:
+        return read_json(payload)
+    except InputError:
+        return {}

@@ -1,0 +1,68 @@
+"""What a party tells everybody of itself and of its model."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from privserve import __version__, oip
+from privserve.description import Description, TensorDescription
+from privserve.party.session import SessionSpec
+
+if TYPE_CHECKING:
+    from privserve.party.party import Party
+
+MAX_ROWS = 1024
+MAX_QUERY_BYTES = 64 << 20
+"""Of one query's share; a model's rows per query follow from it."""
+
+
+def party_facts(party: Party) -> dict[str, Any]:
+    """Return which party this is, its role, and what is served; JSON-able."""
+    session = party.session
+    loaded = session is not None and session.state == "loaded"
+    return {
+        "name": "privserve",
+        "version": __version__,
+        "extensions": ["binary_tensor_data"],
+        "party": party.me.name,
+        "boot": party.owner.boot,
+        "role": party.role,
+        "compute_parties": [p.name for p in party.config.compute],
+        "models": [session.spec.model] if loaded and session is not None else [],
+    }
+
+
+def model_facts(spec: SessionSpec) -> dict[str, Any]:
+    """Return the model: shapes in the Keras layout, fixed-point formats, activations; JSON-able."""
+    description = spec.description
+    return {
+        "name": spec.model,
+        "versions": [spec.id],
+        "platform": f"privserve_{spec.engine}",
+        "inputs": [_tensor_facts(t) for t in description["inputs"]],
+        "outputs": [
+            {
+                **_tensor_facts(t),
+                "parameters": {"activation": t["activation"], "rounded_bits": t["rounded_bits"]},
+            }
+            for t in description["outputs"]
+        ],
+        "parameters": {
+            "fraction_bits": description["fraction_bits"],
+            "output_fraction_bits": description["output_fraction_bits"],
+            "input_range": description["input_range"],
+            "max_rows": max_rows(description),
+            "guards": description["guards"],
+        },
+    }
+
+
+def _tensor_facts(tensor: TensorDescription) -> dict[str, Any]:
+    return {"name": tensor["name"], "datatype": oip.DATATYPE, "shape": [-1, *tensor["shape"]]}
+
+
+def max_rows(description: Description) -> int:
+    """Return how many rows a query may hold, so that its share is of a size that can be held."""
+    each: int = 8 * sum(math.prod(tensor["shape"]) for tensor in description["inputs"])
+    return max(1, min(MAX_ROWS, MAX_QUERY_BYTES // each))
