@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 import privserve as ps
 from privserve.activations import APPLIED, NORMALISING
-from privserve.client import _parse_model
 from privserve.description import MAX_ELEMENTS, read_description
 from privserve.errors import InputError
+from privserve.served_model import parse_model
 
 GOOD: dict[str, Any] = {
     "inputs": [{"name": "x", "shape": [28, 28, 1]}, {"name": "mask", "shape": []}],
@@ -196,7 +196,7 @@ def metadata() -> dict[str, Any]:
 
 
 def test_a_client_reads_the_description_out_of_a_models_metadata() -> None:
-    model = _parse_model("alice", metadata())
+    model = parse_model("alice", metadata())
     assert (model.name, model.session, model.max_rows) == ("m", "1", 1024)
     for key in ("inputs", "outputs", "fraction_bits", "output_fraction_bits", "input_range"):
         assert model.description[key] == GOOD[key]  # type: ignore[literal-required]
@@ -211,7 +211,7 @@ def test_malformed_metadata_are_a_cluster_error_that_names_the_party(data: st.Da
     else:
         holder[key] = data.draw(ANY)
     try:
-        _parse_model("alice", fields)
+        parse_model("alice", fields)
     except ps.ClusterError as error:
         said = str(error)
     else:

@@ -1,14 +1,13 @@
 """A client that makes its shares itself: with strict inputs it learns what an input teaches.
 
-Served by parties over HTTPS, with both engines. Two models differ by 2^-18 in one weight.
+Served by parties, with both engines. Two models differ by 2^-18 in one weight.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from uuid import uuid4
 
 import numpy as np
 import pytest
@@ -22,9 +21,11 @@ from privserve import launch, sharing
 from privserve.credentials import Limits
 from privserve.engines import ENGINES
 from privserve.fixedpoint import RingArray, decode, encode
+from privserve.lane_client import LaneClient
 from privserve.lift import read_lift
 from privserve.prg import Prg
 from privserve.program import Lift
+from privserve.query_frames import Kind
 
 BITS = 18
 SMALLEST = 2.0**-18
@@ -52,15 +53,13 @@ def words() -> RingArray:
 
 def ask(client: ps.Client, shares: list[RingArray]) -> np.ndarray:
     """The answer to shares of the caller's own making, one per compute party."""
-    model = client._read_model()
+    model, way = client.read_model(), client._open()
+    assert isinstance(way, LaneClient)
     (tensor,) = model.description["inputs"]
-    query = uuid4().hex
-    with ThreadPoolExecutor(len(shares)) as pool:
-        sent = [
-            pool.submit(client._infer, peer, model, query, {tensor["name"]: share})
-            for peer, share in zip(client._peers, shares, strict=True)
-        ]
-        answers = [future.result(60)[0] for future in sent]
+    split = [{tensor["name"]: share} for share in shares]
+    payloads = client._payloads(model, os.urandom(16), split)
+    given = client._read(model, way.finish(way.begin(Kind.QUERY, payloads), 60))
+    answers = [parts[0] for parts in given]
     return decode(sharing.join(answers), model.description["output_fraction_bits"])
 
 

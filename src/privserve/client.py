@@ -184,16 +184,20 @@ class Client:
 
         All of them are asked what is revoked, since who stole a party's key would not tell.
         """
-        way = self._open()
+        way, news, unsound = self._open(), [], []
         about = way.about()
-        news = [
-            self._revocations.learn(str(facts.get("revoked", "")).encode(), peer.name)
-            for peer, facts in zip(self._peers, about, strict=True)
-        ]
-        if not any(news):
-            return about
-        way.reconnect()
-        return way.about()
+        for peer, facts in zip(self._peers, about, strict=True):
+            try:
+                listed = str(facts.get("revoked", "")).encode()
+                news.append(self._revocations.learn(listed, peer.name))
+            except ClusterError as error:  # another one's list may say what to think of this party
+                unsound.append(error)
+        if any(news):
+            way.reconnect()
+            about = way.about()
+        if unsound:
+            raise unsound[0]
+        return about
 
     # -- with the parties -----------------------------------------------------------------
 
