@@ -16,7 +16,7 @@ from privserve.activations import joined
 from privserve.description import read_description
 from privserve.engines import Prepared, ottt
 from privserve.errors import PeerLost
-from privserve.party.answers import told
+from privserve.party.answers import AnswerCoins
 from privserve.prg import Prg
 from privserve.sharing import join, split
 from privserve.validation import read_program
@@ -143,7 +143,7 @@ class Session:
     def answer(self, *inputs: np.ndarray) -> list[np.ndarray]:
         """What a client that asks for logits gets, and the guards' flags if there are any."""
         rows, outputs = [len(inputs[0])], self.prepared.description["outputs"]
-        parts = [told(shares, outputs, rows, Prg()) for shares in self._shares(*inputs)]
+        parts = [AnswerCoins(outputs, Prg()).told(s, rows) for s in self._shares(*inputs)]
         bits = self.program.output_fraction_bits
         return [
             joined(shares, output.get("activation"), bits, logits=True)

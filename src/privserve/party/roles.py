@@ -19,7 +19,7 @@ import numpy as np
 
 from privserve.engines import Compute, load_engine
 from privserve.errors import NotServing, PeerLost, QueryError, TooManyRows
-from privserve.party.answers import told
+from privserve.party.answers import AnswerCoins
 from privserve.party.cores import stay_on_own_core
 from privserve.party.queries import GONE, LeaderQueue, Pending, PendingQueries, Refusal
 from privserve.party.session import (
@@ -55,8 +55,7 @@ class ComputeSession(Session):
     def __init__(self, seat: Seat, spec: SessionSpec) -> None:
         super().__init__(seat, spec)
         self._compute: Compute | None = None
-        self._coins: Prg | None = None
-        """This party's own: what rounds its shares of answers and hides constants in them."""
+        self._coins: AnswerCoins | None = None
         self._runs: deque[tuple[int, float]] = deque(maxlen=RECENT_RUNS)
         self._queries = 0
         self._rows = 0
@@ -77,7 +76,7 @@ class ComputeSession(Session):
         self._compute = engine.Compute(
             self.spec.description, self.spec.shares, lanes, **self.spec.options
         )
-        self._coins = Prg()
+        self._coins = AnswerCoins(self.spec.description["outputs"], Prg())
         # After the engine has begun its own threads, which would inherit it.
         stay_on_own_core(self._config, self._config.rank(self._me.name))
         # The engine has arranged its own copies; a large network's shares need not stay.
@@ -106,8 +105,7 @@ class ComputeSession(Session):
         started = time.perf_counter()
         try:
             shares = self._compute.run(inputs)
-            rows = [query.rows for query in batch]
-            outputs = told(shares, self.spec.description["outputs"], rows, self._coins)
+            outputs = self._coins.told(shares, [query.rows for query in batch])
         except TooManyRows as error:
             for query in batch:
                 query.future.set_exception(error)
@@ -129,6 +127,7 @@ class ComputeSession(Session):
             stop = start + query.rows
             query.future.set_result([output[start:stop] for output in outputs])
             start = stop
+        self._coins.draw_ahead()
         return True
 
     def status(self) -> dict[str, Any]:
