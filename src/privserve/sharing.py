@@ -34,22 +34,6 @@ def split(secret: RingArray, parties: int, prg: Prg | None = None) -> list[RingA
     return [*shares, last]
 
 
-def rounded(share: RingArray, bits: int, prg: Prg) -> RingArray:
-    """Round one party's share (int64, any shape) to multiples of 2^bits, up or down by chance.
-
-    up with probability (share mod 2^bits) / 2^bits, so that it is right on average; 0 <= bits
-    <= 63. prg: the party's own coins, which nobody else knows. Returns the share where bits is 0.
-    """
-    if not bits:
-        return share
-    below = np.int64((1 << bits) - 1)
-    out = prg.int64(share.shape)
-    np.bitwise_and(out, below, out=out)
-    np.add(out, share, out=out)
-    np.bitwise_and(out, ~below, out=out)
-    return out
-
-
 def join(shares: Sequence[RingArray]) -> RingArray:
     """The secret (int64) that additive `shares` of equal shape sum to, mod 2^64."""
     secret = np.array(shares[0], dtype=np.int64, copy=True)

@@ -15,7 +15,7 @@ from privserve.compiler.compile import compile_model
 from privserve.compiler.ranges import Range
 from privserve.compiler.simulate import told
 from privserve.errors import ModelError
-from privserve.party import answers
+from privserve.party.answers import AnswerCoins
 from privserve.prg import Prg
 from privserve.program import Program
 
@@ -120,8 +120,9 @@ def test_the_luck_of_a_simulated_answer_is_that_of_two_parties(bits: int) -> Non
     x = Prg().int64((40_000, 1)) >> 20
     described = {"name": "y", "shape": [1], "activation": None, "rounded_bits": bits}
     share = Prg().int64(x.shape)
+    coins = [AnswerCoins([described], Prg()) for _ in range(2)]
     parties = sum(
-        answers.told([part], [described], [len(x)], Prg())[0] for part in (share, x - share)
+        own.told([part], [len(x)])[0] for own, part in zip(coins, (share, x - share), strict=True)
     )
     off = [(got - x) / 2.0**bits for got in (told(x, bits, Prg()), parties)]
     for one in off:

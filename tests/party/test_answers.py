@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
+from unittest import mock
 
 import echo_engine
 import numpy as np
@@ -16,10 +17,13 @@ from sessions import Sessions, answer, numbers
 
 from privserve import sharing
 from privserve.description import OutputDescription
-from privserve.party.answers import told
+from privserve.party import answers
+from privserve.party.answers import AnswerCoins
 from privserve.prg import Prg
 
 RING = 2**64
+AHEAD = 64
+"""Words that are drawn ahead where they are compared one by one."""
 COUNT = 40_000
 SOFTMAX = {"op": "Softmax", "axis": -1}
 
@@ -55,34 +59,65 @@ def bytes_are_uniform(values: np.ndarray) -> bool:
     return not unlikely(counts, dict.fromkeys(range(256), 1 / 256))
 
 
+def told(share: np.ndarray, bits: int, activation: Any = None) -> np.ndarray:
+    """The share as a party of its own tells it: half of it in batches, half of it at once."""
+    coins = AnswerCoins([output(share.shape[1:], bits, activation)], Prg())
+    half, size = len(share) // 2, 500
+    batches = [share[at : min(at + size, half)] for at in range(0, half, size)]
+    batches = [batch for batch in (*batches, share[half:]) if len(batch)]
+    parts = []
+    for batch in batches:
+        parts += coins.told([batch])
+        coins.draw_ahead()
+    return np.concatenate(parts)
+
+
 # -- the twin -------------------------------------------------------------------------------
 
 
-def slow(share: np.ndarray, described: OutputDescription, prg: Prg) -> np.ndarray:
-    """The share as it is told, one Python integer at a time."""
-    unit = 2 ** described["rounded_bits"]
-    out = np.empty(share.shape, dtype=object)
-    coins = prg.int64(share.shape) if unit > 1 else np.zeros(share.shape, np.int64)
-    for at in np.ndindex(share.shape):
-        below = int(share[at]) % unit
-        is_up = int(coins[at]) % unit >= unit - below
-        out[at] = int(share[at]) - below + (unit if is_up else 0)
+def slow_addends(described: OutputDescription, rows: int, prg: Prg) -> np.ndarray:
+    """What shares are moved by, one Python integer at a time."""
+    unit, shape = 2 ** described["rounded_bits"], (rows, *described["shape"])
+    out = np.zeros(shape, dtype=object)
+    if unit > 1:
+        words = prg.int64(shape)
+        for at in np.ndindex(shape):
+            out[at] = int(words[at]) % unit
+    axis = axis_of(described)
+    if axis is not None:
+        constants: dict[tuple[int, ...], int] = {}
+        for at in np.ndindex(shape):
+            group = at[:axis] + at[axis + 1 :]
+            if group not in constants:
+                constants[group] = 0
+        for group in sorted(constants):
+            constants[group] = int(prg.int64(1)[0])
+        for at in np.ndindex(shape):
+            out[at] += unit * constants[at[:axis] + at[axis + 1 :]]
+    return out
+
+
+def axis_of(described: OutputDescription) -> int | None:
     activation = described["activation"]
-    if activation is not None and activation["op"] in ("Softmax", "LogSoftmax"):
-        axis = activation["axis"] % share.ndim
-        keys = [at[:axis] + at[axis + 1 :] for at in np.ndindex(share.shape)]
-        constants = {}
-        for key in sorted(set(keys)):
-            constants[key] = int(prg.int64(1)[0])
-        for at, key in zip(np.ndindex(share.shape), keys, strict=True):
-            out[at] += constants[key] * unit
+    if activation is None or activation["op"] not in ("Softmax", "LogSoftmax"):
+        return None
+    return activation["axis"] % (1 + len(described["shape"]))
+
+
+def slow(share: np.ndarray, described: OutputDescription, addends: np.ndarray) -> np.ndarray:
+    """The share as it is told."""
+    unit = 2 ** described["rounded_bits"]
+    moved = share.astype(object) + addends
+    out = np.empty(share.shape, dtype=object)
+    for at in np.ndindex(share.shape):
+        out[at] = moved[at] - moved[at] % unit
     signed = [(int(v) + RING // 2) % RING - RING // 2 for v in out.ravel()]
     return np.array(signed, np.int64).reshape(share.shape)
 
 
 @given(st.data())
 def test_what_is_told_is_what_the_twin_tells(data: st.DataObject) -> None:
-    rows = data.draw(st.integers(1, 5))
+    rows = data.draw(st.integers(1, 9))
     shape = data.draw(st.lists(st.integers(1, 4), max_size=2))
     activations: list[Any] = [None, {"op": "Sigmoid"}]
     activations += [
@@ -97,11 +132,16 @@ def test_what_is_told_is_what_the_twin_tells(data: st.DataObject) -> None:
         for _ in range(2)
     ]
     shares = [Prg().int64((rows, *shape)) for _ in described]
-    before, prg, twin = [share.copy() for share in shares], Prg(key), Prg(key)
+    before, twin = [share.copy() for share in shares], Prg(key)
     guards = Prg().int64((rows, 2, 40))
-    got = told([*shares, guards], described, prg)
-    for share, one, mine in zip(shares, described, got, strict=False):
-        np.testing.assert_array_equal(mine, slow(share, one, twin))
+    with mock.patch.object(answers, "AHEAD_WORDS", AHEAD):
+        got = AnswerCoins(described, Prg(key)).told([*shares, guards])
+    ahead = [slow_addends(one, AHEAD // math.prod(shape), twin) for one in described]
+    for share, one, drawn, mine in zip(shares, described, ahead, got, strict=False):
+        if len(drawn) < len(share):  # none of them is used: the batch is larger
+            drawn = slow_addends(one, len(share), twin)
+        meant = slow(share, one, drawn[: len(share)])
+        np.testing.assert_array_equal(mine, meant)
     assert got[2] is guards
     assert len(got) == 3
     np.testing.assert_array_equal(shares, before)  # an engine may still read its own
@@ -114,7 +154,7 @@ def test_what_is_told_is_what_the_twin_tells(data: st.DataObject) -> None:
 def test_a_share_is_rounded_up_as_often_as_it_lies_above(below: int) -> None:
     """One party's coins, whatever the others and the dealer know of its share."""
     share = np.full((COUNT, 1), 1000 * 8 + below)
-    (got,) = told([share], [output([1], 3)], Prg())
+    got = told(share, 3)
     chances = {8000: 1 - below / 8, 8008: below / 8}
     assert not unlikely(seen(got), {v: p for v, p in chances.items() if p})
 
@@ -123,7 +163,7 @@ def test_the_statistic_sees_coins_that_are_not_fair() -> None:
     share = np.full((COUNT, 1), 3)
     always_nearest = (share + 4) & ~7
     assert unlikely(seen(always_nearest), {0: 5 / 8, 8: 3 / 8})
-    (got,) = told([share], [output([1], 3)], Prg())
+    got = told(share, 3)
     assert unlikely(seen(got), {0: 4.7 / 8, 8: 3.3 / 8})
 
 
@@ -145,9 +185,7 @@ def test_a_client_sees_multiples_with_the_chances_that_follow_from_the_value(val
     assert sum(v * p for v, p in expected.items()) == pytest.approx(value)
     assert all(abs(v - value) < 2 * 8 for v in expected)
     shares = sharing.split(np.full((COUNT, 1), value), 2)
-    described = [output([1], 3)]
-    answers = [told([share], described, Prg())[0] for share in shares]
-    assert not unlikely(seen(sharing.join(answers)), expected)
+    assert not unlikely(seen(sharing.join([told(share, 3) for share in shares])), expected)
 
 
 @pytest.mark.parametrize("bits", [1, 15, 40])
@@ -158,7 +196,7 @@ def test_no_bit_below_is_told_though_another_party_rounds_nothing(bits: int) -> 
     """
     unit = 1 << bits
     alice, bob = sharing.split(np.full((COUNT, 1), 12345), 2)
-    (his,) = told([bob], [output([1], bits)], Prg())
+    his = told(bob, bits)
     assert not (his & (unit - 1)).any()
     off = his - bob
     assert (np.abs(off) < unit).all()
@@ -171,7 +209,7 @@ def test_one_told_share_alone_looks_uniform(bits: int) -> None:
     for activation in (None, SOFTMAX):
         shares = sharing.split(np.full((COUNT, 3), 7), 2)
         for share in shares:
-            (got,) = told([share], [output([3], bits, activation)], Prg())
+            got = told(share, bits, activation)
             assert bytes_are_uniform(got.view(np.uint8).reshape(-1, 8)[:, bits // 8 :])
 
 
@@ -183,7 +221,7 @@ def test_of_a_softmaxs_input_differences_are_told_and_nothing_else(
     """Also where alice hides nothing: bob's constant alone is uniform, and fresh for every row."""
     value = np.tile(np.array([-70_000, 512, 3 << 40]), (COUNT, 1))
     alice, bob = sharing.split(value, 2)
-    (his,) = told([bob], [output([3], bits, activation)], Prg())
+    his = told(bob, bits, activation)
     joined = sharing.join([alice, his])
     for column in range(3):  # together they are not: their differences are told
         one = np.ascontiguousarray(joined[:, column])
@@ -196,18 +234,32 @@ def test_of_a_softmaxs_input_differences_are_told_and_nothing_else(
 def test_without_a_softmax_no_constant_is_added() -> None:
     for activation in (None, {"op": "Sigmoid"}, {"op": "Exp"}):
         share = Prg().int64((50, 3))
-        (got,) = told([share], [output([3], 4, activation)], Prg())
+        got = told(share, 4, activation)
         assert (np.abs(got - share) < 16).all()
 
 
 def test_rows_and_positions_have_constants_of_their_own() -> None:
     zeros = np.zeros((6, 4, 5), np.int64)
-    (last,) = told([zeros], [output([4, 5], 0, SOFTMAX)], Prg())
+    last = told(zeros, 0, SOFTMAX)
     assert (last == last[:, :, :1]).all()
     assert len(np.unique(last)) == 6 * 4
-    (middle,) = told([zeros], [output([4, 5], 0, {"op": "Softmax", "axis": 1})], Prg())
+    middle = told(zeros, 0, {"op": "Softmax", "axis": 1})
     assert (middle == middle[:, :1]).all()
     assert len(np.unique(middle)) == 6 * 5
+
+
+@given(st.lists(st.integers(1, 7), min_size=1, max_size=60), st.integers(1, 40), st.data())
+def test_no_coin_is_used_twice_however_batches_come(
+    rows: list[int], ahead: int, data: st.DataObject
+) -> None:
+    hidden = []
+    with mock.patch.object(answers, "AHEAD_WORDS", ahead):
+        coins = AnswerCoins([output([3], 0, SOFTMAX)], Prg())
+        for count in rows:
+            hidden += coins.told([np.zeros((count, 3), np.int64)])[0][:, 0].tolist()
+            if data.draw(st.booleans()):
+                coins.draw_ahead()
+    assert len(set(hidden)) == sum(rows)
 
 
 # -- in a session ---------------------------------------------------------------------------

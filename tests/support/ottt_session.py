@@ -16,7 +16,7 @@ from privserve.activations import joined
 from privserve.description import read_description
 from privserve.engines import Prepared, ottt
 from privserve.errors import PeerLost
-from privserve.party.answers import told
+from privserve.party.answers import AnswerCoins
 from privserve.prg import Prg
 from privserve.sharing import join, split
 from privserve.validation import read_program
@@ -148,7 +148,7 @@ class Session:
     def answer_elements(self, *encoded: np.ndarray) -> list[np.ndarray]:
         """The same for any ring elements as inputs, int64 (B, ...)."""
         outputs = self.prepared.description["outputs"]
-        parts = [told(shares, outputs, Prg()) for shares in self._shares(*encoded)]
+        parts = [AnswerCoins(outputs, Prg()).told(shares) for shares in self._shares(*encoded)]
         bits = self.program.output_fraction_bits
         return [
             joined(shares, output.get("activation"), bits, logits=True)

@@ -23,7 +23,6 @@ from privserve.fixedpoint import RingArray
 from privserve.geometry import Geometry
 from privserve.prg import Prg
 from privserve.program import Attributes, Op, Program
-from privserve.sharing import rounded
 from privserve.splines import quadratics
 
 Floats = NDArray[np.float64]
@@ -75,8 +74,9 @@ def told(x: RingArray, rounded_bits: int, luck: Luck) -> RingArray:
     """Return an output as its client joins it: by luck each of two parties rounds its share."""
     if luck is None or not rounded_bits:
         return x
-    share = luck.int64(x.shape)
-    return rounded(share, rounded_bits, luck) + rounded(x - share, rounded_bits, luck)
+    share, below = luck.int64(x.shape), (1 << rounded_bits) - 1
+    parts = [part + (luck.int64(x.shape) & below) for part in (share, x - share)]
+    return (parts[0] & ~below) + (parts[1] & ~below)
 
 
 def _run(

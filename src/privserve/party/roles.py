@@ -22,7 +22,7 @@ import numpy as np
 from privserve.config import MAX_BATCH, MAX_DELAY_SECONDS
 from privserve.engines import Compute, load_engine
 from privserve.errors import InputError, NotServing, PeerLost, QueryError, TooManyRows
-from privserve.party.answers import told
+from privserve.party.answers import AnswerCoins
 from privserve.party.channel import Channel
 from privserve.party.cores import stay_on_own_core
 from privserve.party.pending import Pending, PendingQueries
@@ -62,8 +62,7 @@ class ComputeSession(Session):
     def __init__(self, seat: Seat, spec: SessionSpec) -> None:
         super().__init__(seat, spec)
         self._compute: Compute | None = None
-        self._coins: Prg | None = None
-        """This party's own: what rounds its shares of answers and hides constants in them."""
+        self._coins: AnswerCoins | None = None
         self._runs: deque[tuple[int, float]] = deque(maxlen=RECENT_RUNS)
         self._queries = 0
         self._rows = 0
@@ -86,7 +85,7 @@ class ComputeSession(Session):
         self._compute = engine.Compute(
             self.spec.description, self.spec.shares, lanes, **self.spec.options
         )
-        self._coins = Prg()
+        self._coins = AnswerCoins(self.spec.description["outputs"], Prg())
         # After the engine has begun its own threads, which would inherit it.
         stay_on_own_core(self._config, self._config.rank(self._me.name))
         # The engine has arranged its own copies; a large network's shares need not stay.
@@ -147,7 +146,7 @@ class ComputeSession(Session):
         try:
             with self._poller.away():
                 shares = self._compute.run(inputs)
-            outputs = told(shares, self.spec.description["outputs"], self._coins)
+            outputs = self._coins.told(shares)
         except TooManyRows as error:
             for query, _, _ in batch:
                 query.future.set_exception(error)
@@ -168,6 +167,7 @@ class ComputeSession(Session):
         for piece in batch:
             piece.query.answer([output[at : at + piece.rows] for output in outputs])
             at += piece.rows
+        self._coins.draw_ahead()
         return True
 
     def status(self) -> dict[str, Any]:
