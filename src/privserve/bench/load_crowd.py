@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -59,6 +60,8 @@ class Crowd:
         self._check = check
         self._pipes: list[Connection] = []
         self.processes: list[SpawnProcess] = []
+        # Processes inherit this: Ctrl-C in a terminal is for us, who then end them.
+        former = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             for key in keys:
                 ours, theirs = SPAWN.Pipe()
@@ -72,6 +75,8 @@ class Crowd:
         except BaseException:
             self.close()
             raise
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, former)
 
     def __enter__(self) -> Crowd:
         return self
