@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import signal
 import threading
 import time
 from collections import deque
@@ -304,6 +305,8 @@ def opened(order: Order, config: Path, key: Path, samples: Samples) -> Iterator[
 
 def run_clients(config: Path, key: Path, samples: Samples, pipe: Connection) -> None:
     """Be a client process: carry out the orders that come over the pipe until it closes."""
+    # Ctrl-C reaches all processes of a terminal; the one that started this one ends it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def watch() -> None:
         if pipe.poll():  # nothing is to come while an order is carried out: the pipe was closed

@@ -12,6 +12,7 @@ import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
@@ -60,7 +61,9 @@ class Crowd:
         self._check = check
         self._pipes: list[Connection] = []
         self.processes: list[SpawnProcess] = []
-        # Processes inherit this: Ctrl-C in a terminal is for us, who then end them.
+        # Processes inherit this until they ignore the signal themselves: Ctrl-C in a terminal is
+        # for us, who then end them. What starts with the first of them would lift it for itself.
+        resource_tracker.ensure_running()
         former = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             for key in keys:
