@@ -95,3 +95,19 @@ def test_a_client_process_that_does_not_end_by_itself_is_killed(
         assert pid is not None
         os.kill(pid, signal.SIGSTOP)
     assert asked.processes[0].exitcode == -signal.SIGKILL
+
+
+def blocked_or_ignored(pid: int, number: int) -> bool:
+    """Whether a process would not notice signal `number` now."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    masks = dict(line.split(":", 1) for line in lines if line.startswith(("SigBlk", "SigIgn")))
+    return any(int(mask, 16) >> (number - 1) & 1 for mask in masks.values())
+
+
+def test_ctrl_c_reaches_no_client_process_from_its_first_moment_on(tmp_path: Path) -> None:
+    with crowd(tmp_path, 2) as asked:
+        for process in asked.processes:
+            assert process.pid is not None
+            assert blocked_or_ignored(process.pid, signal.SIGINT)
+        assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    assert_gone(asked)

@@ -130,4 +130,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    sys.stdout.flush()
+    # All processes are gone by now. After Ctrl-C in code that is made of text, Python would end by
+    # the signal although it was handled.
+    os._exit(code)

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
@@ -59,6 +61,10 @@ class Crowd:
         self._check = check
         self._pipes: list[Connection] = []
         self.processes: list[SpawnProcess] = []
+        # Processes inherit this until they ignore the signal themselves: Ctrl-C in a terminal is
+        # for us, who then end them. What starts with the first of them would lift it for itself.
+        resource_tracker.ensure_running()
+        former = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             for key in keys:
                 ours, theirs = SPAWN.Pipe()
@@ -72,6 +78,8 @@ class Crowd:
         except BaseException:
             self.close()
             raise
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, former)
 
     def __enter__(self) -> Crowd:
         return self
