@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.x509.oid import NameOID
@@ -176,16 +177,22 @@ def days_left(certificate: Path) -> float:
     return left / datetime.timedelta(days=1)
 
 
-def check_revoked(pem: bytes, ca: Path) -> None:
-    """Raise ConfigError unless this is a list that the authority of `ca` signed."""
+def check_revoked(pem: bytes, ca: Path) -> bytes:
+    """Return the list of revoked certificates in `pem`, and nothing that may lie beside it.
+
+    A certificate that came along would be trusted by whoever reads both from one file. Raises
+    ConfigError unless the authority of `ca` signed the list.
+    """
     authority = x509.load_pem_x509_certificate(ca.read_bytes())
+    key = authority.public_key()
     try:
         listed = x509.load_pem_x509_crl(pem)
-    except ValueError:
+        is_signed = isinstance(key, ec.EllipticCurvePublicKey) and listed.is_signature_valid(key)
+    except (ValueError, TypeError, UnsupportedAlgorithm):
         raise ConfigError("this is no list of revoked certificates") from None
-    key = authority.public_key()
-    if not isinstance(key, ec.EllipticCurvePublicKey) or not listed.is_signature_valid(key):
+    if not is_signed:
         raise ConfigError("the cluster's authority did not sign this list of certificates")
+    return listed.public_bytes(serialization.Encoding.PEM)
 
 
 # -- what was issued ------------------------------------------------------------------------

@@ -64,6 +64,10 @@ class PeerLost(ClusterError):
     """The channel to another party broke; the session and its randomness are void."""
 
 
+class BadFrame(PeerLost):
+    """Another party sent what is none of the protocol; the session and its randomness are void."""
+
+
 class QueryError(PrivserveError):
     """A query was refused or failed; `status` is the HTTP status of the refusal."""
 

@@ -9,21 +9,22 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import logging
+import select
 import socket
 import ssl
 import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from privserve.config import ClusterConfig, PartyConfig
-from privserve.errors import ClusterError, PeerLost
+from privserve.errors import BadFrame, ClusterError, PeerLost
 from privserve.mesh import Payload
 from privserve.party.channel import CONTROL_BYTES, Channel, Tap, frame_of
 from privserve.party.duplex import exchange_duplex
+from privserve.party.messages import Hello, framed, hear, read_hello
 from privserve.party.stream import TlsStream, reason_of
 from privserve.tls import trust
 
@@ -93,6 +94,10 @@ class LaneMesh:
             received[peer] = frame
         return received
 
+    def bad_frame(self, peer: int, why: str) -> BadFrame:
+        """Return the error for a frame from `peer` that is none of the protocol."""
+        return self.channels[peer].bad(why)
+
     def set_timeout(self, seconds: float | None) -> None:
         """Bound every later wait on this lane."""
         for channel in self.channels.values():
@@ -110,13 +115,6 @@ class LaneMesh:
 
 
 @dataclass(frozen=True)
-class _Hello:
-    session: str
-    lane: str
-    sender: str
-
-
-@dataclass(frozen=True)
 class _Wait:
     """How long a party waits for another, and whether it still should."""
 
@@ -131,10 +129,20 @@ class _Wait:
         return max(0.01, min(seconds, self.deadline - time.monotonic()))
 
 
+class _Arrived(NamedTuple):
+    """A connection that no session has claimed yet, and when it came."""
+
+    channel: Channel
+    at: float
+
+
 class Listener:
     """Accepts party channels and hands each to the session that waits for it."""
 
     MAX_UNCLAIMED = 256
+    """In equal parts for the other parties."""
+    UNCLAIMED_SECONDS = 60.0
+    """How long a connection that its peer closed may still tell a session so."""
     MAX_WELCOMING = 128
     """Connections that have not said yet who they are."""
 
@@ -148,7 +156,7 @@ class Listener:
         self._tap = tap
         self._server = server_context(config, me)
         self._client = client_context(config, me)
-        self._arrived: dict[_Hello, Channel] = {}
+        self._arrived: dict[Hello, _Arrived] = {}
         self._changed = threading.Condition()
         self._closed = False
         self._welcoming = threading.BoundedSemaphore(self.MAX_WELCOMING)
@@ -191,27 +199,47 @@ class Listener:
             stream.handshake(HANDSHAKE_SECONDS)
             names = stream.certified_names()
             channel = Channel(stream, "an unknown peer", "hello", limit=HELLO_BYTES)
-            channel.set_timeout(HANDSHAKE_SECONDS)
-            fields = json.loads(bytes(channel.recv()))
-            hello = _Hello(str(fields["session"]), str(fields["lane"]), str(fields["from"]))
-            if self._config.identity(hello.sender) not in names:
-                channel.release()
-                return
-        except (OSError, PeerLost, ValueError, KeyError, TypeError):
+            hello = hear(channel, read_hello, within=HANDSHAKE_SECONDS)
+        except (OSError, PeerLost, ValueError):
             raw.close()  # not one of our parties, or gone: it learns nothing by asking
             return
-        channel = Channel(stream, hello.sender, hello.lane, self._tap)
+        peers = {p.name for p in self._config.parties} - {self._me.name}
+        if hello.sender not in peers or self._config.identity(hello.sender) not in names:
+            raw.close()
+            return
+        self._keep(hello, Channel(stream, hello.sender, hello.lane, self._tap))
+
+    def _keep(self, hello: Hello, channel: Channel) -> None:
+        """Hold a connection for the session that will claim it."""
         with self._changed:
             if self._closed:
                 channel.release()
                 return
-            # Sessions that failed on this side leave theirs behind; the oldest go.
-            while len(self._arrived) >= self.MAX_UNCLAIMED:
-                self._arrived.pop(next(iter(self._arrived))).release()
-            self._arrived[hello] = channel
+            self._forget_closed()
+            # Sessions that failed on this side leave theirs behind; the sender's oldest go, so
+            # that no party can push out what the others sent.
+            theirs = [known for known in self._arrived if known.sender == hello.sender]
+            most = self.MAX_UNCLAIMED // (len(self._config.parties) - 1)
+            oldest = theirs[: max(0, len(theirs) + 1 - most)]
+            for known in [hello] if hello in self._arrived else oldest:
+                self._arrived.pop(known).channel.release()
+            self._arrived[hello] = _Arrived(channel, time.monotonic())
             self._changed.notify_all()
 
-    def _claim(self, hello: _Hello, wait: _Wait) -> Channel:
+    def _forget_closed(self) -> None:
+        """Release connections that nobody claims and whose other end is closed. Under the lock.
+
+        Not at once: the session that they are for may find out from them that its peer is gone.
+        """
+        poll, unclaimed = select.poll(), {}
+        for hello, (channel, at) in self._arrived.items():
+            if time.monotonic() - at > self.UNCLAIMED_SECONDS:
+                unclaimed[channel.fileno()] = hello
+                poll.register(channel, select.POLLRDHUP)
+        for descriptor, _ in poll.poll(0):
+            self._arrived.pop(unclaimed[descriptor]).channel.release()
+
+    def _claim(self, hello: Hello, wait: _Wait) -> Channel:
         with self._changed:
             while hello not in self._arrived:
                 if wait.over or self._closed:
@@ -220,7 +248,7 @@ class Listener:
                         f"runs and reaches {self._me.peer}"
                     )
                 self._changed.wait(0.1)
-            return self._arrived.pop(hello)
+            return self._arrived.pop(hello).channel
 
     def _dial(self, peer: PartyConfig, session: str, lane: str, wait: _Wait) -> Channel:
         host, port = peer.peer_address
@@ -231,6 +259,7 @@ class Listener:
                     f"{self._me.name} cannot reach {peer.name} at {peer.peer}: {reason}; check "
                     "that it runs and that the address in cluster.toml is right"
                 )
+            raw: socket.socket | None = None
             try:
                 raw = socket.create_connection(
                     (host, port), timeout=wait.at_most(HANDSHAKE_SECONDS)
@@ -240,16 +269,20 @@ class Listener:
                 )
                 stream.handshake(HANDSHAKE_SECONDS)
                 hello = {"session": session, "lane": lane, "from": self._me.name}
-                Channel(stream, peer.name, lane).send(json.dumps(hello).encode())
+                Channel(stream, peer.name, lane).send(framed(hello))
                 return Channel(stream, peer.name, lane, self._tap)
             except ssl.SSLCertVerificationError as error:
+                if raw is not None:
+                    raw.close()
                 raise ClusterError(
                     f"{peer.name} at {peer.peer} shows a certificate that this cluster's "
                     f"authority did not sign for it ({error.verify_message}); use the files of "
                     "one and the same cluster on all hosts"
                 ) from None
-            except OSError as error:
-                reason = reason_of(error)
+            except (OSError, PeerLost) as error:
+                if raw is not None:
+                    raw.close()
+                reason = str(error) if isinstance(error, PeerLost) else reason_of(error)
                 with self._changed:
                     self._changed.wait(0.05)
 
@@ -269,6 +302,8 @@ class Listener:
         `timeout` seconds, or when `cancelled` is set meanwhile.
         """
         wait = _Wait(time.monotonic() + timeout, cancelled or threading.Event())
+        with self._changed:
+            self._forget_closed()
         parties = self._config.parties
         rank = self._config.rank(self._me.name)
         opened: dict[str, dict[int, Channel]] = {lane: {} for lane in lanes}
@@ -278,7 +313,7 @@ class Listener:
                     opened[lane][index] = self._dial(parties[index], session, lane, wait)
             for index in range(rank + 1, len(parties)):
                 for lane in lanes:
-                    hello = _Hello(session, lane, parties[index].name)
+                    hello = Hello(session, lane, parties[index].name)
                     opened[lane][index] = self._claim(hello, wait)
         except Exception:
             for channels in opened.values():
@@ -294,8 +329,8 @@ class Listener:
         """Stop accepting and free the port."""
         with self._changed:
             self._closed = True
-            for channel in self._arrived.values():
-                channel.release()
+            for arrived in self._arrived.values():
+                arrived.channel.release()
             self._arrived.clear()
             self._changed.notify_all()
         # Wakes the accepting thread; Linux calls it an error on a listening socket.

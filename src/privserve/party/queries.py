@@ -25,6 +25,10 @@ MAX_PENDING_PER_CLIENT = 256
 """So that one client's queries, or halves of queries, leave room for the others'."""
 MAX_PENDING_BYTES = 256 << 20
 MAX_REMEMBERED = 4096
+MAX_ID = 128
+"""Characters of a query's id."""
+MAX_REFUSALS = 256
+"""That one order tells of: it has to fit into a frame, however long the ids are."""
 CLIENT_LEFT = 499
 """An HTTP status that nobody sees: whom it is for is gone."""
 GONE = -1
@@ -197,6 +201,12 @@ class LeaderQueue:
             self.pending.add(query)
             self._arrive(query.id, 0, query.rows, query.client)
 
+    def announces_too_many(self, rank: int) -> bool:
+        """Whether follower `rank` has announced more queries than a party may hold."""
+        with self.changed:
+            said = (rank in arrival.said for arrival in self._arrivals.values())
+            return len(self._arrivals) > MAX_PENDING and sum(said) > MAX_PENDING
+
     def announced(self, rank: int, query_id: str, rows: int, client: str = ANONYMOUS) -> None:
         """Note that follower `rank` has its share of a query with this many rows."""
         with self.changed:
@@ -335,7 +345,7 @@ class LeaderQueue:
             self.changed.notify_all()
 
     def take_refusals(self) -> list[Refusal]:
-        """Return refusals that the followers have not been told yet."""
+        """Return refusals that the followers have not been told yet, as many as an order holds."""
         with self.changed:
-            refusals, self._outbox = self._outbox, []
+            refusals, self._outbox = self._outbox[:MAX_REFUSALS], self._outbox[MAX_REFUSALS:]
             return refusals

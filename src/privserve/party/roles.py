@@ -7,20 +7,21 @@ on the arrivals lane which have reached them; all compute parties run the engine
 from __future__ import annotations
 
 import contextlib
-import json
 import threading
 import time
 from abc import abstractmethod
 from collections import deque
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from privserve.engines import Compute, load_engine
-from privserve.errors import NotServing, PeerLost, QueryError, TooManyRows
+from privserve.errors import BadFrame, NotServing, PeerLost, QueryError, TooManyRows
 from privserve.party.cores import stay_on_own_core
-from privserve.party.queries import GONE, LeaderQueue, Pending, PendingQueries, Refusal
+from privserve.party.messages import framed, hear, read_note, read_order
+from privserve.party.queries import GONE, LeaderQueue, Pending, PendingQueries
 from privserve.party.session import (
     ARRIVALS,
     CAUSE_SECONDS,
@@ -32,6 +33,8 @@ from privserve.party.session import (
 )
 
 RECENT_RUNS = 1000
+NOTE_SECONDS = 5.0
+"""At most this long a follower's note of a query waits for the leader to take it."""
 
 
 class DealerSession(Session):
@@ -106,10 +109,12 @@ class ComputeSession(Session):
             return False
         except BaseException as error:
             # The batch left the queue, so only this thread can tell its clients; the reason
-            # that they get is the one that the watcher finds.
-            self._ended.wait(CAUSE_SECONDS if isinstance(error, PeerLost) else 0)
+            # that they get is the one that the watcher finds, unless the error names its cause.
+            named = isinstance(error, BadFrame)
+            self._ended.wait(CAUSE_SECONDS if isinstance(error, PeerLost) and not named else 0)
+            lost = str(error) if named else f"{self._me.name} lost the session during this query"
             for query in batch:
-                why = self.reason or f"{self._me.name} lost the session during this query"
+                why = self.reason or lost
                 query.future.set_exception(NotServing(f"{why}; the query was not answered"))
             raise
         with self._counting:
@@ -184,7 +189,7 @@ class LeaderSession(ComputeSession):
     def _serve(self) -> None:
         self._set_up()
         for peer in range(1, self._n):
-            self._spawn(lambda peer=peer: self._listen(peer), f"arrivals-{peer}")
+            self._spawn(partial(self._listen, peer), f"arrivals-{peer}")
         while not self._ended.is_set():
             with self.queue.changed:
                 wait = self.queue.expire()
@@ -197,18 +202,20 @@ class LeaderSession(ComputeSession):
                 "run": [query.id for query in batch],
                 "refuse": [[r.id, r.code, r.status, r.reason] for r in refusals],
             }
-            frame = json.dumps(order).encode()
+            payload = framed(order)
             for peer in range(1, self._n):
-                self._lanes[ORDERS].send(peer, frame)
+                self._lanes[ORDERS].send(peer, payload)
             if batch:
                 self.queue.finished(batch if self._run(batch) else [])
 
     def _listen(self, peer: int) -> None:
-        """Take one follower's arrival notes."""
-        with contextlib.suppress(PeerLost):
-            while True:
-                query_id, rows, client = json.loads(bytes(self._lanes[ARRIVALS].recv(peer)))
-                self.queue.announced(peer, query_id, rows, client)
+        """Take one follower's arrival notes, until the session is over."""
+        channel = self._lanes[ARRIVALS].channels[peer]
+        while True:
+            note = hear(channel, read_note)
+            self.queue.announced(peer, note.query_id, note.rows, note.client)
+            if self.queue.announces_too_many(peer):
+                raise channel.bad("it announces more queries than a party may hold")
 
     def _refuse_all(self, error: QueryError) -> None:
         with self.queue.changed:
@@ -231,9 +238,7 @@ class FollowerSession(ComputeSession):
                 raise self._over()
             self._pending.add(query)
             try:
-                self._lanes[ARRIVALS].send(
-                    0, json.dumps([query.id, query.rows, query.client]).encode()
-                )
+                self._note(query, query.rows)
             except PeerLost:
                 self._pending.take(query.id)
                 raise NotServing(gone(self._config.parties[0].name)) from None
@@ -242,24 +247,35 @@ class FollowerSession(ComputeSession):
         """Tell the leader that a query's client left; the share stays until it has said so."""
         with self._lock, contextlib.suppress(PeerLost):
             if query.id in self._pending:
-                note = json.dumps([query.id, GONE, query.client])
-                self._lanes[ARRIVALS].send(0, note.encode())
+                self._note(query, GONE)
+
+    def _note(self, query: Pending, rows: int) -> None:
+        """Tell the leader of a query; raises PeerLost, after which nothing more can be told."""
+        channel = self._lanes[ARRIVALS].channels[0]
+        try:
+            channel.send(framed([query.id, rows, query.client]))
+        except PeerLost:
+            # Half a note may be under way: the leader is to see the end, not what comes after it.
+            channel.close()
+            raise
 
     def _serve(self) -> None:
+        # Notes are sent by the front, which answers nobody while it waits.
+        self._lanes[ARRIVALS].set_timeout(NOTE_SECONDS)
         self._set_up()
+        channel = self._lanes[ORDERS].channels[0]
         while True:
-            order = json.loads(bytes(self._lanes[ORDERS].recv(0)))
+            order = hear(channel, read_order)
             with self._lock:
-                for fields in order["refuse"]:
-                    refusal = Refusal(*fields)
+                for refusal in order.refuse:
                     refused = self._pending.take(refusal.id)
                     if refused is not None:
                         refused.future.set_exception(refusal.error())
-                batch = [self._pending.take(query_id) for query_id in order["run"]]
-            queries = [query for query in batch if query is not None]
-            if len(queries) != len(batch):
-                raise PeerLost("the leader ordered a query that was never announced to it")
-            if queries:
+                # Before any is taken: a query that nobody holds would never be answered.
+                if not all(query_id in self._pending for query_id in order.run):
+                    raise channel.bad("it orders a query that was never announced to it")
+                taken = [self._pending.take(query_id) for query_id in order.run]
+            if queries := [query for query in taken if query is not None]:
                 self._run(queries)
 
     def _refuse_all(self, error: QueryError) -> None:
