@@ -123,7 +123,7 @@ def shown(header: str) -> tuple[str, bytes] | None:
     scheme, _, rest = header.partition(" ")
     name, _, text = rest.partition(".")
     try:
-        return (name, base64.urlsafe_b64decode(text)) if scheme == SCHEME else None
+        return (name, base64.b64decode(text, b"-_", True)) if scheme == SCHEME else None
     except (ValueError, binascii.Error):
         return None
 

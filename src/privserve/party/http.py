@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Callable
 from concurrent.futures import Future
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -39,6 +40,8 @@ MAX_QUERY_BYTES = 64 << 20
 """Of one query's share; a model's rows per query follow from it."""
 MAX_JSON_BYTES = 4 << 20
 """A query that is JSON throughout is slow to read, and no larger than this."""
+MAX_JSON_PARTS = 1 << 18
+"""Nor does it hold more objects and lists."""
 THREAD_BYTES = 64 << 10
 """What is larger is read outside the event loop."""
 HEADER_ALLOWANCE = 64 * 1024
@@ -154,19 +157,18 @@ class _Front:
                 "description again"
             )
         client = self.party.accounts.admit(request.headers.get("Authorization", ""))
-        wanted, most = session.spec.description["inputs"], max_rows(session.spec.description)
+        wanted, rows = session.spec.description["inputs"], max_rows(session.spec.description)
         length = request.headers.get(oip.HEADER_LENGTH)
-        size = 8 * most * sum(math.prod(t["shape"]) for t in wanted) + HEADER_ALLOWANCE
-        body = await _read(request, MAX_JSON_BYTES if length is None else size)
-        if len(body) > THREAD_BYTES:
-            parsed = await asyncio.to_thread(oip.parse_message, body, length, "inputs")
-        else:
-            parsed = oip.parse_message(body, length, "inputs")
-        message, tensors = parsed
+        size = 8 * rows * sum(math.prod(t["shape"]) for t in wanted) + HEADER_ALLOWANCE
+        most = MAX_JSON_BYTES if length is None else HEADER_ALLOWANCE
+        body = await _read(request, most if length is None else size)
+        parsed = partial(oip.parse_message, body, length, "inputs", most, MAX_JSON_PARTS)
+        large = len(body) > THREAD_BYTES
+        message, tensors = await asyncio.to_thread(parsed) if large else parsed()
         query_id = message.get("id") or uuid4().hex
         if not isinstance(query_id, str) or len(query_id) > MAX_ID or not query_id.isprintable():
             raise InputError(f"'id' must be a text of at most {MAX_ID} printable characters")
-        inputs = _check_inputs(tensors, wanted, most)
+        inputs = _check_inputs(tensors, wanted, rows)
         query = Pending(query_id, inputs, inputs[0].shape[0], client)
         answer = _awaitable(query.future)
         session.submit(query)
