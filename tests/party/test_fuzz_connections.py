@@ -15,24 +15,18 @@ A further kind of request is a function under `@request`.
 from __future__ import annotations
 
 import contextlib
-import json
 import random
 import socket
 import ssl
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 from mutations import case, cases, damaged
-from raw_http import Front, read_answer, statuses
-from serving import wait_until
-from stage import NAMES, SPARE, Stage
+from raw_http import Front, statuses
+from stage import NAMES, Stage
 
-from privserve.config import ClusterConfig
 from privserve.credentials import KEY_FILE, ClientKey
-from privserve.owner_calls import Signer, load_owner_key
-from privserve.party.lanes import Listener
 
 ROUTES = [
     ("GET", "/v2"),
@@ -54,13 +48,6 @@ OWNERS = [route for route in ROUTES if "repository" in route[1] or "/privserve/"
 QUIET_SECONDS = 0.03
 Request = Callable[[random.Random], bytes]
 REQUESTS: list[Request] = []
-
-
-@pytest.fixture(scope="module")
-def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
-    running = Stage(tmp_path_factory.mktemp("stage"), "--connect-timeout", "3")
-    yield running
-    running.close()
 
 
 def request(make: Request) -> Request:
@@ -211,30 +198,26 @@ def test_no_request_of_thirty_thousand_strangers_makes_a_front_fail(stage: Stage
 # -- who is who -----------------------------------------------------------------------------
 
 
-class Shown:
-    """Authorizations of the owner and of a client, and mutants of them."""
+class Forger:
+    """What the owner signed, for another call or with something changed."""
 
-    def __init__(self, config: ClusterConfig, boots: dict[str, str]) -> None:
-        self.signer = Signer(load_owner_key(config.path.parent / "owner.key"), config.cluster)
-        self.client = ClientKey.read(config.path.parent / KEY_FILE)
-        self.config, self.boots = config, boots
-
-    def owner(self, party: str, method: str, target: str, body: bytes, session: str = "") -> str:
-        return self.signer.authorization(party, self.boots[party], method, target, session, body)
+    def __init__(self, stage: Stage) -> None:
+        self.owner, self.config = stage.owner, stage.config
+        self.client = ClientKey.read(stage.config.path.parent / KEY_FILE)
 
     def mutant(self, draw: random.Random, party: str, method: str, target: str) -> str:
-        """What the owner signed, but for another call; or with one character changed."""
+        """An Authorization that is worth nothing for this call."""
         other = draw.choice([name for name in NAMES if name != party])
         way = draw.randrange(6)
         if way == 0:
-            return self.owner(other, method, target, b"")
+            return self.owner.sign(other, method, target, b"")
         if way == 1:
-            return self.owner(party, method, target + "?", b"")
+            return self.owner.sign(party, method, target + "?", b"")
         if way == 2:
-            return self.owner(party, "PUT", target, b"")
+            return self.owner.sign(party, "PUT", target, b"")
         if way == 3:
             return self.client.authorization(self.config.cluster, party)
-        good = self.owner(party, method, target, b"")
+        good = self.owner.sign(party, method, target, b"")
         scheme, _, rest = good.partition(" ")
         if way == 4:
             fields = rest.split(".")
@@ -248,18 +231,8 @@ class Shown:
         return f"{scheme} {rest[:at]}{new}{rest[at + 1 :]}"
 
 
-@pytest.fixture(scope="module")
-def shown(stage: Stage) -> Shown:
-    front = Front(stage.config)
-    boots = {}
-    for name in NAMES:
-        boots[name] = json.loads(front.ask(name, "GET", "/v2", [], b"").body)["boot"]
-    front.close()
-    return Shown(stage.config, boots)
-
-
-def forgeries(stage: Stage, shown: Shown, usual: int) -> None:
-    front = Front(stage.config)
+def forgeries(stage: Stage, usual: int) -> None:
+    front, forger = Front(stage.config), Forger(stage)
     used: dict[str, list[tuple[str, str, str]]] = {name: [] for name in NAMES}
     for number in cases(usual):
         header = ""
@@ -267,7 +240,7 @@ def forgeries(stage: Stage, shown: Shown, usual: int) -> None:
             method, target = draw.choice(OWNERS)
             name = draw.choice(NAMES)
             if number % 20 == 0:
-                header = shown.owner(name, "GET", "/privserve/status", b"")
+                header = stage.owner.sign(name, "GET", "/privserve/status", b"")
                 answer = front.ask(
                     name, "GET", "/privserve/status", [("Authorization", header)], b""
                 )
@@ -276,22 +249,22 @@ def forgeries(stage: Stage, shown: Shown, usual: int) -> None:
             if number % 7 == 0 and used[name]:
                 method, target, header = draw.choice(used[name])
             else:
-                header = shown.mutant(draw, name, method, target)
+                header = forger.mutant(draw, name, method, target)
             answer = front.ask(name, method, target, [("Authorization", header)], b"")
             assert answer.status == 401, (name, method, target, answer)
     front.close()
 
 
-def test_no_forged_call_of_the_owner_is_taken(stage: Stage, shown: Shown) -> None:
+def test_no_forged_call_of_the_owner_is_taken(stage: Stage) -> None:
     with stage.undisturbed():
-        forgeries(stage, shown, 400)
+        forgeries(stage, 400)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
-def test_no_forged_call_of_twelve_thousand_is_taken(stage: Stage, shown: Shown) -> None:
+def test_no_forged_call_of_twelve_thousand_is_taken(stage: Stage) -> None:
     with stage.undisturbed():
-        forgeries(stage, shown, 12_000)
+        forgeries(stage, 12_000)
 
 
 # -- before TLS is agreed -------------------------------------------------------------------
@@ -343,147 +316,3 @@ def test_no_handshake_makes_a_party_fail(stage: Stage) -> None:
 def test_no_handshake_of_ten_thousand_makes_a_party_fail(stage: Stage) -> None:
     with stage.undisturbed():
         handshakes(stage, 10_000)
-
-
-def test_four_hundred_silent_connections_do_not_cost_four_hundred_threads(stage: Stage) -> None:
-    before, address = stage.held("alice"), stage.config.parties[0].peer_address
-    silent = [socket.create_connection(address, timeout=5) for _ in range(400)]
-    try:
-        wait_until(lambda: stage.held("alice").threads > before.threads + 50, "they are met")
-        assert stage.held("alice").threads <= before.threads + Listener.MAX_WELCOMING + SPARE
-    finally:
-        for sock in silent:
-            sock.close()
-    wait_until(
-        lambda: (
-            stage.held("alice").threads <= before.threads + SPARE
-            and stage.held("alice").descriptors <= before.descriptors + SPARE
-        ),
-        "their threads have ended",
-    )
-    stage.check_honest()
-
-
-# -- what a stranger could make a front hold ------------------------------------------------
-
-
-def is_hung_up_on(stage: Stage, chunk: bytes, most: int, first: bytes = b"") -> int:
-    """Send `chunk` again and again; how many bytes alice took before she hung up."""
-    stream = Front(stage.config).connect("alice")
-    stream.settimeout(10)
-    sent = 0
-    with contextlib.closing(stream), contextlib.suppress(OSError):
-        stream.sendall(first)
-        while sent < most:
-            stream.sendall(chunk)
-            sent += len(chunk)
-    return sent
-
-
-FLOODS = {
-    "a header without end": (b"GET /v2 HTTP/1.1\r\nX: ", b"x" * 65536),
-    "headers without end": (b"GET /v2 HTTP/1.1\r\n", b"X: y\r\n" * 10_000),
-    "a path without end": (b"GET /", b"x" * 65536),
-    "a trailer without end": (
-        b"POST /v2/models/small/infer HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n",
-        b"X: y\r\n" * 10_000,
-    ),
-    "an extension of a chunk without end": (
-        b"POST /v2/models/small/infer HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n5;",
-        b"x" * 65536,
-    ),
-}
-
-
-@pytest.mark.parametrize("flood", FLOODS.values(), ids=FLOODS)
-def test_what_is_no_body_may_not_be_long(stage: Stage, flood: tuple[bytes, bytes]) -> None:
-    """A head could be as long as the line and its 20 s let it be: all of it was kept."""
-    first, chunk = flood
-    before, most = stage.resident("alice"), 200 << 20
-    sent = is_hung_up_on(stage, chunk, most, first)
-    assert sent < most / 4, "alice took all of it"
-    assert stage.resident("alice") < before + 60
-
-
-def test_a_connection_takes_few_requests_at_once(stage: Stage) -> None:
-    stream = Front(stage.config).connect("alice")
-    stream.sendall(b"GET /v2 HTTP/1.1\r\nHost: x\r\n\r\n" * 5000)
-    assert 400 in statuses(stream, 1.0)
-    stream.close()
-
-
-def test_a_few_requests_at_once_are_all_answered(stage: Stage) -> None:
-    stream = Front(stage.config).connect("alice")
-    stream.sendall(b"GET /v2 HTTP/1.1\r\nHost: x\r\n\r\n" * 10)
-    assert statuses(stream, 1.0) == [200] * 10
-    stream.close()
-
-
-def test_a_stranger_cannot_fill_the_log(stage: Stage) -> None:
-    """The server's own log used to go past the filter: a line for each malformed request."""
-    before = len(stage.log_path("bob").read_text().splitlines())
-    for _ in range(200):
-        stream = Front(stage.config).connect("bob")
-        stream.sendall(b"nonsense\r\n\r\n")
-        stream.settimeout(5)
-        with contextlib.closing(stream), contextlib.suppress(OSError):
-            assert b"400" in stream.recv(4096)
-    assert len(stage.log_path("bob").read_text().splitlines()) < before + 20
-
-
-HOSTS = [b"[", b"a b", b"\xff", b"x:99999999", b"[::1", b"@:/?#"]
-
-
-@pytest.mark.parametrize("host", HOSTS)
-@pytest.mark.parametrize("query", [b"", b"?\xff\xfe", b"?%ff", b"?[", b"/"])
-def test_a_malformed_host_or_query_is_an_answer_and_no_surprise(
-    stage: Stage, host: bytes, query: bytes
-) -> None:
-    """Both went through a URL that was put together to read its path."""
-    since = stage.check_log("alice")
-    for path in (b"/privserve/status", b"/nowhere"):
-        stream = Front(stage.config).connect("alice")
-        stream.sendall(b"GET " + path + query + b" HTTP/1.1\r\nHost: " + host + b"\r\n\r\n")
-        stream.settimeout(5)
-        assert read_answer(stream).status in (400, 401, 404)
-        stream.close()
-    stage.check_log("alice", since)
-
-
-def test_a_front_answers_others_while_it_reads_large_bodies(stage: Stage) -> None:
-    """One JSON body of 19 MB used to hold everybody up for 3 s."""
-    stage.model.share(stage.cluster, report=lambda line: None)
-    version = stage.cluster.call(stage.config.parties[0], "GET", "/v2/models/small").json()
-    target = f"/v2/models/small/versions/{version['versions'][0]}/infer"
-    key = ClientKey.read(stage.config.path.parent / KEY_FILE)
-    shown = [("Authorization", key.authorization(stage.config.cluster, "alice"))]
-    numbers = b'{"inputs":[{"name":"x","datatype":"INT64","shape":[1,4],"data":[%s0]}]}'
-    bodies = [
-        numbers % (b"1," * (19 << 19)),
-        numbers % (b"1," * (4085 << 9)),
-        numbers % (b"[]," * (1360 << 10)),
-        b'{"inputs":[' + b"{}," * (1360 << 10) + b"{}]}",
-        b'{"inputs":[' + b"{}," * (250 << 10) + b"{}]}",
-    ]
-    worst, done = 0.0, threading.Event()
-
-    def flood() -> None:
-        front = Front(stage.config)
-        for body in bodies:
-            answers.append(front.ask("alice", "POST", target, shown, body).status)
-        front.close()
-        done.set()
-
-    answers: list[int] = []
-    front, flooding = Front(stage.config), threading.Thread(target=flood)
-    flooding.start()
-    while not done.is_set():
-        began = time.monotonic()
-        assert front.ask("alice", "GET", "/v2/health/live", [], b"").status == 200
-        worst = max(worst, time.monotonic() - began)
-        done.wait(0.005)
-    flooding.join()
-    front.close()
-    stage.unload()
-    assert answers == [413, 400, 400, 400, 400]
-    assert worst < 1.5, f"somebody waited for {worst:.2f} s"

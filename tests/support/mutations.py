@@ -7,6 +7,7 @@ alone, which is what a failing one says.
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import os
 import random
@@ -65,18 +66,20 @@ def changed(draw: random.Random, message: Any) -> Any:
         holder, key = draw.choice(places(root) or [(root, "")])
         old, way = holder[key], draw.random()
         if way < 0.45:
-            holder[key] = draw.choice(ODD)
-        elif way < 0.6 and isinstance(old, int | float):
+            holder[key] = copy.deepcopy(draw.choice(ODD))
+        elif way < 0.6 and isinstance(old, int | float) and abs(old) < 1e300:
             holder[key] = old + draw.choice([-1, 1, 0.5, 2**32, -(2**63)])
         elif way < 0.7 and isinstance(holder, dict) and len(root) == 1 and holder is not root:
             del holder[key]
         elif way < 0.8 and isinstance(holder, dict) and holder is not root:
-            holder[str(draw.choice(["id", "over", "run", "data", "\ud800", "rows"]))] = old
+            holder[str(draw.choice(["id", "over", "run", "data", "\ud800", "rows"]))] = (
+                copy.deepcopy(old)
+            )
         elif way < 0.9 and isinstance(holder, list):
-            holder.insert(key, old)
+            holder.insert(key, copy.deepcopy(old))
         else:
             donor, at = draw.choice(places(root))
-            holder[key] = json.loads(json.dumps(donor[at]))
+            holder[key] = copy.deepcopy(donor[at])
     return root.get("")
 
 

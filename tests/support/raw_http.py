@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 import socket
 import ssl
@@ -10,7 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from privserve.calls import tls_context
+from privserve.certificates import OWNER_KEY
 from privserve.config import ClusterConfig
+from privserve.owner_calls import Signer, load_owner_key
 
 SECONDS = 20.0
 
@@ -94,3 +97,21 @@ def statuses(stream: ssl.SSLSocket, quiet: float) -> list[int]:
         while got := stream.recv(1 << 16):
             data += got
     return [int(status) for status in re.findall(rb"HTTP/1\.1 (\d{3}) [A-Z]", data)]
+
+
+class OwnersHand:
+    """Signs calls to running parties as the model owner does."""
+
+    def __init__(self, config: ClusterConfig) -> None:
+        self._signer = Signer(load_owner_key(config.path.parent / OWNER_KEY), config.cluster)
+        front = Front(config)
+        self._boots = {
+            party.name: json.loads(front.ask(party.name, "GET", "/v2", [], b"").body)["boot"]
+            for party in config.parties
+        }
+        front.close()
+
+    def sign(self, party: str, method: str, target: str, body: bytes, session: str = "") -> str:
+        """The Authorization of one call."""
+        boot = self._boots[party]
+        return self._signer.authorization(party, boot, method, target, session, body)

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from raw_http import OwnersHand
 from serving import serving, wait_until
 
 import privserve as ps
@@ -44,6 +45,13 @@ def model() -> ps.SecureModel:
     return ps.load_model(net, input_shape=(4,), name="small")
 
 
+def reopened(sock: socket.socket) -> socket.socket:
+    """A new socket on the same port."""
+    address = sock.getsockname()
+    sock.close()
+    return socket.create_server(address)
+
+
 class Stage:
     """Three parties on free ports, their sockets held here so that nobody else gets them."""
 
@@ -66,6 +74,7 @@ class Stage:
             for name in NAMES:
                 self.start(name)
             self.cluster = ps.Cluster.connect(self.config.path)
+            self.owner = OwnersHand(self.config)
         except BaseException:
             self.close()
             raise
@@ -81,6 +90,11 @@ class Stage:
                 command, pass_fds=(http, peer), stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
 
+    def wait_alive(self, name: str) -> None:
+        """Wait until a party that was started again answers; the owner signs for its process."""
+        self.cluster._wait_alive(self.config.parties[self.config.rank(name)])
+        self.owner = OwnersHand(self.config)
+
     def stop(self, name: str) -> None:
         """End one party's process."""
         process = self.processes.pop(name)
@@ -91,6 +105,8 @@ class Stage:
             process.kill()
             process.wait()
             raise AssertionError(f"{name} did not end when it was told to") from None
+        # It shut its sockets down, and these are the same ones: they cannot listen any more.
+        self.sockets[name] = tuple(reopened(sock) for sock in self.sockets[name])  # type: ignore[assignment]
 
     def log_path(self, name: str) -> Path:
         return self.home / name / "party.log"

@@ -132,9 +132,12 @@ class Channel:
                     # The peer may be waiting for this very core.
                     os.sched_yield()
                     continue
-            if done and until is not None and time.monotonic() >= until:
-                raise self.bad("it began a frame and did not end it")
-            self._await(select.POLLIN, "no answer in time; is it overloaded or stopped?", until)
+            try:
+                self._await(select.POLLIN, "no answer in time; is it overloaded or stopped?", until)
+            except PeerLost:
+                if done and until is not None:
+                    raise self.bad("it began a frame and did not end it") from None
+                raise
         frame = self._frames.get(size)
         if frame is None:
             if len(self._frames) >= MAX_VIEWS:
@@ -230,7 +233,9 @@ class Channel:
         """Sleep until the socket can be read or written; PeerLost after the timeout, or `until`."""
         timeout = self._timeout
         if until is not None:
-            left = max(0.0, until - time.monotonic())
+            left = until - time.monotonic()
+            if left <= 0:
+                raise self.lost(complaint)
             timeout = left if timeout is None else min(left, timeout)
         wait_for({self: event}, timeout, complaint)
 

@@ -129,6 +129,14 @@ class _Wait:
         return max(0.01, min(seconds, self.deadline - time.monotonic()))
 
 
+def _turn_away(channel: Channel, told: str | None, why: str) -> None:
+    """Release the channel of a session that will not be; if its lane is `told`, say why before."""
+    if channel.lane == told:
+        with contextlib.suppress(PeerLost):
+            channel.send(framed({"over": why, "state": "failed"}))
+    channel.release()
+
+
 class _Arrived(NamedTuple):
     """A connection that no session has claimed yet, and when it came."""
 
@@ -141,6 +149,7 @@ class Listener:
 
     MAX_UNCLAIMED = 256
     """In equal parts for the other parties."""
+    MAX_GIVEN_UP = 64
     UNCLAIMED_SECONDS = 60.0
     """How long a connection that its peer closed may still tell a session so."""
     MAX_WELCOMING = 128
@@ -157,6 +166,8 @@ class Listener:
         self._server = server_context(config, me)
         self._client = client_context(config, me)
         self._arrived: dict[Hello, _Arrived] = {}
+        self._given_up: dict[str, tuple[str | None, str]] = {}
+        """By session: the lane on which whoever comes late is told why, and why."""
         self._changed = threading.Condition()
         self._closed = False
         self._welcoming = threading.BoundedSemaphore(self.MAX_WELCOMING)
@@ -214,6 +225,9 @@ class Listener:
         with self._changed:
             if self._closed:
                 channel.release()
+                return
+            if hello.session in self._given_up:
+                _turn_away(channel, *self._given_up[hello.session])
                 return
             self._forget_closed()
             # Sessions that failed on this side leave theirs behind; the sender's oldest go, so
@@ -293,13 +307,15 @@ class Listener:
         timeout: float,
         cancelled: threading.Event | None = None,
         limits: Mapping[str, int] | None = None,
+        watch: str | None = None,
     ) -> dict[str, LaneMesh]:
         """Connect this party with all others on every lane of one session.
 
         Collective: every party calls it with the same arguments. Of two parties the later
         one in cluster.toml dials. limits: by lane, the bytes of its largest frame, where
         that is more than CONTROL_BYTES. Raises ClusterError naming who is missing after
-        `timeout` seconds, or when `cancelled` is set meanwhile.
+        `timeout` seconds, or when `cancelled` is set meanwhile; those who are there are told so on
+        the lane `watch`.
         """
         wait = _Wait(time.monotonic() + timeout, cancelled or threading.Event())
         with self._changed:
@@ -315,15 +331,27 @@ class Listener:
                 for lane in lanes:
                     hello = Hello(session, lane, parties[index].name)
                     opened[lane][index] = self._claim(hello, wait)
-        except Exception:
-            for channels in opened.values():
-                for channel in channels.values():
-                    channel.release()
+        except Exception as error:
+            told = None if wait.cancelled.is_set() else watch
+            self._give_up(session, opened, told, str(error))
             raise
         for lane, limit in (limits or {}).items():
             for channel in opened[lane].values():
                 channel.limit = max(limit, CONTROL_BYTES)
         return {lane: LaneMesh(rank, len(parties) - 1, opened[lane]) for lane in lanes}
+
+    def _give_up(
+        self, session: str, opened: dict[str, dict[int, Channel]], told: str | None, why: str
+    ) -> None:
+        """Release a session's channels, claimed or not; on the lane `told` say why before."""
+        with self._changed:
+            self._given_up[session] = told, why
+            if len(self._given_up) > self.MAX_GIVEN_UP:
+                self._given_up.pop(next(iter(self._given_up)))
+            arrived = [hello for hello in self._arrived if hello.session == session]
+            unclaimed = [self._arrived.pop(hello).channel for hello in arrived]
+        for channel in [*(c for lane in opened.values() for c in lane.values()), *unclaimed]:
+            _turn_away(channel, told, why)
 
     def close(self) -> None:
         """Stop accepting and free the port."""

@@ -88,9 +88,14 @@ def read_hello(message: Any) -> Hello:
     return Hello(*(_name(fields[key], key) for key in ("session", "lane", "from")))
 
 
-def read_facts(message: Any) -> Mapping[str, str | int]:
-    """Read what a party is about to run; other versions may say more, or less."""
+def read_facts(message: Any) -> Mapping[str, str | int] | Over:
+    """Read what a party is about to run, or why it will not.
+
+    Other versions may say more of it, or less.
+    """
     fields = _object(message)
+    if set(fields) == {"over", "state"}:
+        return _over(fields)
     if len(fields) > MAX_FACTS:
         raise _Malformed("it says too much of what it is about to run")
     return {
@@ -106,7 +111,10 @@ def read_sign(message: Any) -> Over | None:
     fields = _object(message)
     if fields == {"alive": True}:
         return None
-    fields = _object(message, "over", "state")
+    return _over(_object(message, "over", "state"))
+
+
+def _over(fields: Mapping[str, Any]) -> Over:
     if not isinstance(fields["over"], str) or fields["state"] not in STATES:
         raise _Malformed("it does not say how the session is over")
     return Over(fields["over"], fields["state"])

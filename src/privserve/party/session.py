@@ -22,7 +22,14 @@ from typing import Any
 from privserve.config import ClusterConfig, PartyConfig, Timeouts
 from privserve.description import Description
 from privserve.engines import load_engine
-from privserve.errors import BadFrame, NotServing, PeerLost, PrivserveError, QueryError
+from privserve.errors import (
+    BadFrame,
+    ClusterError,
+    NotServing,
+    PeerLost,
+    PrivserveError,
+    QueryError,
+)
 from privserve.fixedpoint import RingArray
 from privserve.party.accounts import Accounts
 from privserve.party.agreement import compare, facts
@@ -119,7 +126,7 @@ class Session(ABC):
             lanes = [WATCH, ORDERS, ARRIVALS, *engine.LANES]
             limits = engine.frame_limits(self.spec.description, **self.spec.options)
             self._lanes = self._listener.open_lanes(
-                self.spec.id, lanes, self._timeouts.connect, self._ended, limits
+                self.spec.id, lanes, self._timeouts.connect, self._ended, limits, WATCH
             )
             if self._ended.is_set():
                 raise PeerLost(self.reason)
@@ -161,19 +168,35 @@ class Session(ABC):
             channel.set_timeout(self._timeouts.peer)
         if (lost := self._tell(channels, mine)) is not None:
             raise PeerLost(lost)
-        # All are heard before anybody is judged: whoever leaves with something unread would
-        # make the others lose what it said.
-        heard, bad = {}, None
+        try:
+            heard = self._hear_facts(channels)
+            for peer, theirs in heard.items():
+                compare(self._me.name, mine, peer, theirs)
+        except PrivserveError as error:
+            self._tell(channels, {"over": str(error), "state": "failed"})
+            raise
+
+    def _hear_facts(self, channels: Mapping[int, Channel]) -> dict[str, Mapping[str, str | int]]:
+        """What every other party is about to run, by its name.
+
+        All are heard before anybody is judged: whoever leaves with something unread would make
+        the others lose what it said.
+        """
+        heard: dict[str, Mapping[str, str | int]] = {}
+        wrong: PrivserveError | None = None
         for channel in channels.values():
             try:
-                heard[channel.peer] = hear(channel, read_facts, within=self._timeouts.peer)
-            except BadFrame as error:
-                bad = bad or error
-        if bad is not None:
-            self._tell(channels, {"over": str(bad), "state": "failed"})
-            raise bad
-        for peer, theirs in heard.items():
-            compare(self._me.name, mine, peer, theirs)
+                found = hear(channel, read_facts, within=self._timeouts.peer)
+            except PeerLost as error:
+                wrong = wrong or error
+                continue
+            if isinstance(found, Over):
+                wrong = wrong or ClusterError(found.reason)
+            else:
+                heard[channel.peer] = found
+        if wrong is not None:
+            raise wrong
+        return heard
 
     @property
     def _is_watched(self) -> bool:
