@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.x509.oid import NameOID
@@ -185,6 +186,9 @@ class Revoked:
     """When; in whole seconds."""
     serials: tuple[int, ...]
     """The certificates' numbers."""
+    pem: bytes
+    """The list itself, and nothing that lay beside it: a certificate that came along would be
+    trusted by whoever reads both from one file."""
 
     def is_newer(self, other: Revoked) -> bool:
         """Whether this list came after the other one. Lists only ever grow."""
@@ -194,14 +198,17 @@ class Revoked:
 def check_revoked(pem: bytes, ca: Path) -> Revoked:
     """Return what a list says; raises ConfigError unless the authority of `ca` signed it."""
     authority = x509.load_pem_x509_certificate(ca.read_bytes())
+    key = authority.public_key()
     try:
         listed = x509.load_pem_x509_crl(pem)
-    except ValueError:
+        is_signed = isinstance(key, ec.EllipticCurvePublicKey) and listed.is_signature_valid(key)
+    except (ValueError, TypeError, UnsupportedAlgorithm):
         raise ConfigError("this is no list of revoked certificates") from None
-    key = authority.public_key()
-    if not isinstance(key, ec.EllipticCurvePublicKey) or not listed.is_signature_valid(key):
+    if not is_signed:
         raise ConfigError("the cluster's authority did not sign this list of certificates")
-    return Revoked(listed.last_update_utc, tuple(one.serial_number for one in listed))
+    serials = tuple(one.serial_number for one in listed)
+    pem = listed.public_bytes(serialization.Encoding.PEM)
+    return Revoked(listed.last_update_utc, serials, pem)
 
 
 def known_revoked(ca: Path) -> Revoked | None:

@@ -68,6 +68,10 @@ class PartyRevoked(ClusterError):
     """A party shows a certificate that the cluster's authority has revoked."""
 
 
+class BadFrame(PeerLost):
+    """Another party sent what is none of the protocol; the session and its randomness are void."""
+
+
 class QueryError(PrivserveError):
     """A query was refused or failed; `status` is the HTTP status of the refusal."""
 

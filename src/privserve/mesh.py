@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from privserve.errors import BadFrame
+
 Payload = bytes | bytearray | memoryview
 """What goes into a frame: contiguous bytes."""
 
@@ -41,3 +43,6 @@ class Mesh(Protocol):
         All compute parties call it at the same step; the entry at the own rank is None.
         Cannot deadlock, whatever the sizes.
         """
+
+    def bad_frame(self, peer: int, why: str) -> BadFrame:
+        """Return the error for a frame from `peer` that is none of the protocol, to be raised."""

@@ -29,7 +29,7 @@ from privserve.cluster import POLL_SECONDS, Cluster
 from privserve.config import PartyConfig
 from privserve.credentials import ClientTable, Limits
 from privserve.description import read_description
-from privserve.engines import ENGINES, Prepared, load_engine
+from privserve.engines import ENGINES, Prepared, load_engine, read_options
 from privserve.errors import (
     ClusterError,
     ConfigError,
@@ -176,16 +176,17 @@ class SecureModel:
             strict_inputs=everybody is not None if strict_inputs is None else strict_inputs,
         )
         _tell(prepared, report)
+        chosen = read_options(dict(options or {}))
         cluster.connect_anew()
         if not force:
-            _check_memory(cluster, prepared, options or {})
+            _check_memory(cluster, prepared, chosen)
         compute = len(cluster.config.compute)
         split = {name: sharing.split(p, compute) for name, p in prepared.parameters.items()}
         message = {
             "session": secrets.token_hex(16),
             "engine": prepared.engine,
             "description": prepared.description,
-            "options": dict(options or {}),
+            "options": chosen,
             "everybody": None if everybody is None else asdict(everybody),
         }
         self._cluster, self._session = cluster, str(message["session"])

@@ -60,11 +60,17 @@ def format_json(
 
 
 def parse_message(
-    body: bytes | bytearray, header_length: str | None, key: str
+    body: bytes | bytearray,
+    header_length: str | None,
+    key: str,
+    most_bytes: int | None = None,
+    most_parts: int | None = None,
 ) -> tuple[dict[str, Any], dict[str, RingArray]]:
     """Read a message: (its JSON fields but for `key`, its int64 tensors by name).
 
-    header_length: the header's text, or None for a message that is JSON throughout.
+    header_length: the header's text, or None for a message that is JSON throughout. most_bytes,
+    most_parts: of its JSON, where that is bounded; parts are objects and lists, which take a
+    reader ten times as long as numbers, and no other thread runs meanwhile.
     Raises InputError naming what is malformed. Tensors are views of `body` where they can.
     """
     view = memoryview(body)
@@ -75,8 +81,13 @@ def parse_message(
         head, rest = view[: int(header_length)], view[int(header_length) :]
     else:
         head, rest = view, view[:0]
+    text = bytes(head)
+    if most_bytes is not None and len(text) > most_bytes:
+        raise InputError(f"its JSON is longer than the {most_bytes} bytes that this call takes")
+    if most_parts is not None and text.count(b"{") + text.count(b"[") > most_parts:
+        raise InputError(f"its JSON has more than {most_parts} objects and lists")
     try:
-        message = json.loads(bytes(head))
+        message = json.loads(text)
     except (ValueError, RecursionError):
         raise InputError("the body does not begin with a JSON object") from None
     if not isinstance(message, dict) or not isinstance(message.get(key), list):

@@ -156,7 +156,7 @@ class Verifier:
         if number != str(call.number) or "\n" in target:
             raise refused
         try:
-            self._owner.verify(base64.urlsafe_b64decode(signature), call.statement())
+            self._owner.verify(base64.b64decode(signature, b"-_", True), call.statement())
         except (InvalidSignature, ValueError):
             raise refused from None
         self._take(call.number)

@@ -57,8 +57,10 @@ class TlsStream:
         """Raises OSError (ssl.SSLError among them) when the peer is not who it should be."""
         deadline = time.monotonic() + seconds
         while True:
+            if (left := deadline - time.monotonic()) <= 0:
+                raise TimeoutError("the handshake took too long")
             # A blocking socket here; nothing else happens on it.
-            self.sock.settimeout(max(0.01, deadline - time.monotonic()))
+            self.sock.settimeout(left)
             if self._shake():
                 return
             self._take()

@@ -9,6 +9,7 @@ import echo_engine
 import pytest
 from connected import Parties
 from sessions import Sessions
+from stage import Stage
 
 from privserve import engines
 
@@ -30,6 +31,15 @@ def sessions(echo: None, tmp_path: Path) -> Iterator[Sessions]:
     echo_engine.hold.set()
     echo_engine.released.set()
     three.close()
+
+
+@pytest.fixture(scope="module")
+def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+    """Three party processes that wait for nobody for long."""
+    waits = ("--connect-timeout", "20", "--share-timeout", "0.2", "--peer-timeout", "6")
+    running = Stage(tmp_path_factory.mktemp("stage"), *waits)
+    yield running
+    running.close()
 
 
 @pytest.fixture

@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import socket
 import time
+from collections.abc import Callable
+from typing import Any
 
 import echo_engine
 import numpy as np
@@ -117,31 +119,57 @@ def patience(monkeypatch: pytest.MonkeyPatch) -> float:
 SLOW = {"nothing": b"", "half a head": b"GET /v2 HTTP/1.1\r\nHost: x\r\n", "half a line": b"GE"}
 
 
+GOES_ON = {
+    "a body that trickles": (b"POST / HTTP/1.1\r\nContent-Length: 100\r\n\r\n", b"x"),
+    "a body that trickles in chunks": (
+        b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n",
+        b"1\r\nx\r\n",
+    ),
+    "empty lines": (b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", b"\r\n"),
+}
+
+
+@pytest.mark.parametrize("sent", GOES_ON.values(), ids=GOES_ON)
+def test_who_goes_on_after_the_answer_is_hung_up_on(
+    patience: float, sent: tuple[bytes, bytes]
+) -> None:
+    """A byte after the answer disarmed the timer of idle connections for good."""
+    first, later = sent
+    assert asyncio.run(talk(first, later)) >= patience * 0.9
+
+
 @pytest.mark.parametrize("sent", SLOW.values(), ids=SLOW)
 def test_who_says_nothing_is_hung_up_on(patience: float, sent: bytes) -> None:
     """uvicorn waits for ever for the head of a request."""
+    assert asyncio.run(talk(sent)) >= patience * 0.9
 
-    async def talk() -> float:
-        import uvicorn
 
-        async def app(scope: object, receive: object, send: object) -> None:
-            raise AssertionError("no request is complete")
+async def talk(sent: bytes, later: bytes = b"") -> float:
+    """Connect, send, once more after an answer; the seconds until the server hangs up."""
+    import uvicorn
 
-        config = uvicorn.Config(app, http=connections.ForgottenWhenLost, log_level="critical")  # type: ignore[arg-type]
-        config.load()
-        state = uvicorn.Server(config).server_state
-        loop = asyncio.get_running_loop()
-        server = await loop.create_server(
-            lambda: connections.ForgottenWhenLost(config, state, {}),  # type: ignore[arg-type]
-            sock=socket.create_server(("127.0.0.1", 0)),
-        )
-        reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
-        began = time.monotonic()
-        writer.write(sent)
-        with contextlib.suppress(ConnectionResetError):
-            assert await asyncio.wait_for(reader.read(), 20) == b""
-        writer.close()
-        server.close()
-        return time.monotonic() - began
+    async def app(scope: object, receive: object, send: Callable[[object], Any]) -> None:
+        assert later, "no request is complete"
+        head = [(b"content-length", b"0")]
+        await send({"type": "http.response.start", "status": 200, "headers": head})
+        await send({"type": "http.response.body", "body": b""})
 
-    assert asyncio.run(talk()) >= patience * 0.9
+    config = uvicorn.Config(app, http=connections.ForgottenWhenLost, log_level="critical")  # type: ignore[arg-type]
+    config.load()
+    state = uvicorn.Server(config).server_state
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(
+        lambda: connections.ForgottenWhenLost(config, state, {}),  # type: ignore[arg-type]
+        sock=socket.create_server(("127.0.0.1", 0)),
+    )
+    reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+    began = time.monotonic()
+    writer.write(sent)
+    with contextlib.suppress(ConnectionResetError):
+        if later:
+            await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 20)
+            writer.write(later)
+        assert await asyncio.wait_for(reader.read(), 20) == b""
+    writer.close()
+    server.close()
+    return time.monotonic() - began

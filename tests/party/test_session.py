@@ -13,7 +13,7 @@ from serving import wait_until
 from sessions import Sessions, answer, numbers, refusals, states, vanish
 
 from privserve.config import Timeouts
-from privserve.errors import NotServing
+from privserve.errors import ClusterError, NotServing
 from privserve.party.pending import Pending
 
 
@@ -60,6 +60,21 @@ def test_a_party_that_vanishes_is_named_to_all_clients(sessions: Sessions, gone:
         running[rank].future.exception(5)  # answered or refused, but not left hanging
     with pytest.raises(NotServing, match=f"{name} is gone.*share the model again"):
         others[0].submit(Pending("q", [numbers(1, 1)], 1))  # type: ignore[attr-defined]
+
+
+def test_who_cannot_open_its_lanes_tells_the_others_why(
+    sessions: Sessions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They used to blame whom they were waiting for, when they had waited long enough."""
+
+    def refused(*_: object) -> None:
+        raise ClusterError("bob cannot reach alice: the cable is cut")
+
+    monkeypatch.setattr(sessions.listeners[1], "_dial", refused)
+    sessions.start(timeouts=Timeouts(connect=2, peer=20))
+    assert "bob did not connect" in sessions.all[0].reason
+    assert "bob" in sessions.all[2].reason
+    assert "connection to alice" not in sessions.all[2].reason
 
 
 def wait_for_failure(sessions: Sessions) -> None:

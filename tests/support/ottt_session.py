@@ -15,7 +15,7 @@ import onnx
 from privserve.activations import joined
 from privserve.description import read_description
 from privserve.engines import Prepared, ottt
-from privserve.errors import PeerLost
+from privserve.errors import BadFrame, PeerLost
 from privserve.party.answers import AnswerCoins
 from privserve.prg import Prg
 from privserve.sharing import join, split
@@ -60,6 +60,9 @@ class MemoryMesh:
         if frame is None:
             raise PeerLost(f"party {peer} left")
         return memoryview(frame)
+
+    def bad_frame(self, peer: int, why: str) -> BadFrame:
+        return BadFrame(f"party {peer} sent {why}")
 
     def exchange(self, payload: bytes) -> list[memoryview | None]:
         others = [p for p in range(self.n) if p != self.rank]

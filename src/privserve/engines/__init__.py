@@ -120,6 +120,31 @@ ENGINES = {
 }
 
 
+OPTIONS: Mapping[str, tuple[int, int]] = {
+    "max_batch": (1, 1024),
+    "pool_queries": (1, 1 << 20),
+    "pool_bytes": (1, 1 << 40),
+    "ready_packs": (0, 1 << 20),
+    "piece_bytes": (1, 1 << 40),
+}
+"""What a model's owner may choose for a session, and the least and the largest number that each
+takes: the rows that run together, what a pool of packs holds, how many packs have to be there
+before the model counts as loaded, how finely packs are cut. An engine reads what concerns it."""
+
+
+def read_options(given: object) -> dict[str, int]:
+    """Return a session's options, checked; raises ConfigError naming the one that cannot be."""
+    if not isinstance(given, dict):
+        raise ConfigError("'options' must be an object")
+    for name, value in given.items():
+        if name not in OPTIONS:
+            raise ConfigError(f"there is no option {name[:80]!r}; there are: {', '.join(OPTIONS)}")
+        low, high = OPTIONS[name]
+        if type(value) is not int or not low <= value <= high:
+            raise ConfigError(f"the option '{name}' must be a whole number from {low} to {high}")
+    return given
+
+
 def load_engine(name: str) -> EngineModule:
     """Return the engine called `name`, imported on first use: CrypTen takes seconds."""
     try:

@@ -7,6 +7,7 @@ A channel belongs to one thread at a time. Nothing here looks into a frame.
 from __future__ import annotations
 
 import contextlib
+import mmap
 import os
 import select
 import socket
@@ -14,13 +15,15 @@ import struct
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from privserve.errors import PeerLost
+from privserve.errors import BadFrame, PeerLost
 from privserve.mesh import Payload
 from privserve.tls_stream import CHUNK_BYTES, TlsStream, reason_of
 
 HEADER = struct.Struct("<Q")
 CONTROL_BYTES = 1 << 20
 """No frame is larger on a lane whose session does not say otherwise."""
+LAZY_BYTES = 1 << 20
+"""What is larger is received into pages that take no memory before they are written."""
 # Frames up to this size are joined with their header and go out in one piece.
 JOINED_BYTES = 64 * 1024
 MAX_VIEWS = 256
@@ -71,6 +74,12 @@ class Channel:
         """Return the error for a connection that is of no use any more."""
         return PeerLost(f"the connection to {self.peer} ({self.lane}) broke: {why}")
 
+    def bad(self, why: str) -> BadFrame:
+        """Return the error for a frame that is none of the protocol; `why` quotes nothing of it."""
+        return BadFrame(
+            f"{self.peer} sent what is none of the protocol on the lane '{self.lane}': {why}"
+        )
+
     def send(self, *buffers: Payload) -> None:
         """Send one frame made of `buffers`."""
         self.send_frame(frame_of(buffers))
@@ -91,15 +100,17 @@ class Channel:
                 sent += more
         self.count_sent(parts)
 
-    def recv(self, spin: float = 0.0) -> memoryview:
+    def recv(self, spin: float = 0.0, within: float | None = None) -> memoryview:
         """Return the next frame; the view is valid until the next `recv` on this channel.
 
         Frames of one size come in one view again and again, for callers who keep what they
         made of it; a larger frame than ever before ends that.
 
-        spin: seconds to keep asking before the thread sleeps until something comes.
+        spin: seconds to keep asking before the thread sleeps until something comes. within:
+        seconds for the whole frame, however slowly it trickles in.
         """
         buffer, read = self._buffer, self._stream.read
+        until = None if within is None else time.monotonic() + within
         done, size, spin_until = 0, -1, 0.0
         view = buffer
         while done != size:
@@ -116,7 +127,7 @@ class Channel:
                     if size > len(buffer):
                         buffer = self.enlarge(size, done)
                 if done > size >= 0:
-                    raise self.lost("what it sends is not a frame")
+                    raise self.bad("a frame and more in one record; that is not a frame")
                 view = buffer[done:] if size < 0 else buffer[done:size]
                 continue
             if spin:
@@ -126,7 +137,12 @@ class Channel:
                     # The peer may be waiting for this very core.
                     os.sched_yield()
                     continue
-            self._await(select.POLLIN, "no answer in time; is it overloaded or stopped?")
+            try:
+                self._await(select.POLLIN, "no answer in time; is it overloaded or stopped?", until)
+            except PeerLost:
+                if done and until is not None:
+                    raise self.bad("it began a frame and did not end it") from None
+                raise
         frame = self._frames.get(size)
         if frame is None:
             if len(self._frames) >= MAX_VIEWS:
@@ -178,7 +194,7 @@ class Channel:
         """Return the size that a frame's header announces."""
         size: int = HEADER.unpack_from(header)[0]
         if size > self.limit:
-            raise self.lost(
+            raise self.bad(
                 f"it announced a frame of {size} bytes, more than the {self.limit} that this lane "
                 "can carry"
             )
@@ -187,7 +203,9 @@ class Channel:
     def enlarge(self, size: int, done: int) -> memoryview:
         """Return a receive buffer of `size` bytes that keeps the first `done` ones."""
         self._frames.clear()
-        larger = memoryview(bytearray(size))
+        # What was announced may never come: its memory is taken as it comes.
+        lazy = size > LAZY_BYTES
+        larger = memoryview(mmap.mmap(-1, size)) if lazy else memoryview(bytearray(size))
         larger[:done] = self._buffer[:done]
         self._buffer = larger
         return larger
@@ -216,9 +234,15 @@ class Channel:
         """Where frames are received."""
         return self._buffer
 
-    def _await(self, event: int, complaint: str) -> None:
-        """Sleep until the socket can be read or written; PeerLost after the timeout."""
-        wait_for({self: event}, self._timeout, complaint)
+    def _await(self, event: int, complaint: str, until: float | None = None) -> None:
+        """Sleep until the socket can be read or written; PeerLost after the timeout, or `until`."""
+        timeout = self._timeout
+        if until is not None:
+            left = until - time.monotonic()
+            if left <= 0:
+                raise self.lost(complaint)
+            timeout = left if timeout is None else min(left, timeout)
+        wait_for({self: event}, timeout, complaint)
 
 
 def frame_of(buffers: Sequence[Payload]) -> list[Payload]:

@@ -10,23 +10,28 @@ import hashlib
 import json
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import ASGIApp
 
 from privserve import oip
-from privserve.credentials import checked_limits, read_entries
+from privserve.credentials import Entry, checked_limits, read_entries
 from privserve.description import TensorDescription, read_description
-from privserve.errors import InputError, PrivserveError, QueryError, StaleSession
+from privserve.engines import read_options
+from privserve.errors import InputError, QueryError, StaleSession
 from privserve.fixedpoint import RingArray
 from privserve.owner_calls import Permission
+from privserve.party.json_answers import ERRORS, Json, log_no_value
 from privserve.party.metadata import max_rows, model_facts, party_facts
 from privserve.party.outcome import Outcome
 from privserve.party.pending import Pending
+from privserve.party.queries import MAX_ID
 from privserve.party.session import SessionSpec
 
 if TYPE_CHECKING:
@@ -34,9 +39,10 @@ if TYPE_CHECKING:
 
 MAX_JSON_BYTES = 4 << 20
 """A query that is JSON throughout is slow to read, and no larger than this."""
+MAX_JSON_PARTS = 1 << 18
+"""Nor does it hold more objects and lists."""
 THREAD_BYTES = 64 << 10
 """What is larger is read outside the event loop."""
-MAX_ID = 128
 HEADER_ALLOWANCE = 64 * 1024
 MAX_MODEL_BYTES = 8 << 30
 MAX_CLIENTS_BYTES = 8 << 20
@@ -45,7 +51,7 @@ MODEL_SECONDS = 3600.0
 """A model may come over a slow line."""
 
 
-def create_app(party: Party) -> Starlette:
+def create_app(party: Party) -> ASGIApp:
     """Return the ASGI application of `party`."""
     front = _Front(party)
     routes = [
@@ -65,34 +71,10 @@ def create_app(party: Party) -> Starlette:
         Route("/privserve/revoked", front.revoked, methods=["POST"]),
         Route("/privserve/clients", front.clients, methods=["POST"]),
     ]
-    handlers: dict[Any, Any] = {
-        PrivserveError: _on_error,
-        Exception: _on_bug,
-        404: _on_unknown_path,
-        405: _on_unknown_path,
-    }
-    return Starlette(routes=routes, exception_handlers=handlers)
-
-
-async def _on_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, PrivserveError)
-    return _refusal(str(error), error.code, error.status)
-
-
-def _refusal(message: str, code: str, status: int) -> Response:
-    """An error's answer. What a request made of the message may be no valid text."""
-    text = message.encode("utf-8", "backslashreplace").decode()
-    return JSONResponse({"error": text, "code": code}, status)
-
-
-async def _on_unknown_path(request: Request, error: Exception) -> Response:
-    status = getattr(error, "status_code", 404)
-    message = f"{request.method} {request.url.path} is not part of this server's protocol"
-    return _refusal(message, PrivserveError.code, status)
-
-
-async def _on_bug(request: Request, error: Exception) -> Response:
-    return JSONResponse({"error": "internal error; see the party's log", "code": "internal"}, 500)
+    app = Starlette(routes=routes, exception_handlers=ERRORS)
+    # A redirection is made of whatever host and query were sent; no path of ours needs one.
+    app.router.redirect_slashes = False
+    return log_no_value(app)
 
 
 class _Front:
@@ -105,27 +87,25 @@ class _Front:
 
     async def live(self, request: Request) -> Response:
         """Say that the process answers."""
-        return JSONResponse({"live": True})
+        return Json({"live": True})
 
     async def ready(self, request: Request) -> Response:
         """Say whether the party takes part in a loaded session."""
         ready = self.party.status()["state"] == "loaded"
-        return JSONResponse({"ready": ready}, 200 if ready else 503)
+        return Json({"ready": ready}, 200 if ready else 503)
 
     async def server_metadata(self, request: Request) -> Response:
         """Say which party this is, its role, and what is served."""
-        return JSONResponse(party_facts(self.party))
+        return Json(party_facts(self.party))
 
     async def model_ready(self, request: Request) -> Response:
         """Say that the model of this name is loaded here."""
         self.party.compute_session(request.path_params["model"])
-        return JSONResponse({"ready": True})
+        return Json({"ready": True})
 
     async def model_metadata(self, request: Request) -> Response:
         """Describe the model: shapes in the Keras layout, fixed-point formats, activations."""
-        return JSONResponse(
-            model_facts(self.party.compute_session(request.path_params["model"]).spec)
-        )
+        return Json(model_facts(self.party.compute_session(request.path_params["model"]).spec))
 
     async def list_revoked(self, request: Request) -> Response:
         """Hand out the authority's list of revoked certificates, PEM, for anybody to check."""
@@ -148,19 +128,18 @@ class _Front:
                 "description again"
             )
         client = self.party.accounts.admit(request.headers.get("Authorization", ""))
-        wanted, most = session.spec.description["inputs"], max_rows(session.spec.description)
+        wanted, rows = session.spec.description["inputs"], max_rows(session.spec.description)
         length = request.headers.get(oip.HEADER_LENGTH)
-        size = 8 * most * sum(math.prod(t["shape"]) for t in wanted) + HEADER_ALLOWANCE
-        body = await _read(request, MAX_JSON_BYTES if length is None else size)
-        if len(body) > THREAD_BYTES:
-            parsed = await asyncio.to_thread(oip.parse_message, body, length, "inputs")
-        else:
-            parsed = oip.parse_message(body, length, "inputs")
-        message, tensors = parsed
+        size = 8 * rows * sum(math.prod(t["shape"]) for t in wanted) + HEADER_ALLOWANCE
+        most = MAX_JSON_BYTES if length is None else HEADER_ALLOWANCE
+        body = await _read(request, most if length is None else size)
+        parsed = partial(oip.parse_message, body, length, "inputs", most, MAX_JSON_PARTS)
+        large = len(body) > THREAD_BYTES
+        message, tensors = await asyncio.to_thread(parsed) if large else parsed()
         query_id = message.get("id") or uuid4().hex
         if not isinstance(query_id, str) or len(query_id) > MAX_ID or not query_id.isprintable():
             raise InputError(f"'id' must be a text of at most {MAX_ID} printable characters")
-        inputs = _check_inputs(tensors, wanted, most)
+        inputs = _check_inputs(tensors, wanted, rows)
         query = Pending(query_id, inputs, inputs[0].shape[0], client)
         answer = _awaitable(query.future)
         session.submit(query)
@@ -171,7 +150,7 @@ class _Front:
         answers = dict(zip(names, outputs, strict=True))
         fields = {"model_name": session.spec.model, "id": query_id}
         if length is None:
-            return JSONResponse(oip.format_json(fields, answers, "outputs"))
+            return Json(oip.format_json(fields, answers, "outputs"))
         parts, headers = oip.format_message(fields, answers, "outputs")
         return Response(b"".join(parts), headers=headers)
 
@@ -180,8 +159,8 @@ class _Front:
     def _permission(self, request: Request) -> Permission:
         """What the owner signed of this call, its session compared; raises OwnerOnly."""
         target = request.scope["raw_path"].decode("latin-1")
-        if request.url.query:
-            target += f"?{request.url.query}"
+        if query := request.scope["query_string"]:
+            target += f"?{query.decode('latin-1')}"
         header = request.headers.get("Authorization", "")
         permission = self.party.owner.check(header, request.method, target)
         session = self.party.session
@@ -201,42 +180,49 @@ class _Front:
     async def load(self, request: Request) -> Response:
         """Begin a session with a share of a model; the dealer gets the description only."""
         body = await self._signed_body(request, MAX_MODEL_BYTES, MODEL_SECONDS)
-        length = request.headers.get(oip.HEADER_LENGTH)
+        length, model = request.headers.get(oip.HEADER_LENGTH), request.path_params["model"]
+        await asyncio.to_thread(self._load, body, length, model)
+        return Json(self.party.status(), 202)
+
+    def _load(self, body: bytearray, length: str | None, model: str) -> None:
+        """Read the body of a call that loads `model`, all of it, before anything is changed."""
         message, shares = oip.parse_message(body, length, "inputs")
         if self.party.role == "dealer" and shares:
             raise InputError("the dealer must never be sent a share")
         spec = SessionSpec(
-            id=_text(message, "session"),
-            model=request.path_params["model"],
-            engine=_text(message, "engine"),
-            options=_object(message, "options"),
+            id=_text(message, "session", MAX_ID),
+            model=model,
+            engine=_text(message, "engine", MAX_ID),
+            options=read_options(message.get("options")),
             description=read_description(message.get("description")),
             shares=shares,
         )
+        if not model.isprintable():
+            raise InputError("a model's name must be printable")
         entries, everybody = read_entries(message.get("clients")), message.get("everybody")
         anonymous = None if everybody is None else checked_limits(_object(message, "everybody"))
         self.party.accounts.know(entries)
         self.party.accounts.let_everybody_in(anonymous)
-        await asyncio.to_thread(self.party.load, spec)
-        return JSONResponse(self.party.status(), 202)
+        self.party.load(spec)
 
     async def clients(self, request: Request) -> Response:
         """Know other clients from now on; queries that wait are judged when their turn comes."""
-        message = _json_object(await self._signed_body(request, MAX_CLIENTS_BYTES))
-        self.party.accounts.know(read_entries(message.get("clients")))
-        return JSONResponse(self.party.status())
+        body = await self._signed_body(request, MAX_CLIENTS_BYTES)
+        self.party.accounts.know(await asyncio.to_thread(_entries, body))
+        return Json(self.party.status())
 
     async def revoked(self, request: Request) -> Response:
         """Take the authority's list of revoked certificates, from the next connection on."""
         message = _json_object(await self._signed_body(request, MAX_CLIENTS_BYTES))
-        await asyncio.to_thread(self.party.take_revoked, _text(message, "revoked"))
-        return JSONResponse(self.party.status())
+        listed = _text(message, "revoked", MAX_CLIENTS_BYTES, lines=True)
+        await asyncio.to_thread(self.party.take_revoked, listed)
+        return Json(self.party.status())
 
     async def unload(self, request: Request) -> Response:
         """End the session; the shares are forgotten."""
         await self._signed_body(request, 0)
         await asyncio.to_thread(self.party.unload)
-        return JSONResponse(self.party.status())
+        return Json(self.party.status())
 
     async def serve(self, request: Request) -> Response:
         """Answer the next `num_requests` queries; null is no limit. Leader only."""
@@ -245,18 +231,18 @@ class _Front:
         if count is not None and (type(count) is not int or count < 1):
             raise InputError("'num_requests' must be a positive whole number or null")
         self.party.leader().queue.serve(count)
-        return JSONResponse(self.party.status())
+        return Json(self.party.status())
 
     async def stop(self, request: Request) -> Response:
         """Refuse further queries; the model stays shared. Leader only."""
         await self._signed_body(request, 0)
         self.party.leader().queue.stop()
-        return JSONResponse(self.party.status())
+        return Json(self.party.status())
 
     async def status(self, request: Request) -> Response:
         """Describe the state of party and session, and what the queries cost."""
         await self._signed_body(request, 0)
-        return JSONResponse(self.party.status())
+        return Json(self.party.status())
 
 
 def _check_inputs(
@@ -341,10 +327,19 @@ def _json_object(body: bytearray) -> dict[str, Any]:
     return message
 
 
-def _text(message: dict[str, Any], key: str) -> str:
+def _entries(body: bytearray) -> list[Entry]:
+    return read_entries(_json_object(body).get("clients"))
+
+
+def _text(message: dict[str, Any], key: str, most: int, *, lines: bool = False) -> str:
+    """A text of 1 to `most` printable characters; or, of several `lines`, of ASCII ones."""
     value = message.get(key)
-    if not isinstance(value, str) or not value:
-        raise InputError(f"'{key}' must be a text")
+    if (
+        not isinstance(value, str)
+        or not 1 <= len(value) <= most
+        or not (value.isascii() if lines else value.isprintable())
+    ):
+        raise InputError(f"'{key}' must be a text of at most {most} printable characters")
     return value
 
 

@@ -9,21 +9,22 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import logging
+import select
 import socket
 import ssl
 import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from privserve.config import ClusterConfig, PartyConfig
-from privserve.errors import ClusterError, PeerLost
+from privserve.errors import BadFrame, ClusterError, PeerLost
 from privserve.mesh import Payload
 from privserve.party.channel import CONTROL_BYTES, Channel, Tap, frame_of
 from privserve.party.duplex import exchange_duplex
+from privserve.party.messages import Hello, framed, hear, read_hello
 from privserve.tls import trust
 from privserve.tls_stream import TlsStream, reason_of
 
@@ -101,6 +102,10 @@ class LaneMesh:
             received[peer] = frame
         return received
 
+    def bad_frame(self, peer: int, why: str) -> BadFrame:
+        """Return the error for a frame from `peer` that is none of the protocol."""
+        return self.channels[peer].bad(why)
+
     def set_timeout(self, seconds: float | None) -> None:
         """Bound every later wait on this lane."""
         for channel in self.channels.values():
@@ -118,13 +123,6 @@ class LaneMesh:
 
 
 @dataclass(frozen=True)
-class _Hello:
-    session: str
-    lane: str
-    sender: str
-
-
-@dataclass(frozen=True)
 class _Wait:
     """How long a party waits for another, and whether it still should."""
 
@@ -139,10 +137,29 @@ class _Wait:
         return max(0.01, min(seconds, self.deadline - time.monotonic()))
 
 
+def _turn_away(channel: Channel, told: str | None, why: str) -> None:
+    """Release the channel of a session that will not be; if its lane is `told`, say why before."""
+    if channel.lane == told:
+        with contextlib.suppress(PeerLost):
+            channel.send(framed({"over": why, "state": "failed"}))
+    channel.release()
+
+
+class _Arrived(NamedTuple):
+    """A connection that no session has claimed yet, and when it came."""
+
+    channel: Channel
+    at: float
+
+
 class Listener:
     """Accepts party channels and hands each to the session that waits for it."""
 
     MAX_UNCLAIMED = 256
+    """In equal parts for the other parties."""
+    MAX_GIVEN_UP = 64
+    UNCLAIMED_SECONDS = 60.0
+    """How long a connection that its peer closed may still tell a session so."""
     MAX_WELCOMING = 128
     """Connections that have not said yet who they are."""
 
@@ -156,7 +173,9 @@ class Listener:
         self._tap = tap
         self._server = server_context(config, me)
         self._client = client_context(config, me)
-        self._arrived: dict[_Hello, Channel] = {}
+        self._arrived: dict[Hello, _Arrived] = {}
+        self._given_up: dict[str, tuple[str | None, str]] = {}
+        """By session: the lane on which whoever comes late is told why, and why."""
         self._changed = threading.Condition()
         self._closed = False
         self._welcoming = threading.BoundedSemaphore(self.MAX_WELCOMING)
@@ -199,27 +218,50 @@ class Listener:
             stream.handshake(HANDSHAKE_SECONDS)
             names = stream.certified_names()
             channel = Channel(stream, "an unknown peer", "hello", limit=HELLO_BYTES)
-            channel.set_timeout(HANDSHAKE_SECONDS)
-            fields = json.loads(bytes(channel.recv()))
-            hello = _Hello(str(fields["session"]), str(fields["lane"]), str(fields["from"]))
-            if self._config.identity(hello.sender) not in names:
-                channel.release()
-                return
-        except (OSError, PeerLost, ValueError, KeyError, TypeError):
+            hello = hear(channel, read_hello, within=HANDSHAKE_SECONDS)
+        except (OSError, PeerLost, ValueError):
             raw.close()  # not one of our parties, or gone: it learns nothing by asking
             return
-        channel = Channel(stream, hello.sender, hello.lane, self._tap)
+        peers = {p.name for p in self._config.parties} - {self._me.name}
+        if hello.sender not in peers or self._config.identity(hello.sender) not in names:
+            raw.close()
+            return
+        self._keep(hello, Channel(stream, hello.sender, hello.lane, self._tap))
+
+    def _keep(self, hello: Hello, channel: Channel) -> None:
+        """Hold a connection for the session that will claim it."""
         with self._changed:
             if self._closed:
                 channel.release()
                 return
-            # Sessions that failed on this side leave theirs behind; the oldest go.
-            while len(self._arrived) >= self.MAX_UNCLAIMED:
-                self._arrived.pop(next(iter(self._arrived))).release()
-            self._arrived[hello] = channel
+            if hello.session in self._given_up:
+                _turn_away(channel, *self._given_up[hello.session])
+                return
+            self._forget_closed()
+            # Sessions that failed on this side leave theirs behind; the sender's oldest go, so
+            # that no party can push out what the others sent.
+            theirs = [known for known in self._arrived if known.sender == hello.sender]
+            most = self.MAX_UNCLAIMED // (len(self._config.parties) - 1)
+            oldest = theirs[: max(0, len(theirs) + 1 - most)]
+            for known in [hello] if hello in self._arrived else oldest:
+                self._arrived.pop(known).channel.release()
+            self._arrived[hello] = _Arrived(channel, time.monotonic())
             self._changed.notify_all()
 
-    def _claim(self, hello: _Hello, wait: _Wait) -> Channel:
+    def _forget_closed(self) -> None:
+        """Release connections that nobody claims and whose other end is closed. Under the lock.
+
+        Not at once: the session that they are for may find out from them that its peer is gone.
+        """
+        poll, unclaimed = select.poll(), {}
+        for hello, (channel, at) in self._arrived.items():
+            if time.monotonic() - at > self.UNCLAIMED_SECONDS:
+                unclaimed[channel.fileno()] = hello
+                poll.register(channel, select.POLLRDHUP)
+        for descriptor, _ in poll.poll(0):
+            self._arrived.pop(unclaimed[descriptor]).channel.release()
+
+    def _claim(self, hello: Hello, wait: _Wait) -> Channel:
         with self._changed:
             while hello not in self._arrived:
                 if wait.over or self._closed:
@@ -228,7 +270,7 @@ class Listener:
                         f"runs and reaches {self._me.peer}"
                     )
                 self._changed.wait(0.1)
-            return self._arrived.pop(hello)
+            return self._arrived.pop(hello).channel
 
     def _dial(self, peer: PartyConfig, session: str, lane: str, wait: _Wait) -> Channel:
         host, port = peer.peer_address
@@ -239,6 +281,7 @@ class Listener:
                     f"{self._me.name} cannot reach {peer.name} at {peer.peer}: {reason}; check "
                     "that it runs and that the address in cluster.toml is right"
                 )
+            raw: socket.socket | None = None
             try:
                 raw = socket.create_connection(
                     (host, port), timeout=wait.at_most(HANDSHAKE_SECONDS)
@@ -248,16 +291,20 @@ class Listener:
                 )
                 stream.handshake(HANDSHAKE_SECONDS)
                 hello = {"session": session, "lane": lane, "from": self._me.name}
-                Channel(stream, peer.name, lane).send(json.dumps(hello).encode())
+                Channel(stream, peer.name, lane).send(framed(hello))
                 return Channel(stream, peer.name, lane, self._tap)
             except ssl.SSLCertVerificationError as error:
+                if raw is not None:
+                    raw.close()
                 raise ClusterError(
                     f"{peer.name} at {peer.peer} shows a certificate that this cluster's "
                     f"authority did not sign for it ({error.verify_message}); use the files of "
                     "one and the same cluster on all hosts"
                 ) from None
-            except OSError as error:
-                reason = reason_of(error)
+            except (OSError, PeerLost) as error:
+                if raw is not None:
+                    raw.close()
+                reason = str(error) if isinstance(error, PeerLost) else reason_of(error)
                 with self._changed:
                     self._changed.wait(0.05)
 
@@ -268,15 +315,19 @@ class Listener:
         timeout: float,
         cancelled: threading.Event | None = None,
         limits: Mapping[str, int] | None = None,
+        watch: str | None = None,
     ) -> dict[str, LaneMesh]:
         """Connect this party with all others on every lane of one session.
 
         Collective: every party calls it with the same arguments. Of two parties the later
         one in cluster.toml dials. limits: by lane, the bytes of its largest frame, where
         that is more than CONTROL_BYTES. Raises ClusterError naming who is missing after
-        `timeout` seconds, or when `cancelled` is set meanwhile.
+        `timeout` seconds, or when `cancelled` is set meanwhile; those who are there are told so on
+        the lane `watch`.
         """
         wait = _Wait(time.monotonic() + timeout, cancelled or threading.Event())
+        with self._changed:
+            self._forget_closed()
         parties = self._config.parties
         rank = self._config.rank(self._me.name)
         opened: dict[str, dict[int, Channel]] = {lane: {} for lane in lanes}
@@ -286,24 +337,36 @@ class Listener:
                     opened[lane][index] = self._dial(parties[index], session, lane, wait)
             for index in range(rank + 1, len(parties)):
                 for lane in lanes:
-                    hello = _Hello(session, lane, parties[index].name)
+                    hello = Hello(session, lane, parties[index].name)
                     opened[lane][index] = self._claim(hello, wait)
-        except Exception:
-            for channels in opened.values():
-                for channel in channels.values():
-                    channel.release()
+        except Exception as error:
+            told = None if wait.cancelled.is_set() else watch
+            self._give_up(session, opened, told, str(error))
             raise
         for lane, limit in (limits or {}).items():
             for channel in opened[lane].values():
                 channel.limit = max(limit, CONTROL_BYTES)
         return {lane: LaneMesh(rank, len(parties) - 1, opened[lane]) for lane in lanes}
 
+    def _give_up(
+        self, session: str, opened: dict[str, dict[int, Channel]], told: str | None, why: str
+    ) -> None:
+        """Release a session's channels, claimed or not; on the lane `told` say why before."""
+        with self._changed:
+            self._given_up[session] = told, why
+            if len(self._given_up) > self.MAX_GIVEN_UP:
+                self._given_up.pop(next(iter(self._given_up)))
+            arrived = [hello for hello in self._arrived if hello.session == session]
+            unclaimed = [self._arrived.pop(hello).channel for hello in arrived]
+        for channel in [*(c for lane in opened.values() for c in lane.values()), *unclaimed]:
+            _turn_away(channel, told, why)
+
     def close(self) -> None:
         """Stop accepting and free the port."""
         with self._changed:
             self._closed = True
-            for channel in self._arrived.values():
-                channel.release()
+            for arrived in self._arrived.values():
+                arrived.channel.release()
             self._arrived.clear()
             self._changed.notify_all()
         # Wakes the accepting thread; Linux calls it an error on a listening socket.

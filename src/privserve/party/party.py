@@ -130,8 +130,8 @@ class Party:
         Its channels may be with somebody who is on the list. Raises ConfigError for a list that
         the cluster's authority did not sign.
         """
-        check_revoked(signed.encode(), self.config.ca)
-        write_file(self.config.ca.parent / REVOKED_FILE, signed.encode())
+        listed = check_revoked(signed.encode(), self.config.ca).pem
+        write_file(self.config.ca.parent / REVOKED_FILE, listed)
         self.read_certificates()
         with self._lock:
             if self._session is not None:

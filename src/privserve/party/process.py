@@ -70,8 +70,10 @@ def run_party(
             http=ForgottenWhenLost,
             ssl_certfile=str(me.cert),
             ssl_keyfile=str(me.key),
+            log_config=None,  # its own would go past the filter of what is said often
             log_level="warning",
             access_log=False,
+            ws="none",
             lifespan="off",
             timeout_keep_alive=60,
             limit_concurrency=MAX_CONNECTIONS,

@@ -17,10 +17,14 @@ from dataclasses import dataclass, field, replace
 from privserve.credentials import ANONYMOUS
 from privserve.errors import BY_CODE, DeadlinePassed, LimitReached, NotServing, QueryError
 from privserve.party.accounts import Accounts
-from privserve.party.pending import Pending, PendingQueries
+from privserve.party.pending import MAX_PENDING, Pending, PendingQueries
 from privserve.party.turns import Admission, Piece, Turns
 
 MAX_REMEMBERED = 4096
+MAX_ID = 128
+"""Characters of a query's id."""
+MAX_REFUSALS = 256
+"""That one order tells of: it has to fit into a frame, however long the ids are."""
 CLIENT_LEFT = 499
 """An HTTP status that nobody sees: whom it is for is gone."""
 GONE = -1
@@ -128,6 +132,12 @@ class LeaderQueue:
                 raise refusal.error()
             self.pending.add(query)
             self._arrive(query.id, 0, query.rows, query.client)
+
+    def announces_too_many(self, rank: int) -> bool:
+        """Whether follower `rank` has announced more queries than a party may hold."""
+        with self._lock:
+            said = (rank in arrival.said for arrival in self._arrivals.values())
+            return len(self._arrivals) > MAX_PENDING and sum(said) > MAX_PENDING
 
     def announced(self, rank: int, query_id: str, rows: int, client: str = ANONYMOUS) -> None:
         """Note that follower `rank` has its share of a query with this many rows."""
@@ -297,7 +307,7 @@ class LeaderQueue:
             self.pending.fail_all(error)
 
     def take_refusals(self) -> list[Refusal]:
-        """Return refusals that the followers have not been told yet."""
+        """Return refusals that the followers have not been told yet, as many as an order holds."""
         with self._lock:
-            refusals, self._outbox = self._outbox, []
+            refusals, self._outbox = self._outbox[:MAX_REFUSALS], self._outbox[MAX_REFUSALS:]
             return refusals

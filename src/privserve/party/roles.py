@@ -7,7 +7,6 @@ on the arrivals lane which have reached them; all compute parties run the engine
 from __future__ import annotations
 
 import contextlib
-import json
 import threading
 import time
 from abc import abstractmethod
@@ -15,18 +14,26 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from privserve.config import MAX_BATCH, MAX_DELAY_SECONDS
 from privserve.engines import Compute, load_engine
-from privserve.errors import InputError, NotServing, PeerLost, QueryError, TooManyRows
+from privserve.errors import (
+    BadFrame,
+    InputError,
+    NotServing,
+    PeerLost,
+    QueryError,
+    TooManyRows,
+)
 from privserve.party.answers import AnswerCoins
 from privserve.party.channel import Channel
 from privserve.party.cores import stay_on_own_core
+from privserve.party.messages import MOST_NOTES, Note, Order, framed, hear, read_notes, read_order
 from privserve.party.pending import Pending, PendingQueries
-from privserve.party.queries import GONE, LeaderQueue, Refusal
+from privserve.party.queries import GONE, LeaderQueue
 from privserve.party.session import (
     ARRIVALS,
     CAUSE_SECONDS,
@@ -38,9 +45,11 @@ from privserve.party.session import (
 from privserve.party.turns import Piece
 from privserve.prg import Prg
 
+T = TypeVar("T")
+
 RECENT_RUNS = 1000
-MOST_NOTES = 1024
-"""In one frame, which is far below what a lane takes."""
+NOTE_SECONDS = 5.0
+"""At most this long a follower's notes wait for the leader to take them."""
 
 
 class DealerSession(Session):
@@ -94,24 +103,30 @@ class ComputeSession(Session):
         self._loaded()
 
     @contextlib.contextmanager
-    def _hearing(self, lane: str, takes: Mapping[int, Callable[[Any], None]]) -> Iterator[None]:
-        """Drive the poller, and give each frame of these peers on a lane, as JSON, to its taker."""
+    def _hearing(
+        self, lane: str, read: Callable[[Any], T], takes: Mapping[int, Callable[[T], None]]
+    ) -> Iterator[None]:
+        """Drive the poller, and give each message of these peers on a lane to its taker."""
         channels = [self._lanes[lane].channels[peer] for peer in takes]
         with self._poller.attached():
             try:
                 for channel, take in zip(channels, takes.values(), strict=True):
                     channel.set_timeout(self._timeouts.peer)
-                    self._poller.register(channel.fileno(), partial(self._heard, channel, take))
+                    heard = partial(self._heard, channel, read, take)
+                    self._poller.register(channel.fileno(), heard)
                 yield
             finally:
                 for channel in channels:
                     self._poller.unregister(channel.fileno())
 
-    def _heard(self, channel: Channel, take: Callable[[Any], None], events: int) -> None:
+    def _heard(
+        self, channel: Channel, read: Callable[[Any], T], take: Callable[[T], None], events: int
+    ) -> None:
+        within = self._timeouts.peer
         try:
-            take(json.loads(bytes(channel.recv())))
+            take(hear(channel, read, within))
             while channel.has_arrived:
-                take(json.loads(bytes(channel.recv())))
+                take(hear(channel, read, within))
         except PeerLost as error:
             self._poller.unregister(channel.fileno())
             self._lost = error
@@ -153,10 +168,12 @@ class ComputeSession(Session):
             return False
         except BaseException as error:
             # The batch left the queue, so only this thread can tell its clients; the reason
-            # that they get is the one that the watcher finds.
-            self._ended.wait(CAUSE_SECONDS if isinstance(error, PeerLost) else 0)
+            # that they get is the one that the watcher finds, unless the error names its cause.
+            named = isinstance(error, BadFrame)
+            self._ended.wait(CAUSE_SECONDS if isinstance(error, PeerLost) and not named else 0)
+            lost = str(error) if named else f"{self._me.name} lost the session during this query"
             for query, _, _ in batch:
-                why = self.reason or f"{self._me.name} lost the session during this query"
+                why = self.reason or lost
                 query.future.set_exception(NotServing(f"{why}; the query was not answered"))
             raise
         with self._counting:
@@ -234,7 +251,7 @@ class LeaderSession(ComputeSession):
     def _serve(self) -> None:
         self._set_up()
         takes = {peer: partial(self._take_notes, peer) for peer in range(1, self._n)}
-        with self._hearing(ARRIVALS, takes):
+        with self._hearing(ARRIVALS, read_notes, takes):
             wait: float | None = 0
             while not self._ended.is_set():
                 self._poll(wait)
@@ -253,17 +270,20 @@ class LeaderSession(ComputeSession):
             "run": [[query.id, start, stop] for query, start, stop in batch],
             "refuse": [[r.id, r.code, r.status, r.reason] for r in refusals],
         }
-        frame = json.dumps(order).encode()
+        payload = framed(order)
         for peer in range(1, self._n):
-            self._lanes[ORDERS].send(peer, frame)
+            self._lanes[ORDERS].send(peer, payload)
         if batch:
             self.queue.finished(batch, is_answered=self._run(batch))
         return 0
 
-    def _take_notes(self, peer: int, notes: Any) -> None:
+    def _take_notes(self, peer: int, notes: Sequence[Note]) -> None:
         """Take a follower's notes of which queries have come in there."""
-        for query_id, rows, client in notes:
-            self.queue.announced(peer, query_id, rows, client)
+        for note in notes:
+            self.queue.announced(peer, note.query_id, note.rows, note.client)
+        if self.queue.announces_too_many(peer):
+            channel = self._lanes[ARRIVALS].channels[peer]
+            raise channel.bad("it announces more queries than a party may hold")
 
     def _refuse_all(self, error: QueryError) -> None:
         self.queue.fail_all(error)
@@ -277,7 +297,7 @@ class FollowerSession(ComputeSession):
         self._pending = PendingQueries()
         self._notes: list[tuple[str, int, str]] = []
         """What the leader is to be told of queries: id, rows or GONE, client."""
-        self._orders: deque[Any] = deque()
+        self._orders: deque[Order] = deque()
         self._lock = threading.Lock()
 
     def submit(self, query: Pending) -> None:
@@ -303,43 +323,53 @@ class FollowerSession(ComputeSession):
         """Tell the leader of all that came in since it was told last."""
         with self._lock:
             notes, self._notes = self._notes, []
+        channel = self._lanes[ARRIVALS].channels[0]
         try:
             for at in range(0, len(notes), MOST_NOTES):
-                frame = json.dumps(notes[at : at + MOST_NOTES]).encode()
-                self._lanes[ARRIVALS].send(0, frame)
+                channel.send(framed(notes[at : at + MOST_NOTES]))
         except PeerLost as error:
+            # Half a frame may be under way: the leader is to see the end, not what comes after it.
+            channel.close()
             self._lost = error
             self._poller.wake()
 
     def _serve(self) -> None:
+        # Notes are sent by the front, which answers nobody while it waits.
+        self._lanes[ARRIVALS].set_timeout(NOTE_SECONDS)
         self._set_up()
-        with self._hearing(ORDERS, {0: self._orders.append}):
+        with self._hearing(ORDERS, read_order, {0: self._orders.append}):
             while not self._ended.is_set():
                 self._poll(None)
                 while self._orders:
                     self._obey(self._orders.popleft())
 
-    def _obey(self, order: Any) -> None:
-        """Refuse and run what the leader says."""
+    def _obey(self, order: Order) -> None:
+        """Refuse and run what the leader says; raises BadFrame for what cannot be run."""
         with self._lock:
-            for fields in order["refuse"]:
-                refusal = Refusal(*fields)
+            for refusal in order.refuse:
                 refused = self._pending.take(refusal.id)
                 if refused is not None:
                     refused.future.set_exception(refusal.error())
-            batch = [self._piece(*fields) for fields in order["run"]]
+            # Before any is taken: a query that nobody holds would never be answered.
+            self._check(order)
+            batch = [self._piece(*rows) for rows in order.run]
         if batch and not self._run(batch):
             with self._lock:
                 for query, _, _ in batch:
                     self._pending.take(query.id)
 
+    def _check(self, order: Order) -> None:
+        channel = self._lanes[ORDERS].channels[0]
+        for query_id, start, stop in order.run:
+            if query_id not in self._pending:
+                raise channel.bad("it orders a query that was never announced to it")
+            query = self._pending.get(query_id)
+            if not query.taken == start < stop <= query.rows:
+                raise channel.bad("it orders rows that a query does not have, or that ran already")
+
     def _piece(self, query_id: str, start: int, stop: int) -> Piece:
         """The rows of a query that are to run; it waits no more when they are its last."""
-        if query_id not in self._pending:
-            raise PeerLost("the leader ordered a query that was never announced to it")
         query = self._pending.get(query_id)
-        if not query.taken == start < stop <= query.rows:
-            raise PeerLost("the leader ordered rows that a query does not have")
         query.taken = stop
         if stop == query.rows:
             self._pending.take(query_id)

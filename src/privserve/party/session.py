@@ -8,7 +8,6 @@ thrown away with it; the next session begins with fresh ones.
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import select
 import socket
@@ -16,19 +15,27 @@ import threading
 import time
 import traceback
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from privserve.config import ClusterConfig, PartyConfig, Timeouts
 from privserve.description import Description
 from privserve.engines import load_engine
-from privserve.errors import NotServing, PeerLost, PrivserveError, QueryError
+from privserve.errors import (
+    BadFrame,
+    ClusterError,
+    NotServing,
+    PeerLost,
+    PrivserveError,
+    QueryError,
+)
 from privserve.fixedpoint import RingArray
 from privserve.party.accounts import Accounts
 from privserve.party.agreement import compare, facts
 from privserve.party.channel import Channel
 from privserve.party.lanes import LaneMesh, Listener
+from privserve.party.messages import Over, framed, hear, read_facts, read_sign
 from privserve.party.poller import Poller
 
 log = logging.getLogger("privserve")
@@ -40,6 +47,8 @@ WATCH = "watch"  # everyone to everyone: signs of life, and why a session ends
 HEARTBEAT_SECONDS = 2.0
 CAUSE_SECONDS = 5.0
 """At most this long a broken channel waits for the watcher to say why: an instant, but for load."""
+MAX_REASON = 2000
+"""Characters: it goes into logs and answers, and a peer may have written it."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +131,7 @@ class Session(ABC):
             lanes = [WATCH, ORDERS, ARRIVALS, *engine.LANES]
             limits = engine.frame_limits(self.spec.description, **self.spec.options)
             self._lanes = self._listener.open_lanes(
-                self.spec.id, lanes, self._timeouts.connect, self._ended, limits
+                self.spec.id, lanes, self._timeouts.connect, self._ended, limits, WATCH
             )
             if self._ended.is_set():
                 raise PeerLost(self.reason)
@@ -130,26 +139,31 @@ class Session(ABC):
             self._spawn(self._watch, "watch")
             self._serve()
             self._ended.wait(CAUSE_SECONDS)  # the dealer's work ends when party 0 leaves
-        except PeerLost as error:
+            self._finish("failed", f"{self._config.parties[0].name} left without saying why")
+        except Exception as error:
+            self._fail(error)
+        finally:
+            self._release()
+
+    def _fail(self, error: Exception) -> None:
+        """Finish the session because of what one of its threads met."""
+        if isinstance(error, PeerLost) and not isinstance(error, BadFrame):
             # The watcher knows who left first and why; this thread only saw a broken pipe.
             self._ended.wait(CAUSE_SECONDS if self._is_watched else 0)
+        if isinstance(error, PrivserveError):
             self._finish("failed", str(error))
-        except PrivserveError as error:
-            self._finish("failed", str(error))
-        except MemoryError:
+        elif isinstance(error, MemoryError):
             self._finish(
                 "failed",
                 f"{self._me.name} ran out of memory; ask fewer rows at a time, or give it more",
             )
-        except Exception as error:
+        else:
             # Frames only: an exception's message may quote the values of arrays.
             frames = "".join(traceback.format_tb(error.__traceback__))
             log.error("%s: %s in the session\n%s", self._me.name, type(error).__name__, frames)
             self._finish(
                 "failed", f"{self._me.name} hit an internal error ({type(error).__name__})"
             )
-        finally:
-            self._release()
 
     def _agree(self) -> None:
         """Compare with every other party what is about to run; see `agreement`."""
@@ -159,11 +173,35 @@ class Session(ABC):
             channel.set_timeout(self._timeouts.peer)
         if (lost := self._tell(channels, mine)) is not None:
             raise PeerLost(lost)
-        # All are heard before anybody is judged: whoever leaves with something unread would
-        # make the others lose what it said.
-        heard = {channel.peer: json.loads(bytes(channel.recv())) for channel in channels.values()}
-        for peer, theirs in heard.items():
-            compare(self._me.name, mine, peer, theirs)
+        try:
+            heard = self._hear_facts(channels)
+            for peer, theirs in heard.items():
+                compare(self._me.name, mine, peer, theirs)
+        except PrivserveError as error:
+            self._tell(channels, {"over": str(error), "state": "failed"})
+            raise
+
+    def _hear_facts(self, channels: Mapping[int, Channel]) -> dict[str, Mapping[str, str | int]]:
+        """What every other party is about to run, by its name.
+
+        All are heard before anybody is judged: whoever leaves with something unread would make
+        the others lose what it said.
+        """
+        heard: dict[str, Mapping[str, str | int]] = {}
+        wrong: PrivserveError | None = None
+        for channel in channels.values():
+            try:
+                found = hear(channel, read_facts, within=self._timeouts.peer)
+            except PeerLost as error:
+                wrong = wrong or error
+                continue
+            if isinstance(found, Over):
+                wrong = wrong or ClusterError(found.reason)
+            else:
+                heard[channel.peer] = found
+        if wrong is not None:
+            raise wrong
+        return heard
 
     @property
     def _is_watched(self) -> bool:
@@ -177,8 +215,16 @@ class Session(ABC):
     def _refuse_all(self, error: QueryError) -> None:
         """Answer everything that waits with `error`."""
 
-    def _spawn(self, target: Any, name: str) -> None:
-        thread = threading.Thread(target=target, name=name, daemon=True)
+    def _spawn(self, target: Callable[[], None], name: str) -> None:
+        """Run `target` in a thread of its own; what it raises ends the session."""
+
+        def run() -> None:
+            try:
+                target()
+            except Exception as error:
+                self._fail(error)
+
+        thread = threading.Thread(target=run, name=name, daemon=True)
         self._threads.append(thread)
         thread.start()
 
@@ -192,6 +238,7 @@ class Session(ABC):
 
     def _finish(self, state: str, reason: str) -> None:
         """Record why the session is over and break every channel; the first reason counts."""
+        reason = printable(reason)
         with self._end_lock:
             if self._ended.is_set():
                 return
@@ -266,7 +313,7 @@ class Session(ABC):
         lost = None
         for channel in channels.values():
             try:
-                channel.send(json.dumps(message).encode())
+                channel.send(framed(message))
             except PeerLost:
                 lost = gone(channel.peer)
         return lost
@@ -276,10 +323,16 @@ class Session(ABC):
         for channel in channels.values():
             with contextlib.suppress(PeerLost):
                 while select.select([channel.fileno()], [], [], 0)[0]:
-                    message = json.loads(bytes(channel.recv()))
-                    if "over" in message:
-                        return str(message["over"]), str(message["state"])
+                    if (over := self._sign(channel)) is not None:
+                        return over.reason, over.state
         return None
+
+    def _sign(self, channel: Channel) -> Over | None:
+        """Read one sign of life, or the news that the session is over.
+
+        No peer may keep the watcher from the others, who would give this party up.
+        """
+        return hear(channel, read_sign, within=self._timeouts.peer / 3)
 
     def _hear(
         self, channels: dict[int, Channel], heard: dict[int, float], timeout: float
@@ -293,13 +346,21 @@ class Session(ABC):
             if peer is None:
                 continue
             try:
-                message = json.loads(bytes(channels[peer].recv()))
+                over = self._sign(channels[peer])
+            except BadFrame as error:
+                return str(error), "failed"
             except PeerLost:
                 return gone(channels[peer].peer), "failed"
             heard[peer] = time.monotonic()
-            if "over" in message:
-                return str(message["over"]), str(message["state"])
+            if over is not None:
+                return over.reason, over.state
         return None, "failed"
+
+
+def printable(text: str) -> str:
+    """Return the text on one line, of a bounded length: a peer may have written it."""
+    kept = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return "".join(kept)[:MAX_REASON]
 
 
 def gone(party: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from privserve.engines.ottt.dealer import CREDIT, LANE, split_keys
+from privserve.engines.ottt.dealer import CREDIT, LANE, dealt_keys
 from privserve.engines.ottt.jit import compile_kernels
 from privserve.engines.ottt.layout import PIECE_BYTES, PackLayout, PackPiece, lay_out
 from privserve.engines.ottt.online import Evaluation, Holdings
@@ -21,7 +21,7 @@ from privserve.engines.ottt.stats import Stats
 from privserve.errors import ClusterError, InputError, ModelError, TooManyRows
 from privserve.fixedpoint import RingArray
 from privserve.mesh import Mesh
-from privserve.prg import Prg, fresh_key
+from privserve.prg import KEY_BYTES, Prg, fresh_key
 from privserve.program import Program
 from privserve.validation import read_program
 
@@ -98,7 +98,7 @@ class Compute:
         self._broken = False
         self._sizes: dict[int, Evaluation] = {}
 
-        setup_key, pack_key = split_keys(self._dealer.recv(self._parties))
+        setup_key, pack_key = dealt_keys(self._dealer)
         self._stream = Prg(pack_key)
         self._weights = self._open_weights(shares, Prg(setup_key))
         parameters = {
@@ -131,7 +131,10 @@ class Compute:
             for peer in range(1, self._parties):
                 self._mesh.send(peer, key)
             return Prg(key)
-        return Prg(bytes(self._mesh.recv(0)))
+        frame = bytes(self._mesh.recv(0))
+        if len(frame) != KEY_BYTES:
+            raise self._mesh.bad_frame(0, "what is no key")
+        return Prg(frame)
 
     def _open_weights(self, shares: Mapping[str, RingArray], prg: Prg) -> dict[int, HeldWeight]:
         """Open W - B of every linear op and arrange it and W_i for the kernels."""
@@ -153,9 +156,9 @@ class Compute:
         if not masked:
             return {}
         opened = np.concatenate([share.ravel() for _, share in masked])
-        for payload in self._mesh.exchange(opened.copy().data.cast("B")):
+        for peer, payload in enumerate(self._mesh.exchange(opened.copy().data.cast("B"))):
             if payload is not None:
-                opened += received_words(payload)
+                opened += received_words(self._mesh, peer, payload, opened.size)
         weights: dict[int, HeldWeight] = {}
         start = 0
         for index, share in masked:
@@ -206,9 +209,9 @@ class Compute:
         for row in rows:
             self._stream.fill(row[:drawn].data)
         for frame in piece.frames(count) if self._rank == 0 else ():
-            words = received_words(self._dealer.recv(self._parties))
-            if words.size != count * (frame.stop - frame.start):
-                raise ClusterError("the dealer sent other packs than there is room for")
+            size = count * (frame.stop - frame.start)
+            dealt = self._dealer.recv(self._parties)
+            words = received_words(self._dealer, self._parties, dealt, size)
             for row, corrected in zip(rows, words.reshape(count, -1), strict=True):
                 row[piece.mask_words :][frame] = corrected
         for index in range(piece.first, piece.last):

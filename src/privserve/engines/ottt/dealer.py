@@ -21,7 +21,7 @@ from privserve.engines.ottt.ops import TUPLE_OPS
 from privserve.engines.ottt.ops.check import bind_zeros
 from privserve.engines.ottt.ops.linear import masks_of_weights
 from privserve.engines.ottt.ops.opening import DealerStep, Place
-from privserve.errors import ClusterError, PeerLost
+from privserve.errors import BadFrame, PeerLost
 from privserve.fixedpoint import RingArray
 from privserve.mesh import Mesh
 from privserve.prg import KEY_BYTES, Prg, fresh_key
@@ -31,6 +31,8 @@ from privserve.validation import read_program
 LANE = "deal"
 CREDIT = struct.Struct("<q")
 """Party 0 to the dealer: room for this many further packs; 0 ends the session."""
+MAX_CREDIT = 1 << 40
+"""No pool is as large: what is more is no number of packs."""
 
 
 class PackMaker:
@@ -146,8 +148,8 @@ def deal(
         maker = PackMaker(program, keys, masks, piece_bytes)
         del masks
         while stop is None or not stop.is_set():
-            (room,) = CREDIT.unpack(mesh.recv(0))
-            if room <= 0:
+            room = _credit(mesh)
+            if room == 0:
                 return
             while room and (stop is None or not stop.is_set()):
                 count = min(room, maker.layout.packs_per_message)
@@ -155,12 +157,24 @@ def deal(
                     for frame in piece.frames(count):
                         mesh.send(0, corrections[:, frame].data.cast("B"))
                 room -= count
+    except BadFrame:
+        raise
     except PeerLost:
         return
 
 
-def split_keys(frame: bytes | memoryview) -> tuple[bytes, bytes]:
+def _credit(mesh: Mesh) -> int:
+    """For how many further packs party 0 has room."""
+    frame = mesh.recv(0)
+    room = int(CREDIT.unpack(frame)[0]) if len(frame) == CREDIT.size else -1
+    if not 0 <= room <= MAX_CREDIT:
+        raise mesh.bad_frame(0, "what is no number of packs")
+    return room
+
+
+def dealt_keys(mesh: Mesh) -> tuple[bytes, bytes]:
     """Return the set-up key and the pack key from the dealer's first frame."""
+    frame = bytes(mesh.recv(mesh.n))
     if len(frame) != 2 * KEY_BYTES:
-        raise ClusterError("the dealer runs another version of privserve; use one everywhere")
-    return bytes(frame[:KEY_BYTES]), bytes(frame[KEY_BYTES:])
+        raise mesh.bad_frame(mesh.n, "what are no keys")
+    return frame[:KEY_BYTES], frame[KEY_BYTES:]

@@ -10,7 +10,7 @@ import threading
 
 import numpy as np
 
-from privserve.errors import ClusterError, PeerLost
+from privserve.errors import ClusterError, PrivserveError
 from privserve.fixedpoint import RingArray
 
 
@@ -83,7 +83,7 @@ class Pool:
                 self._changed.wait()
             self._waiting = False
             if self._failure is not None:
-                if isinstance(self._failure, PeerLost):
+                if isinstance(self._failure, PrivserveError):
                     raise self._failure
                 raise ClusterError("packs can no longer be made") from self._failure
             if self._closed:

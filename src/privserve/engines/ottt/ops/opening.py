@@ -284,10 +284,10 @@ def bind_opening(
         for peer in peers:
             frame = received[peer]
             if frame is not seen[peer]:
-                words = received_words(frame)
-                if words.size == 1 and words[0] == NO_PACK:
-                    raise lacking_memory(shape[0])
                 ahead = 0 if numbered is None else 1
+                if ahead and frame is not None and bytes(frame[:9]) == LACKING:
+                    raise lacking_memory(shape[0])
+                words = received_words(mesh, peer, frame, ahead + packed.size)
                 numbers[peer], rows[peer] = words[:ahead], words[ahead:].reshape(shape)
                 seen[peer] = frame if words.base is not None else None  # no copy
             if numbered is not None and numbers[peer][0] != numbered[0]:
@@ -302,8 +302,13 @@ def lacking_memory(rows: int) -> TooManyRows:
     return TooManyRows(f"a party has no memory for {rows} rows at a time; ask fewer per query")
 
 
-def received_words(frame: memoryview | None) -> RingArray:
-    """Return a received frame as int64 words; copied only where it is not aligned."""
+def received_words(mesh: Mesh, peer: int, frame: memoryview | None, count: int) -> RingArray:
+    """Return the frame of `peer` as `count` int64 words; copied only where it is not aligned.
+
+    Raises BadFrame where it holds more or less than that.
+    """
     assert frame is not None  # only the own rank's is
+    if len(frame) != 8 * count:
+        raise mesh.bad_frame(peer, f"{len(frame)} bytes in place of {8 * count}")
     words: NDArray[Any] = np.frombuffer(frame, dtype=np.int64)
     return words if words.flags.aligned else words.copy()

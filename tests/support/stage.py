@@ -1,0 +1,179 @@
+"""A cluster of party processes that a test starts and stops one by one, and looks at from outside.
+
+Any of the parties may be played by the test itself, which holds all of their files: see `rogue`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from raw_http import OwnersHand
+from serving import serving, wait_until
+
+import privserve as ps
+from privserve.certificates import write_cluster
+from privserve.config import read_config
+
+NAMES = ("alice", "bob", "carol")
+X = np.linspace(-1, 1, 12).reshape(3, 4)
+SPARE = 8
+"""Threads that a process may have more than before: those of its pool, made when first needed."""
+
+
+@dataclass(frozen=True)
+class Held:
+    """What a process holds."""
+
+    threads: int
+    descriptors: int
+
+
+def model() -> ps.SecureModel:
+    """A model with a product, a comparison and an opening, quick to share."""
+    torch.manual_seed(5)
+    net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
+    return ps.load_model(net, input_shape=(4,), name="small")
+
+
+def reopened(sock: socket.socket) -> socket.socket:
+    """A new socket on the same port."""
+    address = sock.getsockname()
+    sock.close()
+    return socket.create_server(address)
+
+
+class Stage:
+    """Three parties on free ports, their sockets held here so that nobody else gets them."""
+
+    def __init__(self, home: Path, *options: str) -> None:
+        """options: of each party's command line."""
+        self.home = home
+        self.options = options
+        self.sockets: dict[str, tuple[socket.socket, socket.socket]] = {}
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        parties = []
+        for name in NAMES:
+            pair = tuple(socket.create_server(("127.0.0.1", 0)) for _ in range(2))
+            self.sockets[name] = pair  # type: ignore[assignment]
+            http, peer = (f"127.0.0.1:{sock.getsockname()[1]}" for sock in pair)
+            parties.append((name, http, peer))
+        self.config = read_config(write_cluster(home, parties))
+        self.model = model()
+        self.expected = self.model.converted.predict(X)
+        try:
+            for name in NAMES:
+                self.start(name)
+            self.cluster = ps.Cluster.connect(self.config.path)
+            self.owner = OwnersHand(self.config)
+        except BaseException:
+            self.close()
+            raise
+
+    def start(self, name: str) -> None:
+        """Start one party and wait until it answers."""
+        http, peer = (sock.fileno() for sock in self.sockets[name])
+        command = [sys.executable, "-m", "privserve.party", "--name", name]
+        command += ["--config", str(self.home / name / "cluster.toml"), *self.options]
+        command += ["--http-fd", str(http), "--peer-fd", str(peer)]
+        with self.log_path(name).open("ab") as log:
+            self.processes[name] = subprocess.Popen(
+                command, pass_fds=(http, peer), stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )
+
+    def wait_alive(self, name: str) -> None:
+        """Wait until a party that was started again answers; the owner signs for its process."""
+        self.cluster._wait_alive(self.config.parties[self.config.rank(name)])
+        self.owner = OwnersHand(self.config)
+
+    def stop(self, name: str) -> None:
+        """End one party's process."""
+        process = self.processes.pop(name)
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(15)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            raise AssertionError(f"{name} did not end when it was told to") from None
+        # It shut its sockets down, and these are the same ones: they cannot listen any more.
+        self.sockets[name] = tuple(reopened(sock) for sock in self.sockets[name])  # type: ignore[assignment]
+
+    def log_path(self, name: str) -> Path:
+        return self.home / name / "party.log"
+
+    def held(self, name: str) -> Held:
+        process = Path(f"/proc/{self.processes[name].pid}")
+        status = dict(line.split(":", 1) for line in (process / "status").read_text().splitlines())
+        return Held(int(status["Threads"]), len(os.listdir(process / "fd")))
+
+    def resident(self, name: str) -> int:
+        """Megabytes of memory that a process has touched."""
+        status = Path(f"/proc/{self.processes[name].pid}/status").read_text()
+        return int(status.split("VmRSS:")[1].split()[0]) >> 10
+
+    def unload(self) -> None:
+        """End whatever session there is."""
+        for name in self.processes:
+            party = self.config.parties[self.config.rank(name)]
+            self.cluster.call(party, "POST", "/v2/repository/models/small/unload")
+
+    def check_log(self, name: str, since: int = 0) -> int:
+        """Fail where a party's log tells of a surprise; returns the log's length."""
+        text = self.log_path(name).read_bytes()
+        new = text[since:].decode(errors="replace")
+        for bad in ("Traceback", "in the front", "in the session", "internal error", "never "):
+            assert bad not in new, f"{name}'s log:\n{new[-3000:]}"
+        return len(text)
+
+    def check_honest(self) -> None:
+        """Share the model anew and ask it: all is as ever."""
+        self.model.share(self.cluster, report=lambda line: None)
+        with serving(self.cluster, self.model), ps.Client(self.config.path, timeout=30) as client:
+            assert np.abs(client.query_model(X) - self.expected).max() < 1e-2
+
+    @contextlib.contextmanager
+    def undisturbed(self) -> Iterator[None]:
+        """Whatever happens in the block: the parties live on, hold no more, and answer rightly."""
+        self.check_honest()
+        self.unload()
+        before = {name: self.held(name) for name in self.processes}
+        lengths = {name: self.check_log(name) for name in self.processes}
+        yield
+        for name, process in self.processes.items():
+            assert process.poll() is None, f"{name} ended with {process.returncode}"
+            self.check_log(name, lengths[name])
+        self.check_honest()
+        self.unload()
+        for name, held in before.items():
+            wait_until(
+                lambda n=name, h=held: (
+                    self.held(n).threads <= h.threads + SPARE
+                    and self.held(n).descriptors <= h.descriptors + SPARE
+                ),
+                f"{name} holds no more than before: {held}, now {self.held(name)}",
+                40,
+            )
+            self.check_log(name, lengths[name])
+
+    def close(self) -> None:
+        """End all processes and free the ports."""
+        try:
+            for name in list(self.processes):
+                self.stop(name)
+        finally:
+            for process in self.processes.values():
+                process.kill()
+                process.wait()
+            for pair in self.sockets.values():
+                for sock in pair:
+                    sock.close()
