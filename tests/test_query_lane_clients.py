@@ -50,6 +50,12 @@ def test_a_client_falls_back_to_http_where_that_is_all_that_gets_through(
     np.testing.assert_allclose(answer, predicted(digits, slice(2)), atol=2e-2)
 
 
+def test_a_client_speaks_http_where_it_is_told_to(digits: Digits) -> None:
+    with digits.serving(), ps.Client(digits.cluster, timeout=30, http=True) as client:
+        assert client.query_model(digits.images[:1]).argmax() == digits.labels[0]
+        assert isinstance(client._way, HttpClient)
+
+
 def test_many_threads_share_a_client_and_get_their_own_answers(
     digits: Digits, client: ps.Client
 ) -> None:

@@ -57,10 +57,12 @@ class Client:
         ca: str | Path | None = None,
         key: str | Path | None = None,
         timeout: float = 60.0,
+        http: bool = False,
     ) -> None:
         """cluster: a cluster.toml, a running `Cluster`, or the compute parties' addresses
         together with `ca`, the cluster's ca.pem. key: the client's key, by default client.key
         beside cluster.toml or ca.pem where there is one. timeout: seconds that a query may take.
+        http: ask over HTTP, slower, also where the parties know query lanes.
         """
         parties, authority, beside = _resolve(cluster, ca)
         self._revocations = Revocations(authority)
@@ -70,6 +72,7 @@ class Client:
             Peer(name, address, identity, _authorization(shown, identity))
             for name, address, identity in parties
         ]
+        self._http_only = http
         self._way: LaneClient | HttpClient | None = None
         self._model: ServedModel | None = None
         self._is_closed = False
@@ -278,17 +281,18 @@ class Client:
         with self._lock:
             if self._is_closed:
                 raise ClusterError("this client is closed")
-            if self._way is None:
+            if self._way is None and not self._http_only:
                 lanes = LaneClient(self._peers, self._revocations.context, self._timeout)
                 try:
                     lanes.about()
                     self._way = lanes
                 except SpeaksHttpOnly:
                     lanes.close()
-                    # Only where it is needed: it takes long to load.
-                    from privserve.http_client import HttpClient
+            if self._way is None:
+                # Only where it is needed: it takes long to load.
+                from privserve.http_client import HttpClient
 
-                    self._way = HttpClient(self._peers, self._revocations.context, self._timeout)
+                self._way = HttpClient(self._peers, self._revocations.context, self._timeout)
             return self._way
 
 

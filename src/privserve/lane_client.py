@@ -302,7 +302,7 @@ class LaneClient:
             self._asked.pop(asked.number, None)
             if self._waiting and not self._reading.locked():
                 self._leave_to_another()
-            if not asked.is_done:
+            if not asked.is_done or isinstance(asked.error, ClusterError):
                 self._cancel(asked)
         if asked.error is not None:
             raise asked.error

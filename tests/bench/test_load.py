@@ -163,7 +163,7 @@ def test_a_party_that_dies_is_named_and_everything_ends(
     [
         (["--clients", "0"], "not a list of numbers"),
         (["--rows", "1,some"], "not a list of numbers"),
-        (["--ways", "pigeon"], "'pigeon' is none of http"),
+        (["--ways", "pigeon"], "'pigeon' is none of lane, http"),
         (["--loop", "spiral"], "'spiral' is none of closed, open"),
         (["--seconds", "-1"], "not a positive number"),
         (["--rounds", "0"], "--rounds must be at least 1"),

@@ -52,7 +52,8 @@ class Asker(Protocol):
 
 
 WAYS: dict[str, Callable[[Path, Path], Asker]] = {
-    "http": lambda config, key: Client(config, key=key),
+    "lane": lambda config, key: Client(config, key=key),
+    "http": lambda config, key: Client(config, key=key, http=True),
 }
 """How clients may ask: by name, what makes one of a cluster.toml and a client's key."""
 
