@@ -32,11 +32,6 @@ DOMAIN = "privserve.invalid"
 OWNER_KEY_BYTES = 32
 LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?")
 
-MAX_BATCH = 128
-"""Rows that run together, where the model owner says nothing else."""
-MAX_DELAY_SECONDS = 10.0
-"""A batch that is not full waits no longer for more, whatever the model owner says."""
-
 EXTRA_NAMES = ("dave", "erin", "frank", "grace", "heidi", "ivan", "judy", "karl", "laura")
 
 

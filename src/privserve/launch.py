@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 from zipfile import BadZipFile
 
 from privserve.addresses import join_address, split_address
-from privserve.config import MAX_DELAY_SECONDS, party_names
+from privserve.config import party_names
+from privserve.engines import OPTIONS
 from privserve.errors import ConfigError
 from privserve.exit_codes import exit_code
 from privserve.interrupts import keep_interrupts
@@ -118,9 +119,9 @@ def _add_sharing(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--max-delay",
-        type=float,
-        metavar="SECONDS",
-        help="let a batch that is not full wait so long for more queries (0)",
+        type=int,
+        metavar="MS",
+        help="milliseconds that a batch which is not full waits for more queries (0)",
     )
     parser.add_argument(
         "--open", action="store_true", help="answer everybody, not only the cluster's clients"
@@ -134,10 +135,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(_with_ranges(given))
     if options.num_requests is not None and options.num_requests < 1:
         parser.error("--num-requests must be at least 1")
-    if options.max_batch is not None and options.max_batch < 1:
-        parser.error("--max-batch must be at least 1")
-    if options.max_delay is not None and not 0 <= options.max_delay <= MAX_DELAY_SECONDS:
-        parser.error(f"--max-delay goes from 0 to {MAX_DELAY_SECONDS:g} seconds")
+    for option, value in (("max_batch", options.max_batch), ("max_delay_ms", options.max_delay)):
+        low, high = OPTIONS[option]
+        if value is not None and not low <= value <= high:
+            name = option.removesuffix("_ms").replace("_", "-")
+            parser.error(f"--{name} goes from {low} to {high}")
     if options.parties is not None and options.parties < 3:
         parser.error("--parties must be at least 3: two that compute, and the dealer")
     if options.parties is not None and (options.config or options.party):
@@ -297,7 +299,7 @@ def launch(options: argparse.Namespace) -> int:
 
 def _batching(options: argparse.Namespace) -> dict[str, Any]:
     """How queries are put together, where the command line says so."""
-    chosen = {"max_batch": options.max_batch, "max_delay": options.max_delay}
+    chosen = {"max_batch": options.max_batch, "max_delay_ms": options.max_delay}
     return {name: value for name, value in chosen.items() if value is not None}
 
 

@@ -161,7 +161,7 @@ class SecureModel:
         than one which does; it costs some exchanges. When None, where `everybody` may ask.
         force: share also what the parties seem to have no memory for.
         options: of the engine and of serving, such as max_batch, the rows that run together at
-        most, and max_delay, for how many seconds a batch that is not full waits for more.
+        most, and max_delay_ms, how long a batch that is not full waits for more.
         everybody: what those may ask, together, who are no clients of the cluster; None: nothing.
         report: called with what errors to expect and with what had to be
         guessed; when None, guesses are warned of and the rest is printed. Raises ModelError if

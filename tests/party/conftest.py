@@ -33,7 +33,7 @@ def sessions(echo: None, tmp_path: Path) -> Iterator[Sessions]:
     three.close()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     """Three party processes that wait for nobody for long."""
     waits = ("--connect-timeout", "20", "--share-timeout", "0.2", "--peer-timeout", "6")

@@ -171,6 +171,15 @@ def test_a_frame_that_trickles_in_is_given_up(parties: Parties) -> None:
     assert time.monotonic() - began < 10
 
 
+@pytest.mark.parametrize("size", [10, 1 << 20])
+def test_a_frame_that_does_not_end_is_given_up_on_any_lane(parties: Parties, size: int) -> None:
+    """A party whose signs of life went on could stop in the middle of an opening, for ever."""
+    say(parties.mesh(1).channels[0], struct.pack("<Q", size) + b"half")
+    parties.mesh(0).set_patience(0.2)
+    with pytest.raises(BadFrame, match=r"bob sent .* began a frame and did not end it"):
+        parties.mesh(0).exchange(bytes(size))
+
+
 def test_a_frame_that_is_only_announced_takes_no_memory(parties: Parties) -> None:
     """A lane that may carry 2 GB had them allocated, and written, when they were announced."""
     channel = parties.mesh(0).channels[1]
@@ -315,7 +324,7 @@ def test_a_connection_that_comes_twice_replaces_the_first(parties: Parties) -> N
     first.set_timeout(10)
     with pytest.raises(PeerLost, match="closed"):
         first.recv()
-    assert len(alice._arrived) == 1
+    wait_until(lambda: len(alice._arrived) == 1, "the second one is there")
     first.release()
     second.release()
 

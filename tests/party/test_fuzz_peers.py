@@ -29,7 +29,7 @@ from mutations import case, cases, lying_frame, mutant
 from raw_http import Front
 from rogue import LANES, Plan, Rogue, framed
 from serving import make_config, wait_until
-from stage import NAMES, Stage, X
+from stage import NAMES, SPARE, Stage, X
 from test_fuzz_calls import LOAD, Material
 
 from privserve import fixedpoint, oip, sharing
@@ -240,9 +240,8 @@ class Play:
         for thread in threads:
             thread.join(1.5)
         if any(thread.is_alive() for thread in threads):
-            # A party may be left waiting for a frame, but not longer than its owner wants.
-            for victim in self.victims:
-                self.owner(victim, "POST", "/v2/repository/models/small/unload")
+            # As above, while a query runs.
+            self.unload()
             for thread in threads:
                 thread.join(10)
                 assert not thread.is_alive(), "a query hangs although the model was unloaded"
@@ -250,8 +249,8 @@ class Play:
 
     def run(self, number: int, draw: random.Random) -> Plan:
         """One session with one bad frame; all is as it should be afterwards."""
-        lane = draw.choice(LANES)
-        plan = self.rogue.plan = Plan(draw, lane, draw.choice([0, 0, 1, 2, 3, 5, 8, 13]))
+        lane = draw.choice(LANES[self.rogue.name])
+        plan = self.rogue.plan = Plan(draw, lane, draw.choice([0, 0, 1, 1, 2, 3, 5, 8]))
         session_id = f"{number}-{draw.random()}"
         self.load(session_id)
         message = self.material.message(self.rogue.name, session_id)
@@ -266,7 +265,12 @@ class Play:
         session = self.rogue.open(spec)
         try:
             assert session.ready.wait(20)
-            wait_until(partial(self.are, "loaded", "failed", "ended"), "it is up or over", 15)
+            try:
+                wait_until(partial(self.are, "loaded", "failed", "ended"), "it is up or over", 10)
+            except AssertionError:
+                # A party may keep the others waiting, but not longer than their owner wants.
+                assert plan.sent is not None
+                self.unload()
             if session.state == "loaded" and self.are("loaded"):
                 self.serve(session)
                 for turn in range(2):
@@ -277,6 +281,10 @@ class Play:
             session.end("the rogue left")
         self.check_reasons(plan)
         return plan
+
+    def unload(self) -> None:
+        for victim in self.victims:
+            self.owner(victim, "POST", "/v2/repository/models/small/unload")
 
     def serve(self, session: Any) -> None:
         if isinstance(session, LeaderSession):
@@ -306,8 +314,8 @@ class Play:
 
 def play(stage: Stage, name: str, usual: int) -> None:
     """Sessions in which `name` is the rogue."""
-    with stage.undisturbed():
-        pass
+    stage.check_honest()
+    stage.unload()
     stage.stop(name)
     rogue = Rogue(stage, name)
     try:
@@ -321,13 +329,13 @@ def play(stage: Stage, name: str, usual: int) -> None:
                     for victim in stage.processes:
                         sizes[victim] = stage.check_log(victim, sizes[victim])
             theatre.front.close()
-        assert struck > usual // 4 or len(cases(usual)) < 10, "hardly any frame was bad"
+        assert struck > usual // 2 or len(cases(usual)) < 10, "hardly any frame was bad"
         for victim, process in stage.processes.items():
             assert process.poll() is None, f"{victim} ended with {process.returncode}"
             wait_until(
                 lambda v=victim: (
-                    stage.held(v).threads <= before[v].threads + 8
-                    and stage.held(v).descriptors <= before[v].descriptors + 8
+                    stage.held(v).threads <= before[v].threads + SPARE
+                    and stage.held(v).descriptors <= before[v].descriptors + SPARE
                 ),
                 f"{victim} holds no more than {before[victim]}",
                 20,

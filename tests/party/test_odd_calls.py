@@ -44,6 +44,7 @@ def test_limits_that_are_none_are_not_quoted() -> None:
     "options",
     [
         *({"max_batch": value} for value in ("x", 0, -5, 1e400, True, None, 10**6)),
+        *({"max_batch": 0}, {"max_delay_ms": 0.5}, {"max_delay_ms": -1}, {"max_delay_ms": 10_001}),
         *({"piece_bytes": 0}, {"pool_bytes": "1"}, {"description": 1}, {"mesh": {}}, [], None),
     ],
 )
@@ -53,7 +54,13 @@ def test_an_option_that_is_none_is_refused_before_a_session_begins(options: obje
 
 
 def test_options_that_are_some_are_taken() -> None:
-    given = {"max_batch": 3, "pool_queries": 7, "pool_bytes": 1 << 20, "ready_packs": 0}
+    given = {
+        "max_batch": 3,
+        "max_delay_ms": 5,
+        "pool_queries": 7,
+        "pool_bytes": 1 << 20,
+        "ready_packs": 0,
+    }
     assert read_options(given) == given
     assert read_options({}) == {}
 

@@ -15,9 +15,8 @@ from serving import wait_until
 from sessions import Sessions, answer, numbers, refusals, states
 
 from privserve.config import Timeouts
-from privserve.errors import InputError, LimitReached, TooManyRows
+from privserve.errors import LimitReached, TooManyRows
 from privserve.party.pending import Pending
-from privserve.party.roles import batching
 
 
 def test_a_query_is_answered_with_shares_of_its_answer(sessions: Sessions) -> None:
@@ -201,20 +200,8 @@ def test_a_batch_that_a_party_has_no_memory_for_is_refused_and_the_next_is_answe
     assert sessions.leader.queue.answered == 2
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        *({"max_batch": rows} for rows in (0, "2", True)),
-        *({"max_delay": seconds} for seconds in (-1, float("nan"), 11, None)),
-    ],
-)
-def test_options_of_batching_that_say_nothing_are_refused(options: dict[str, object]) -> None:
-    with pytest.raises(InputError, match=r"'max_batch' must be|'max_delay' goes from 0 to 10 s"):
-        batching(options)
-
-
 def test_a_batch_waits_for_more_queries_where_the_owner_wants_that(sessions: Sessions) -> None:
-    sessions.start(max_batch=3, max_delay=5.0)
+    sessions.start(max_batch=3, max_delay_ms=5000)
     sessions.leader.queue.serve(None)
     started = time.monotonic()
     asked = [sessions.ask(numbers(i, i)) for i in range(3)]  # full: it waits no longer

@@ -25,7 +25,12 @@ from privserve.party.lanes import Listener
 from privserve.party.roles import open_session
 from privserve.party.session import Seat, Session, SessionSpec
 
-LANES = ("watch", "orders", "arrivals", "online", "deal")
+LANES = {
+    "alice": ("watch", "orders", "online", "deal"),
+    "bob": ("watch", "arrivals", "online"),
+    "carol": ("watch", "deal"),
+}
+"""On which each party writes, in a session of ottt."""
 WAITS = Timeouts(connect=20, peer=6, share=0.2)
 
 

@@ -122,14 +122,16 @@ ENGINES = {
 
 OPTIONS: Mapping[str, tuple[int, int]] = {
     "max_batch": (1, 1024),
+    "max_delay_ms": (0, 10_000),
     "pool_queries": (1, 1 << 20),
     "pool_bytes": (1, 1 << 40),
     "ready_packs": (0, 1 << 20),
     "piece_bytes": (1, 1 << 40),
 }
 """What a model's owner may choose for a session, and the least and the largest number that each
-takes: the rows that run together, what a pool of packs holds, how many packs have to be there
-before the model counts as loaded, how finely packs are cut. An engine reads what concerns it."""
+takes: the rows that run together, for how long a batch that is not full waits for more, what a pool
+of packs holds, how many packs have to be there before the model counts as loaded, how finely packs
+are cut. An engine reads what concerns it."""
 
 
 def read_options(given: object) -> dict[str, int]:

@@ -27,6 +27,7 @@ LAZY_BYTES = 1 << 20
 # Frames up to this size are joined with their header and go out in one piece.
 JOINED_BYTES = 64 * 1024
 MAX_VIEWS = 256
+SILENT = "no answer in time; is it overloaded or stopped?"
 
 Tap = Callable[[str, str, bytes], None]
 
@@ -51,6 +52,8 @@ class Channel:
         self.frames_sent = 0
         self._stream = stream
         self._sock = stream.sock
+        self.patience: float | None = None
+        """Seconds for the next bytes of a frame that has begun; None waits for ever."""
         self._timeout: float | None = None
         self._tap = tap
         self._buffer = memoryview(bytearray(1 << 16))
@@ -137,12 +140,10 @@ class Channel:
                     # The peer may be waiting for this very core.
                     os.sched_yield()
                     continue
-            try:
-                self._await(select.POLLIN, "no answer in time; is it overloaded or stopped?", until)
-            except PeerLost:
-                if done and until is not None:
-                    raise self.bad("it began a frame and did not end it") from None
-                raise
+            if done:
+                self.await_rest(until)
+            else:
+                self._await(select.POLLIN, SILENT, until)
         frame = self._frames.get(size)
         if frame is None:
             if len(self._frames) >= MAX_VIEWS:
@@ -164,6 +165,14 @@ class Channel:
         """Free the descriptor; only once no thread uses the channel."""
         self.close()
         self._sock.close()
+
+    def await_rest(self, until: float | None = None) -> None:
+        """Sleep until more of a frame comes that has begun; BadFrame where nothing does in time."""
+        bounds = [b for b in (self._timeout, self.patience) if b is not None]
+        if until is not None:
+            bounds.append(max(0.0, until - time.monotonic()))
+        if not wait_for({self: select.POLLIN}, min(bounds, default=None)):
+            raise self.bad("it began a frame and did not end it")
 
     # The steps, for `duplex`.
 
@@ -238,11 +247,10 @@ class Channel:
         """Sleep until the socket can be read or written; PeerLost after the timeout, or `until`."""
         timeout = self._timeout
         if until is not None:
-            left = until - time.monotonic()
-            if left <= 0:
-                raise self.lost(complaint)
+            left = max(0.0, until - time.monotonic())
             timeout = left if timeout is None else min(left, timeout)
-        wait_for({self: event}, timeout, complaint)
+        if not wait_for({self: event}, timeout):
+            raise self.lost(complaint)
 
 
 def frame_of(buffers: Sequence[Payload]) -> list[Payload]:
@@ -272,8 +280,8 @@ def chunks_of(parts: Sequence[Payload]) -> Iterable[Payload]:
             yield view[start : start + CHUNK_BYTES]
 
 
-def wait_for(wanted: Mapping[Channel, int], timeout: float | None, complaint: str) -> None:
-    """Sleep until one of the channels is ready for what is wanted of it."""
+def wait_for(wanted: Mapping[Channel, int], timeout: float | None) -> bool:
+    """Sleep until one of the channels is ready for what is wanted of it; whether one is."""
     poll = select.poll()
     try:
         for channel, events in wanted.items():
@@ -281,5 +289,4 @@ def wait_for(wanted: Mapping[Channel, int], timeout: float | None, complaint: st
         ready = poll.poll(None if timeout is None else timeout * 1000)
     except (OSError, ValueError) as error:  # released meanwhile
         raise next(iter(wanted)).lost(reason_of(error)) from None
-    if not ready:
-        raise next(iter(wanted)).lost(complaint)
+    return bool(ready)

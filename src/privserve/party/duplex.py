@@ -6,7 +6,7 @@ import select
 from collections.abc import Iterable, Sequence
 
 from privserve.mesh import Payload
-from privserve.party.channel import HEADER, Channel, chunks_of, frame_of, wait_for
+from privserve.party.channel import HEADER, SILENT, Channel, chunks_of, frame_of, wait_for
 
 
 def exchange_duplex(channels: Iterable[Channel], payload: Payload) -> list[memoryview]:
@@ -24,8 +24,12 @@ def exchange_duplex(channels: Iterable[Channel], payload: Payload) -> list[memor
         waiting = [job for job in waiting if not job.done]
         if waiting and not any(job.progressed for job in waiting):
             wanted = {job.channel: job.wants for job in waiting}
-            timeout = waiting[0].channel.timeout
-            wait_for(wanted, timeout, "no answer in time; is it overloaded or stopped?")
+            first, begun = waiting[0].channel, [job.channel for job in waiting if job.is_reading]
+            bounds = [b for b in (first.timeout, *(c.patience for c in begun)) if b is not None]
+            if not wait_for(wanted, min(bounds, default=None)):
+                if begun:
+                    raise begun[0].bad("it began a frame and did not end it")
+                raise first.lost(SILENT)
     return [job.result() for job in jobs]
 
 
@@ -46,6 +50,11 @@ class _Duplex:
     @property
     def done(self) -> bool:
         return self._sent and self._got == self._size
+
+    @property
+    def is_reading(self) -> bool:
+        """Whether the peer's frame has begun to come, and not ended."""
+        return self._got > 0 and self._got != self._size
 
     def advance(self) -> None:
         """Write and read as much as the socket takes and gives without waiting."""

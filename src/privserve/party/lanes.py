@@ -106,6 +106,11 @@ class LaneMesh:
         """Return the error for a frame from `peer` that is none of the protocol."""
         return self.channels[peer].bad(why)
 
+    def set_patience(self, seconds: float) -> None:
+        """Bound every later wait for the rest of a frame that has begun."""
+        for channel in self.channels.values():
+            channel.patience = seconds
+
     def set_timeout(self, seconds: float | None) -> None:
         """Bound every later wait on this lane."""
         for channel in self.channels.values():

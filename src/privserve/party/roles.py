@@ -18,11 +18,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from privserve.config import MAX_BATCH, MAX_DELAY_SECONDS
 from privserve.engines import Compute, load_engine
 from privserve.errors import (
     BadFrame,
-    InputError,
     NotServing,
     PeerLost,
     QueryError,
@@ -48,6 +46,8 @@ from privserve.prg import Prg
 T = TypeVar("T")
 
 RECENT_RUNS = 1000
+MAX_BATCH = 128
+"""Rows that run together, where the model owner says nothing else."""
 NOTE_SECONDS = 5.0
 """At most this long a follower's notes wait for the leader to take them."""
 
@@ -221,7 +221,8 @@ class LeaderSession(ComputeSession):
 
     def __init__(self, seat: Seat, spec: SessionSpec) -> None:
         super().__init__(seat, spec)
-        rows, self._max_delay = batching(spec.options)
+        rows = spec.options.get("max_batch", MAX_BATCH)
+        self._max_delay = spec.options.get("max_delay_ms", 0) / 1000
         self.queue = LeaderQueue(
             self._n, rows, seat.timeouts.share, seat.accounts, self._poller.wake
         )
@@ -378,19 +379,6 @@ class FollowerSession(ComputeSession):
     def _refuse_all(self, error: QueryError) -> None:
         with self._lock:
             self._pending.fail_all(error)
-
-
-def batching(options: Mapping[str, Any]) -> tuple[int, float]:
-    """Return how many rows run together, and for how many seconds a batch waits to be filled.
-
-    Raises InputError for options that say neither.
-    """
-    rows, seconds = options.get("max_batch", MAX_BATCH), options.get("max_delay", 0)
-    if type(rows) is not int or rows < 1:
-        raise InputError(f"'max_batch' must be a positive whole number, not {rows!r}")
-    if type(seconds) not in (int, float) or not 0 <= seconds <= MAX_DELAY_SECONDS:
-        raise InputError(f"'max_delay' goes from 0 to {MAX_DELAY_SECONDS:g} s, not {seconds!r}")
-    return rows, float(seconds)
 
 
 def open_session(seat: Seat, spec: SessionSpec) -> Session:

@@ -133,6 +133,8 @@ class Session(ABC):
             self._lanes = self._listener.open_lanes(
                 self.spec.id, lanes, self._timeouts.connect, self._ended, limits, WATCH
             )
+            for lane in self._lanes.values():
+                lane.set_patience(self._timeouts.peer)
             if self._ended.is_set():
                 raise PeerLost(self.reason)
             self._agree()
