@@ -275,3 +275,17 @@ def test_a_client_loads_no_http_library_and_no_torch() -> None:
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
+
+
+def test_no_thread_is_left_waiting_when_the_one_that_reads_has_its_answer(
+    digits: Digits, client: ps.Client
+) -> None:
+    """Threads that come and go, so that the reading is handed on all the time."""
+    with digits.serving():
+        client.query_model(one(digits, 0))
+        began = time.monotonic()
+        for round_ in range(40):
+            with ThreadPoolExecutor(6) as pool:
+                answers = list(pool.map(lambda i: client.query_model(one(digits, i)), range(12)))
+            assert len(answers) == 12, round_
+    assert time.monotonic() - began < 60

@@ -57,7 +57,10 @@ class Asked:
         self.number = 0
         self._missing = parties
         self._callback = callback
-        self._done: threading.Event | None = None
+        # Held but for a moment: a thread that waits for it is woken when somebody lets it go. An
+        # event costs ten times as much to make.
+        self._bell = threading.Lock()
+        self._bell.acquire()
 
     @property
     def is_called_back(self) -> bool:
@@ -66,7 +69,7 @@ class Asked:
 
     def answered(self, party: int, payload: memoryview) -> None:
         """Note a party's answer."""
-        if self.payloads[party] is None:
+        if self.payloads[party] is None and not self.is_done:
             self.payloads[party] = payload
             self._missing -= 1
             if not self._missing:
@@ -81,25 +84,18 @@ class Asked:
     def end(self) -> None:
         """Let whoever waits know."""
         self.is_done = True
-        if self._done is not None:
-            self._done.set()
+        self.nudge()
         if self._callback is not None:
             self._callback(self)
 
     def wait(self, seconds: float) -> None:
-        """Wait until it is done, or until `nudge`."""
-        if self._done is None:
-            self._done = threading.Event()
-        if not self.is_done:
-            self._done.wait(seconds)
-        if not self.is_done:
-            self._done.clear()
+        """Wait until it is done, or until `nudge`; of no use to more than one thread."""
+        self._bell.acquire(timeout=seconds)
 
     def nudge(self) -> None:
-        """End a `wait`."""
-        if self._done is None:
-            self._done = threading.Event()
-        self._done.set()
+        """End a `wait`, or the next one."""
+        with contextlib.suppress(RuntimeError):  # it was nudged already
+            self._bell.release()
 
 
 class _Connection:
