@@ -24,7 +24,7 @@ from privserve.errors import (
     StaleSession,
     TooManyRows,
 )
-from privserve.party.http import _on_error
+from privserve.party.json_answers import _on_error
 
 ANSWERS = {
     QueryError("why"): (QueryError, "refused", 500),
@@ -67,6 +67,6 @@ def test_an_error_keeps_the_status_of_its_class_from_that_of_one_refusal() -> No
 
 
 def test_no_two_classes_share_a_code() -> None:
-    assert len(BY_CODE) == 6
+    assert len(BY_CODE) == 7
     assert all(kind.code == code for code, kind in BY_CODE.items())
     assert InputError.code not in BY_CODE
