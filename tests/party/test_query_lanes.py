@@ -330,3 +330,14 @@ def test_http_clients_still_speak_http(digits: Digits) -> None:
     party = digits.cluster.config.parties[0]
     assert tls_context(digits.cluster.config.ca)
     assert digits.cluster.call(party, "GET", "/v2/health/live").json() == {"live": True}
+
+
+def test_what_comes_right_behind_the_hello_is_read(digits: Digits) -> None:
+    lane = RawLane(digits)
+    hello = json_frame(Kind.HELLO, 0, {"authorization": lane._authorization})
+    lane.send(hello)
+    for number in range(50):  # records of their own, which come along with it or soon after
+        lane.send(frame(Kind.PING, number))
+    kinds = [lane.next()[:2] for _ in range(51)]
+    assert kinds == [(Kind.WELCOME, 0), *((Kind.PONG, number) for number in range(50))]
+    lane.close()

@@ -196,6 +196,8 @@ class QueryLanes:
             self._refuse(lane, error)
             return
         self._tell(lane, 0)
+        if lane.stream.has_arrived:  # right behind the hello: the socket will not tell
+            self._poller.call(partial(self._guarded, self._ready, lane, READABLE))
         if len(self._lanes) > MAX_LANES:
             idle = next((other for other in self._lanes if not other.asked), lane)
             self._drop(idle, "too many")
@@ -228,7 +230,9 @@ class QueryLanes:
         except Exception as error:
             frames = "".join(traceback.format_tb(error.__traceback__))
             log.error("a query lane: %s\n%s", type(error).__name__, frames)
-            if isinstance(given[0], _Lane):
+            if given[0] in self._greeted:
+                self._leave(given[0], "internal error")
+            elif isinstance(given[0], _Lane):
                 self._drop(given[0], "internal error")
 
     def _ready(self, lane: _Lane, events: int) -> None:
@@ -260,6 +264,7 @@ class QueryLanes:
             self._drop(lane, "")
             return
         lane.moved += total
+        self._lanes[lane] = self._lanes.pop(lane, None)
         self._count(lane, lane.reader.held)
         if self._held > MAX_PENDING_BYTES and lane.reader.held:
             self._refuse(lane, NotServing("this party holds too many halves of queries; try again"))
