@@ -71,6 +71,10 @@ ATTACKS = {
         lambda f: of_kind(f, "relu").update(inputs=[of_kind(f, "relu")["output"]]),
         "no op before it makes",
     ),
+    "a step that is no float": (
+        lambda f: f["values"][0].update(step=10**400),
+        "step is no finite number",
+    ),
     "a value beyond all values": (
         lambda f: of_kind(f, "relu").update(inputs=[9999]),
         "'inputs'",
