@@ -46,9 +46,7 @@ def base(number: int) -> Prepared:
         graph = random_graph(number)
         try:
             is_strict = number % 3 == 0
-            return ottt.prepare(
-                graph.model, input_range=graph.input_range, strict_inputs=is_strict
-            )
+            return ottt.prepare(graph.model, input_range=graph.input_range, strict_inputs=is_strict)
         except ModelError:
             number += 1000
 
