@@ -15,6 +15,9 @@ FORBIDDEN = {
     "privserve.cluster": ("torch", "onnx", "numba", "converters", "privserve.party"),
     "privserve.engines.ottt.compute": ("torch", "onnx", "httpx", "privserve.compiler"),
     "privserve.engines.ottt.dealer": ("torch", "onnx", "httpx", "privserve.compiler"),
+    "privserve.gateway.__main__": (
+        *("torch", "onnx", "numba", "httpx", "grpc", "converters", "privserve.party"),
+    ),
     "privserve.launch": ("torch", "onnx", "numba", "httpx", "converters"),
 }
 

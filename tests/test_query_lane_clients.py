@@ -14,10 +14,11 @@ from concurrent.futures import CancelledError, ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from serving import Digits, free_workers, serving, small_model
+from serving import SMALL, Digits, free_workers, serving, small_model, wait_until
 
 import privserve as ps
 from privserve import lane_client
+from privserve.client import IN_FLIGHT
 from privserve.http_client import HttpClient
 from privserve.lane_client import LaneClient
 
@@ -147,6 +148,87 @@ def test_an_awaited_query_that_is_cancelled_leaves_the_client_whole(digits: Digi
 
     with digits.serving():
         assert asyncio.run(ask()).argmax() == digits.labels[0]
+
+
+def test_a_query_that_is_cancelled_is_withdrawn_from_the_parties(tag: str) -> None:
+    async def ask(cluster: ps.Cluster) -> None:
+        async with ps.AsyncClient(cluster, timeout=30) as client:
+            model = await client.read_model()
+            assert client.model is model
+            task = asyncio.create_task(client.query_model(SMALL))
+            await asyncio.sleep(0)  # it is begun
+            await client.read_model()  # over the same lanes: the parties have it by now
+            task.cancel()
+            # The one row that is served was not spent on it.
+            assert (await client.query_model(SMALL)).shape == (1, 2)
+            with pytest.raises(ps.LimitReached):
+                await client.query_model(SMALL)
+
+    with ps.Cluster(*free_workers()) as cluster, small_model() as model:
+        model.share(cluster, options={"max_delay": 3.0})
+        with serving(cluster, model, num_requests=1):
+            asyncio.run(ask(cluster))
+
+
+def test_background_queries_that_cannot_begin_take_no_place(tag: str) -> None:
+    """Each used to keep one of IN_FLIGHT places; then all further ones waited in vain."""
+    with ps.Cluster(*free_workers()) as cluster, small_model() as model:
+        model.share(cluster)
+        client = ps.Client(cluster, timeout=2)
+        with serving(cluster, model):
+            client.query_model(SMALL)
+    failed = [client.query_model_async(SMALL) for _ in range(IN_FLIGHT + 3)]
+    for future in failed:
+        with pytest.raises(ps.ClusterError, match="alice"):
+            future.result(5)
+    client.close()
+
+
+def test_answers_are_read_while_another_thread_reads_the_model(tag: str) -> None:
+    """Who reads the model waits for the thread that reads answers, which must not wait for it."""
+    with ps.Cluster(*free_workers()) as cluster, small_model() as model:
+        model.share(cluster)
+        with ps.Client(cluster, timeout=30) as client:
+            client.read_model()
+            model.share(cluster)  # what the client knows is of a session that is over
+            with serving(cluster, model):
+                with client._lock:  # as `read_model` holds it
+                    future = client.query_model_async(SMALL)
+                    wait_until(lambda: client._model is None, "the refusal is read")
+                assert future.result(30).shape == (1, 2)
+
+
+def test_an_event_loop_goes_on_while_a_lane_is_opened_anew(digits: Digits) -> None:
+    async def ask(pid: int) -> float:
+        longest, told = 0.0, asyncio.Event()
+
+        async def tick() -> None:
+            nonlocal longest
+            while not told.is_set():
+                started = time.monotonic()
+                await asyncio.sleep(0.02)
+                longest = max(longest, time.monotonic() - started)
+
+        async with ps.AsyncClient(digits.cluster, timeout=4) as client:
+            await client.query_model(one(digits, 0))
+            os.kill(pid, 19)  # SIGSTOP: bob's port takes connections, and nobody greets them
+            try:
+                bob = client._client._way._connections[1]  # type: ignore[union-attr]
+                bob.stream.sock.shutdown(socket.SHUT_RDWR)
+                ticking = asyncio.create_task(tick())
+                for _ in range(2):  # one finds the lane broken, one opens another
+                    with pytest.raises(ps.ClusterError, match="bob"):
+                        await client.query_model(one(digits, 0))
+                told.set()
+                await ticking
+            finally:
+                os.kill(pid, 18)
+        return longest
+
+    with digits.serving():
+        assert asyncio.run(ask(digits.cluster._processes["bob"].pid)) < 2
+    with digits.serving(), ps.Client(digits.cluster, timeout=30) as client:
+        assert client.query_model(one(digits, 0)).argmax() == digits.labels[0]
 
 
 @pytest.mark.parametrize("rank", [0, 1])

@@ -20,8 +20,11 @@ def join_address(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def bind(address: tuple[str, int], what: str) -> socket.socket:
-    """Return a listening-ready socket, or raise a ConfigError that names port and remedy."""
+def bind(address: tuple[str, int], what: str, option: str = "--port") -> socket.socket:
+    """Return a listening-ready socket, or raise a ConfigError that names port and remedy.
+
+    what: listens there; option: of the command line, which says where.
+    """
     host, port = address
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
@@ -36,6 +39,6 @@ def bind(address: tuple[str, int], what: str) -> socket.socket:
         why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise ConfigError(
             f"{what}: cannot listen on {join_address(host, port)} ({why.lower()}); stop what uses "
-            "that port or choose another with --port"
+            f"that port or choose another with {option}"
         ) from None
     return sock

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from privserve.client import IN_FLIGHT, BackgroundQuery, Client
 from privserve.config import ClusterConfig
 from privserve.inputs import Inputs
+from privserve.lane_client import LaneClient
+from privserve.served_model import ServedModel
 
 if TYPE_CHECKING:
     from privserve.cluster import Cluster
@@ -40,14 +42,35 @@ class AsyncClient:
         """Close all connections."""
         await asyncio.to_thread(self._client.close)
 
+    @property
+    def model(self) -> ServedModel | None:
+        """What the parties said last that they serve; None before, and where that is over."""
+        return self._client._model
+
+    async def read_model(self) -> ServedModel:
+        """Ask the parties now what they serve; raises as `Client.read_model` does."""
+        return await asyncio.to_thread(self._client.read_model, again=True)
+
     async def query_model(self, x: Inputs, *, logits: bool = False, named: bool = False) -> Any:
         """Return the model's prediction for `x`; see `Client.query_model`.
 
-        Many may be awaited at a time, of which some wait here. One that is cancelled is answered
-        to nobody.
+        Many may be awaited at a time, of which some wait here. One that is cancelled is withdrawn:
+        the parties leave it away where they have not begun with it.
         """
         async with self._in_flight:
-            if not self._client.knows_model:  # which takes a connection to each party
-                await asyncio.to_thread(self._client.read_model)
+            if not self._is_connected():
+                await asyncio.to_thread(self._connect)
             query = BackgroundQuery(self._client, x, logits, named)
             return await asyncio.wrap_future(query.future)
+
+    def _is_connected(self) -> bool:
+        """Whether a query can be sent from the event loop without keeping it waiting."""
+        way = self._client._way
+        is_ready = way is not None and (not isinstance(way, LaneClient) or way.is_fresh)
+        return is_ready and self._client._model is not None
+
+    def _connect(self) -> None:
+        """Read the model and open lanes, where need be; not in the event loop: it may take long."""
+        self._client.read_model()
+        if isinstance(self._client._way, LaneClient):
+            self._client._way.renew()

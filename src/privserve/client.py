@@ -159,18 +159,13 @@ class Client:
         while begun:
             yield begun.popleft().result()
 
-    @property
-    def knows_model(self) -> bool:
-        """Whether the parties were asked already what they serve."""
-        return self._model is not None
-
-    def read_model(self) -> ServedModel:
+    def read_model(self, *, again: bool = False) -> ServedModel:
         """Connect, check that these are all compute parties of one cluster, and read their model.
 
-        The first query does so by itself.
+        The first query does so by itself. again: ask them also where the model is known.
         """
         with self._lock:
-            if self._model is not None:
+            if self._model is not None and not again:
                 return self._model
             about = self._about()
             _check_roles(self._peers, about)
@@ -224,10 +219,9 @@ class Client:
 
     def _is_stale(self, model: ServedModel, error: QueryError) -> bool:
         """Whether the model has to be read anew and asked again; forgets it in any such case."""
-        if isinstance(error, StaleSession) or error.status == 404:
-            with self._lock:
-                if self._model is model:
-                    self._model = None
+        if (isinstance(error, StaleSession) or error.status == 404) and self._model is model:
+            # Without the lock: whoever reads the model holds it, and waits for the thread of this.
+            self._model = None
         return isinstance(error, StaleSession)
 
     def _ask(self, model: ServedModel, elements: dict[str, RingArray]) -> list[list[RingArray]]:
@@ -320,7 +314,17 @@ class BackgroundQuery:
         payloads = client._payloads(model, os.urandom(16), shares)
         if not client._in_flight.acquire(timeout=client._timeout):
             raise ClusterError("too many queries of this client wait for their answers")
-        way.begin(Kind.QUERY, payloads, self._answered)
+        try:
+            asked = way.begin(Kind.QUERY, payloads, self._answered)
+        except BaseException:  # nothing was sent, and no answer will come
+            client._in_flight.release()
+            raise
+
+        def withdraw(future: Future[Any]) -> None:
+            if future.cancelled():
+                way.withdraw(asked)
+
+        self.future.add_done_callback(withdraw)
 
     def _answered(self, asked: Asked) -> None:
         """Read the answer; in the thread that reads all answers."""

@@ -20,7 +20,7 @@ from typing import Any
 
 from privserve.addresses import split_address
 from privserve.calls import refusal, unreachable
-from privserve.errors import ClusterError, InputError, PrivserveError
+from privserve.errors import ClusterError, InputError, PrivserveError, QueryError
 from privserve.query_frames import PROTOCOL, FrameReader, Kind, frame, json_frame, read_json
 from privserve.tls import ListContext
 from privserve.tls_stream import CHUNK_BYTES, TlsStream, reason_of
@@ -61,6 +61,7 @@ class Asked:
         # event costs ten times as much to make.
         self._bell = threading.Lock()
         self._bell.acquire()
+        self._ending = threading.Lock()
 
     @property
     def is_called_back(self) -> bool:
@@ -82,7 +83,9 @@ class Asked:
             self.end()
 
     def end(self) -> None:
-        """Let whoever waits know."""
+        """Let whoever waits know, once."""
+        if not self._ending.acquire(blocking=False):
+            return  # it was withdrawn while its answer was read
         self.is_done = True
         self.nudge()
         if self._callback is not None:
@@ -253,7 +256,7 @@ class LaneClient:
 
         The callback is called by whoever reads the last answer, and must be quick.
         """
-        self._renew()
+        self.renew()
         asked = Asked(len(self._peers), callback)
         asked.number = number = next(self._numbers)
         self._asked[number] = asked
@@ -268,8 +271,17 @@ class LaneClient:
                 break
         return asked
 
-    def _renew(self) -> None:
-        """See to it that there is a lane to each party."""
+    @property
+    def is_fresh(self) -> bool:
+        """Whether a query could be sent now without a look at the lanes, or a new one."""
+        now = time.monotonic()
+        return all(
+            c is not None and not c.is_lost and now - c.heard <= IDLE_SECONDS
+            for c in self._connections
+        )
+
+    def renew(self) -> None:
+        """See to it that there is a lane to each party; may take as long as connecting does."""
         now = time.monotonic()
         for connection in self._connections:
             if connection is None or connection.is_lost:
@@ -319,6 +331,12 @@ class LaneClient:
                     self._reading.release()
             else:
                 asked.wait(left)
+
+    def withdraw(self, asked: Asked) -> None:
+        """Let the parties know that nobody wants this answer, and end it with an error."""
+        if self._asked.pop(asked.number, None) is not None:
+            self._cancel(asked)
+            asked.fail(QueryError("the query was cancelled"))
 
     def _leave_reading(self) -> None:
         self._reading.release()
