@@ -165,7 +165,7 @@ def test_a_query_that_is_cancelled_is_withdrawn_from_the_parties(tag: str) -> No
                 await client.query_model(SMALL)
 
     with ps.Cluster(*free_workers()) as cluster, small_model() as model:
-        model.share(cluster, options={"max_delay": 3.0})
+        model.share(cluster, options={"max_delay_ms": 3000})
         with serving(cluster, model, num_requests=1):
             asyncio.run(ask(cluster))
 

@@ -219,7 +219,7 @@ def test_tls_protects_both_fronts(digits: Digits) -> None:
 
 def test_who_leaves_withdraws_the_query_and_who_asks_too_much_is_told(tag: str) -> None:
     with ps.Cluster(*free_workers()) as cluster, small_model() as model:
-        model.share(cluster, options={"max_delay": 3.0})
+        model.share(cluster, options={"max_delay_ms": 3000})
         name = model.converted.inputs[0].name
         one = request_of(SMALL, name)
         path = f"/v2/models/{model.name}/infer"
