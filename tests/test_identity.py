@@ -19,6 +19,7 @@ import privserve as ps
 from privserve.calls import tls_context
 from privserve.certificates import write_cluster
 from privserve.config import ClusterConfig, read_config
+from privserve.credentials import KEY_FILE
 from privserve.errors import ClusterError
 from privserve.owner_calls import Signer, Verifier, load_owner_key
 from privserve.party.channel import TlsStream
@@ -78,7 +79,8 @@ def moved(config: ClusterConfig, directory: Path, bobs: str) -> Path:
     """The cluster's files as a client has them, with bob at another address."""
     text = config.path.read_text().replace(f'http = "{config.parties[1].http}"', f'http = "{bobs}"')
     assert bobs in text
-    shutil.copy(config.ca, directory / "ca.pem")
+    for file in (config.ca, config.path.parent / KEY_FILE):
+        shutil.copy(file, directory / file.name)
     (directory / "cluster.toml").write_text(text)
     return directory / "cluster.toml"
 

@@ -14,10 +14,11 @@ from concurrent.futures import CancelledError, ThreadPoolExecutor
 
 import numpy as np
 import pytest
+import torch
 from serving import SMALL, Digits, free_workers, serving, small_model, wait_until
 
 import privserve as ps
-from privserve import lane_client
+from privserve import lane_client, lane_connection
 from privserve.client import IN_FLIGHT
 from privserve.http_client import HttpClient
 from privserve.lane_client import LaneClient
@@ -42,7 +43,7 @@ def test_a_client_speaks_over_lanes_where_parties_know_them(
 def test_a_client_falls_back_to_http_where_that_is_all_that_gets_through(
     digits: Digits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lane_client, "PROTOCOL", "something-else/1")
+    monkeypatch.setattr(lane_connection, "PROTOCOL", "something-else/1")
     with digits.serving(), ps.Client(digits.cluster, timeout=30) as client:
         answer = client.query_model(digits.images[:2])
         future = client.query_model_async(digits.images[:2])
@@ -319,6 +320,23 @@ def test_a_client_follows_its_cluster_to_the_next_model(tag: str) -> None:
         with pytest.raises(ps.NotServing):
             client.query_model(x)
         client.close()
+
+
+def test_another_model_of_the_same_shapes_is_not_asked_in_silence(tag: str) -> None:
+    """A client that knows one model must not get the answers of another one."""
+    x = np.array([[0.5, -1.0, 2.0, 0.25]])
+    with ps.Cluster(*free_workers()) as cluster, ps.Client(cluster, timeout=30) as client:
+        for name, background in (("first", False), ("second", False), ("third", True)):
+            torch.manual_seed(len(name))
+            with ps.load_model(torch.nn.Linear(4, 2), input_shape=(4,), name=name) as model:
+                model.share(cluster)
+                with serving(cluster, model):
+                    if name != "first":
+                        ask = client.query_model_async if background else client.query_model
+                        with pytest.raises(ps.QueryError, match=f"'{name}' is served now"):
+                            getattr(ask(x), "result", lambda: None)()
+                    expected = model.converted.predict(x)
+                    np.testing.assert_allclose(client.query_model(x), expected, atol=1e-2)
 
 
 def test_a_client_in_a_forked_child_refuses_to_ask(digits: Digits, client: ps.Client) -> None:

@@ -129,8 +129,8 @@ def test_a_party_is_refused_by_its_certificates_number(digits: Digits) -> None:
 
 def test_of_two_lists_the_later_is_newer_and_in_one_second_the_longer() -> None:
     noon = datetime.datetime(2027, 1, 1, 12, tzinfo=datetime.UTC)
-    first, longer = Revoked(noon, (1,)), Revoked(noon, (1, 2))
-    later = Revoked(noon + datetime.timedelta(seconds=1), (1,))
+    first, longer = Revoked(noon, (1,), b""), Revoked(noon, (1, 2), b"")
+    later = Revoked(noon + datetime.timedelta(seconds=1), (1,), b"")
     assert [a.is_newer(b) for a, b in ((longer, first), (later, longer))] == [True, True]
     assert [a.is_newer(b) for a, b in ((first, longer), (longer, later), (first, first))] == [
         False,

@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from privserve import sharing
-from privserve.calls import introduced, refusal
-from privserve.config import ClusterConfig, read_config
-from privserve.credentials import KEY_FILE, ClientKey
+from privserve.calls import refusal
+from privserve.config import ClusterConfig
 from privserve.errors import (
     ClusterError,
     ConfigError,
@@ -30,7 +29,9 @@ from privserve.errors import (
 )
 from privserve.fixedpoint import RingArray
 from privserve.inputs import Inputs
-from privserve.lane_client import Asked, LaneClient, Peer, SpeaksHttpOnly
+from privserve.known_parties import authorization, check_roles, client_key, resolve
+from privserve.lane_client import Asked, LaneClient
+from privserve.lane_connection import Peer, SpeaksHttpOnly
 from privserve.prg import Prg
 from privserve.query_frames import QUERY_HEAD, Kind
 from privserve.revocation import Revocations
@@ -64,12 +65,12 @@ class Client:
         beside cluster.toml or ca.pem where there is one. timeout: seconds that a query may take.
         http: ask over HTTP, slower, also where the parties know query lanes.
         """
-        parties, authority, beside = _resolve(cluster, ca)
+        parties, authority, beside = resolve(cluster, ca)
         self._revocations = Revocations(authority)
-        shown = _client_key(key, beside)
+        shown = client_key(key, beside)
         self._timeout = timeout
         self._peers = [
-            Peer(name, address, identity, _authorization(shown, identity))
+            Peer(name, address, identity, authorization(shown, identity))
             for name, address, identity in parties
         ]
         self._http_only = http
@@ -168,7 +169,7 @@ class Client:
             if self._model is not None and not again:
                 return self._model
             about = self._about()
-            _check_roles(self._peers, about)
+            check_roles(self._peers, about)
             for peer, facts in zip(self._peers, about, strict=True):
                 if "model" not in facts:
                     raise refusal(facts.get("error"), peer.name)
@@ -210,8 +211,18 @@ class Client:
             return model, self._ask(model, model.encode(x))
         except QueryError as error:
             if not self._is_stale(model, error):
-                raise  # 404: another model is shared by now, which need not be what was meant
+                raise
+        return self._asked_anew(model, x)
+
+    def _asked_anew(
+        self, before: ServedModel, x: Inputs
+    ) -> tuple[ServedModel, list[list[RingArray]]]:
+        """Ask what is shared now; raises QueryError where it is not called as it was `before`."""
         model = self.read_model()
+        if model.name != before.name:  # it need not be what was meant, though its shapes may be
+            raise QueryError(
+                f"there is no model '{before.name}' any more; '{model.name}' is served now", 404
+            )
         try:
             return model, self._ask(model, model.encode(x))
         except StaleSession:
@@ -361,7 +372,11 @@ class BackgroundQuery:
 
     def _ask(self) -> None:
         try:
-            answer = self._client.query_model(self._x, logits=self._logits, named=self._named)
+            client, before = self._client, self._model
+            asked = (
+                client._asked(self._x) if before is None else client._asked_anew(before, self._x)
+            )
+            answer = _shaped(asked[0].decode(asked[1], logits=self._logits), self._named)
         except BaseException as error:
             self._fail(error)
         else:
@@ -372,52 +387,3 @@ def _shaped(outputs: dict[str, Any], named: bool) -> Any:
     if named:
         return outputs
     return next(iter(outputs.values())) if len(outputs) == 1 else list(outputs.values())
-
-
-def _resolve(cluster: Any, ca: str | Path | None) -> tuple[list[tuple[str, str, str]], Path, Path]:
-    """((name, http address, identity) of each compute party, the ca.pem, where files are)."""
-    if isinstance(cluster, str | Path):
-        cluster = read_config(cluster)
-    config = getattr(cluster, "config", cluster)
-    if isinstance(config, ClusterConfig):
-        parties = [(p.name, p.http, config.identity(p.name)) for p in config.compute]
-        return parties, Path(ca or config.ca), config.path.parent
-    if isinstance(config, Sequence) and config and ca is not None:
-        found = introduced([str(address) for address in config], Path(ca))
-        return found, Path(ca), Path(ca).parent
-    raise ConfigError(
-        "name the cluster: a cluster.toml, a started Cluster, or the compute parties' addresses "
-        "with ca="
-    )
-
-
-def _client_key(given: str | Path | None, beside: Path) -> ClientKey | None:
-    """The key of the file that was named, or of the one beside the cluster's other files."""
-    if given is None:
-        given = beside / KEY_FILE
-        if not given.exists():
-            return None
-    return ClientKey.read(Path(given))
-
-
-def _authorization(client: ClientKey | None, identity: str) -> str:
-    if client is None:
-        return ""
-    party, cluster = identity.split(".")[:2]
-    return client.authorization(cluster, party)
-
-
-def _check_roles(peers: Sequence[Peer], about: Sequence[Mapping[str, Any]]) -> None:
-    expected = about[0].get("compute_parties", [])
-    for peer, facts in zip(peers, about, strict=True):
-        if facts.get("role") != "compute":
-            raise ConfigError(
-                f"{facts.get('party')} at {peer.address} is the dealer and takes no queries; "
-                f"name the compute parties ({', '.join(expected)}) instead"
-            )
-    found = [str(facts.get("party")) for facts in about]
-    if sorted(found) != sorted(expected):
-        raise ConfigError(
-            f"a query needs every compute party ({', '.join(expected)}), "
-            f"but the addresses given are those of {', '.join(found)}"
-        )

@@ -14,7 +14,7 @@ from privserve.addresses import join_address, split_address
 from privserve.calls import raise_for_answer, unreachable
 from privserve.errors import ClusterError, InputError, QueryError
 from privserve.fixedpoint import RingArray
-from privserve.lane_client import Peer
+from privserve.lane_connection import Peer
 from privserve.served_model import ServedModel
 
 MAX_CONCURRENT = 32

@@ -15,35 +15,17 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from privserve.addresses import split_address
 from privserve.calls import refusal, unreachable
 from privserve.errors import ClusterError, InputError, PrivserveError, QueryError
-from privserve.query_frames import PROTOCOL, FrameReader, Kind, frame, json_frame, read_json
+from privserve.lane_connection import Connection, Peer
+from privserve.query_frames import PROTOCOL, Kind, frame, read_json
 from privserve.tls import ListContext
-from privserve.tls_stream import CHUNK_BYTES, TlsStream, reason_of
+from privserve.tls_stream import reason_of
 
-MAX_ANSWER_BYTES = 1 << 31
 IDLE_SECONDS = 1.0
 """A lane that was silent this long may be broken without anybody having noticed."""
-
-
-class SpeaksHttpOnly(Exception):
-    """A party, or what stands before it, does not know query lanes."""
-
-
-@dataclass(frozen=True)
-class Peer:
-    """A compute party as a client knows it."""
-
-    name: str
-    address: str
-    identity: str
-    """What its certificate has to say, whatever its address."""
-    authorization: str
-    """What shows this client to it, and to it alone; may be empty."""
 
 
 class Asked:
@@ -101,97 +83,6 @@ class Asked:
             self._bell.release()
 
 
-class _Connection:
-    """The lane to one party."""
-
-    def __init__(self, peer: Peer, rank: int, context: ListContext, seconds: float) -> None:
-        """Connect and say hello. Raises ClusterError, SpeaksHttpOnly, or what the party says."""
-        self.peer = peer
-        self.rank = rank
-        self.lock = threading.Lock()
-        """Of the stream: one thread may send while another reads."""
-        self.is_lost = False
-        self.heard = time.monotonic()
-        self._seconds = seconds
-        self._plain = memoryview(bytearray(1 << 16))
-        self.reader = FrameReader(MAX_ANSWER_BYTES)
-        try:
-            raw = socket.create_connection(split_address(peer.address), timeout=seconds)
-        except OSError as error:
-            raise unreachable(peer.name, peer.address, error) from None
-        try:
-            self.stream = TlsStream(raw, context, server_hostname=peer.identity)
-            self.stream.handshake(seconds)
-            context.refuse_revoked(self.stream.certificate())
-            if self.stream.protocol != PROTOCOL:
-                raise SpeaksHttpOnly
-            hello = json_frame(Kind.HELLO, 0, {"authorization": peer.authorization})
-            raw.settimeout(seconds)
-            raw.sendall(self.stream.encrypt(hello))
-            self.facts = self._welcome(seconds)
-        except (OSError, ValueError) as error:
-            raw.close()
-            raise unreachable(peer.name, peer.address, error) from None
-        except BaseException:
-            raw.close()
-            raise
-        raw.setblocking(False)
-
-    def _welcome(self, seconds: float) -> dict[str, Any]:
-        deadline = time.monotonic() + seconds
-        while True:
-            self.stream.sock.settimeout(max(0.01, deadline - time.monotonic()))
-            got = self.stream.read(self._plain)
-            for kind, _, payload in self.reader.frames(self._plain[:got]):
-                fields = read_json(payload)
-                if kind == Kind.ERROR:
-                    raise refusal(fields, self.peer.name)
-                if kind != Kind.WELCOME:
-                    raise InputError("it does not begin with a welcome")
-                return fields
-
-    def send(self, data: bytes) -> None:
-        """Send frames; raises OSError, TimeoutError where the party takes nothing any more."""
-        view = memoryview(data)
-        with self.lock:
-            for start in range(0, len(view), CHUNK_BYTES):
-                encrypted = self.stream.encrypt(view[start : start + CHUNK_BYTES])
-                sent = self._send_some(encrypted)
-                while sent < len(encrypted):
-                    self._wait_for_room()
-                    sent += self._send_some(memoryview(encrypted)[sent:])
-
-    def _send_some(self, encrypted: bytes | memoryview) -> int:
-        try:
-            return self.stream.sock.send(encrypted)
-        except BlockingIOError:
-            return 0
-
-    def _wait_for_room(self) -> None:
-        with selectors.DefaultSelector() as room:
-            room.register(self.stream.sock, selectors.EVENT_WRITE)
-            if not room.select(self._seconds):
-                raise TimeoutError("it takes nothing any more")
-
-    def read(self) -> list[tuple[int, int, memoryview]]:
-        """Return the frames that have come; raises OSError, InputError."""
-        frames = []
-        with self.lock:
-            while got := self.stream.read(self._plain):
-                for kind, number, payload in self.reader.frames(self._plain[:got]):
-                    frames.append((kind, number, memoryview(bytes(payload))))
-                if not self.stream.has_arrived:
-                    break
-        self.heard = time.monotonic()
-        return frames
-
-    def close(self) -> None:
-        """Close the connection."""
-        self.is_lost = True
-        with self.lock:
-            self.stream.sock.close()
-
-
 class LaneClient:
     """Asks all compute parties at once over their lanes. Thread-safe."""
 
@@ -201,7 +92,7 @@ class LaneClient:
         self._seconds = seconds
         self._context = context
         context.set_alpn_protocols([PROTOCOL, "http/1.1"])
-        self._connections: list[_Connection | None] = [None] * len(peers)
+        self._connections: list[Connection | None] = [None] * len(peers)
         self._connecting = threading.Lock()
         self._selector = selectors.DefaultSelector()
         self._bell, self._ring = socket.socketpair()
@@ -234,7 +125,7 @@ class LaneClient:
                 connection = self._connections[rank]
                 if connection is not None and not connection.is_lost:
                     continue
-                connection = _Connection(peer, rank, self._context, self._seconds)
+                connection = Connection(peer, rank, self._context, self._seconds)
                 self._connections[rank] = connection
                 self._selector.register(connection.stream.sock, selectors.EVENT_READ, connection)
                 said[rank] = connection.facts
@@ -359,7 +250,7 @@ class LaneClient:
     def _pump(self, seconds: float) -> None:
         """Read what comes within `seconds`, for everybody; whoever holds `_reading`."""
         for key, _ in self._selector.select(seconds):
-            connection: _Connection | None = key.data
+            connection: Connection | None = key.data
             if connection is None:
                 with contextlib.suppress(OSError):
                     self._bell.recv(64)
@@ -372,7 +263,7 @@ class LaneClient:
             for kind, number, payload in frames:
                 self._take(connection, kind, number, payload)
 
-    def _take(self, connection: _Connection, kind: int, number: int, payload: memoryview) -> None:
+    def _take(self, connection: Connection, kind: int, number: int, payload: memoryview) -> None:
         if kind == Kind.PING:
             with contextlib.suppress(OSError, ValueError):
                 connection.send(frame(Kind.PONG, number))
@@ -390,7 +281,7 @@ class LaneClient:
             if asked.is_done:
                 self._asked.pop(number, None)
 
-    def _lose(self, connection: _Connection, error: Exception) -> None:
+    def _lose(self, connection: Connection, error: Exception) -> None:
         """Give a lane up, and with it all that was asked over it."""
         if connection.is_lost:
             return

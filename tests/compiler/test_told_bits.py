@@ -121,9 +121,7 @@ def test_the_luck_of_a_simulated_answer_is_that_of_two_parties(bits: int) -> Non
     described = {"name": "y", "shape": [1], "activation": None, "rounded_bits": bits}
     share = Prg().int64(x.shape)
     coins = [AnswerCoins([described], Prg()) for _ in range(2)]
-    parties = sum(
-        own.told([part], [len(x)])[0] for own, part in zip(coins, (share, x - share), strict=True)
-    )
+    parties = sum(own.told([part])[0] for own, part in zip(coins, (share, x - share), strict=True))
     off = [(got - x) / 2.0**bits for got in (told(x, bits, Prg()), parties)]
     for one in off:
         assert np.abs(one).max() < 2

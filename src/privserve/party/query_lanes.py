@@ -10,80 +10,41 @@ closed, and counted.
 
 from __future__ import annotations
 
-import logging
-import math
 import socket
-import ssl
 import threading
-import time
-import traceback
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from privserve.description import Description
-from privserve.errors import InputError, NotServing, PrivserveError, QueryError, StaleSession
-from privserve.party.metadata import max_rows, model_facts, party_facts
+from privserve.errors import InputError, NotServing, PrivserveError, QueryError
+from privserve.party.greeting import ClientLane, Greeter, log_place
+from privserve.party.metadata import model_facts, party_facts
 from privserve.party.outcome import Outcome
-from privserve.party.pending import MAX_PENDING_BYTES, MAX_PENDING_PER_CLIENT, Pending
+from privserve.party.pending import MAX_PENDING_BYTES, MAX_PENDING_PER_CLIENT
 from privserve.party.poller import READABLE, WRITABLE, Poller
+from privserve.party.query_format import QueryFormat
 from privserve.party.roles import ComputeSession
 from privserve.query_frames import (
     ANSWER_HEAD,
-    PROTOCOL,
-    QUERY_HEAD,
     Frame,
-    FrameReader,
     Kind,
     frame,
     json_frame,
     read_json,
 )
-from privserve.tls_stream import CHUNK_BYTES, TlsStream
+from privserve.tls_stream import CHUNK_BYTES
 
 if TYPE_CHECKING:
     from privserve.party.party import Party
 
-log = logging.getLogger("privserve")
-
 MAX_LANES = 8192
-MAX_GREETING = 512
-GREETING_SECONDS = 10.0
-HELLO_BYTES = 4096
 SWEEP_SECONDS = 20.0
 """Who has left half a frame lying, or answers, from one sweep to the next is closed."""
 TURN_BYTES = 1 << 20
 """Of one lane, after which the others are read."""
 MAX_UNSENT_BYTES = 64 << 20
 """Of answers that a client does not take."""
-
-
-class _Lane:
-    """One client's connection."""
-
-    def __init__(self, sock: socket.socket, stream: TlsStream) -> None:
-        self.sock = sock
-        self.stream = stream
-        self.reader = FrameReader(HELLO_BYTES)
-        self.authorization = ""
-        self.asked: dict[int, tuple[Pending, ComputeSession]] = {}
-        self.unsent = bytearray()
-        self.moved = 0
-        """Bytes that came or went."""
-        self.swept = -1
-        self.counted = 0
-        """Of what is half here, in the party's sum."""
-        self.is_shaken = False
-        self.is_closed = False
-
-    @property
-    def is_stuck(self) -> bool:
-        """Whether something is half done, and nothing moved since the last sweep."""
-        return bool(self.reader.held or self.unsent) and self.moved == self.swept
 
 
 class QueryLanes:
@@ -93,92 +54,33 @@ class QueryLanes:
         """poller: what lanes are read by once they are greeted."""
         self._party = party
         self._poller = poller
-        self._greeting = Poller()
-        self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        self.context.minimum_version = ssl.TLSVersion.TLSv1_3
-        self.context.num_tickets = 0
-        self.context.set_alpn_protocols([PROTOCOL])
-        self.context.load_cert_chain(party.me.cert, party.me.key)
-        self._lanes: dict[_Lane, None] = {}
+        self._dropped: Counter[str] = Counter()
+        self._greeter = Greeter(party.me, self._dropped, self._hand_over)
+        self.context = self._greeter.context
+        self.welcome = self._greeter.welcome
+        self._lanes: dict[ClientLane, None] = {}
         """In the order of their last sign of life, so that the longest idle one goes first."""
-        self._greeted: set[_Lane] = set()
-        self._mail: list[tuple[_Lane, bytes]] = []
+        self._mail: list[tuple[ClientLane, bytes]] = []
         self._has_mail = False
         self._lock = threading.Lock()
         self._is_closed = False
         self._formatted: ComputeSession | None = None
-        self._dropped: Counter[str] = Counter()
         self._held = 0
         self._plain = memoryview(bytearray(CHUNK_BYTES))
         self._arrived = memoryview(bytearray(CHUNK_BYTES))
-        self._greeting_arrived = memoryview(bytearray(CHUNK_BYTES))
-        self._hello = memoryview(bytearray(HELLO_BYTES))
         poller.call(self._sweep)
 
     def status(self) -> dict[str, Any]:
         """Return how many lanes are open, and how many were closed for what."""
         return {"open": len(self._lanes), "dropped": dict(self._dropped)}
 
-    # -- greeting: on a poller of its own -------------------------------------------------
-
-    def welcome(self, sock: socket.socket) -> None:
-        """Take a connection whose client wants to speak PROTOCOL; for any thread."""
-        self._greeting.call(partial(self._guarded, self._greet, sock))
-
-    def _greet(self, sock: socket.socket) -> None:
-        if len(self._greeted) >= MAX_GREETING:
-            self._dropped["too many at once"] += 1
-            sock.close()
-            return
-        sock.setblocking(False)
-        lane = _Lane(
-            sock, TlsStream(sock, self.context, server_side=True, arrived=self._greeting_arrived)
-        )
-        self._greeted.add(lane)
-        shake = partial(self._guarded, self._shake, lane)
-        self._greeting.register(sock.fileno(), lambda events: shake())
-        self._greeting.call_later(GREETING_SECONDS, partial(self._give_up, lane))
-        shake()
-
-    def _give_up(self, lane: _Lane) -> None:
-        if lane in self._greeted:
-            self._leave(lane, "no hello")
-
-    def _leave(self, lane: _Lane, why: str) -> None:
-        """Close a lane that was not greeted yet."""
-        self._dropped[why] += 1
-        self._greeted.discard(lane)
-        self._greeting.unregister(lane.sock.fileno())
-        lane.is_closed = True
-        lane.sock.close()
-
-    def _shake(self, lane: _Lane) -> None:
-        if lane not in self._greeted:
-            return
-        try:
-            if not lane.is_shaken:
-                if not lane.stream.advance():
-                    return
-                lane.is_shaken = True
-                if lane.stream.protocol != PROTOCOL:
-                    raise InputError("another protocol")
-            got = lane.stream.read(self._hello)
-            frames = list(lane.reader.frames(self._hello[:got])) if got else []
-        except BlockingIOError:
-            return
-        except (OSError, ValueError, InputError):
-            self._leave(lane, "no hello")
-            return
-        if frames:
-            self._greeting.unregister(lane.sock.fileno())
-            self._greeted.discard(lane)
-            fields, only = frames[0], len(frames) == 1
-            hello = (fields.kind, bytes(fields.payload) if only else b"")
-            self._poller.call(partial(self._guarded, self._admit, lane, *hello))
+    def _hand_over(self, lane: ClientLane, kind: int, hello: bytes) -> None:
+        """Have whoever drives the party's poller go on with a lane that said hello."""
+        self._poller.call(partial(self._guarded, self._admit, lane, kind, hello))
 
     # -- what whoever drives the party's poller does ---------------------------------------
 
-    def _admit(self, lane: _Lane, kind: int, hello: bytes) -> None:
+    def _admit(self, lane: ClientLane, kind: int, hello: bytes) -> None:
         """Read a client's hello, and answer it."""
         lane.stream.arrived = self._arrived  # the others' too, which one thread reads
         self._lanes[lane] = None
@@ -202,7 +104,7 @@ class QueryLanes:
             idle = next((other for other in self._lanes if not other.asked), lane)
             self._drop(idle, "too many")
 
-    def _tell(self, lane: _Lane, number: int) -> None:
+    def _tell(self, lane: ClientLane, number: int) -> None:
         """Tell the client what is served, and let it send queries of the size that this takes."""
         self._post(lane, json_frame(Kind.WELCOME, number, self._facts()))
         session = self._party.session
@@ -228,14 +130,11 @@ class QueryLanes:
         try:
             act(*given)
         except Exception as error:
-            frames = "".join(traceback.format_tb(error.__traceback__))
-            log.error("a query lane: %s\n%s", type(error).__name__, frames)
-            if given[0] in self._greeted:
-                self._leave(given[0], "internal error")
-            elif isinstance(given[0], _Lane):
+            log_place("a query lane", error)
+            if isinstance(given[0], ClientLane):
                 self._drop(given[0], "internal error")
 
-    def _ready(self, lane: _Lane, events: int) -> None:
+    def _ready(self, lane: ClientLane, events: int) -> None:
         if lane.is_closed:
             return
         if events & WRITABLE:
@@ -243,7 +142,7 @@ class QueryLanes:
         if events & ~WRITABLE and not lane.is_closed:
             self._read(lane)
 
-    def _read(self, lane: _Lane) -> None:
+    def _read(self, lane: ClientLane) -> None:
         stream, plain, total = lane.stream, self._plain, 0
         try:
             while got := stream.read(plain):
@@ -269,11 +168,11 @@ class QueryLanes:
         if self._held > MAX_PENDING_BYTES and lane.reader.held:
             self._refuse(lane, NotServing("this party holds too many halves of queries; try again"))
 
-    def _count(self, lane: _Lane, held: int) -> None:
+    def _count(self, lane: ClientLane, held: int) -> None:
         self._held += held - lane.counted
         lane.counted = held
 
-    def _take(self, lane: _Lane, taken: Frame) -> None:
+    def _take(self, lane: ClientLane, taken: Frame) -> None:
         """Do what a client's frame says; raises InputError for one that no client sends."""
         kind, number, payload = taken
         if kind == Kind.QUERY:
@@ -289,7 +188,7 @@ class QueryLanes:
         elif kind != Kind.PONG:
             raise InputError(f"a client sends no frame of the kind {kind}")
 
-    def _query(self, lane: _Lane, number: int, payload: memoryview) -> None:
+    def _query(self, lane: ClientLane, number: int, payload: memoryview) -> None:
         if number in lane.asked:
             raise InputError("a query's number is in use")
         try:
@@ -306,7 +205,7 @@ class QueryLanes:
             return
         query.future.add_done_callback(partial(self._answered, lane, number))
 
-    def _answered(self, lane: _Lane, number: int, future: Outcome) -> None:
+    def _answered(self, lane: ClientLane, number: int, future: Outcome) -> None:
         """Send what became of a query; in whichever thread that happened."""
         lane.asked.pop(number, None)
         error = future.exception()
@@ -320,7 +219,7 @@ class QueryLanes:
 
     # -- sending ---------------------------------------------------------------------------
 
-    def _post(self, lane: _Lane, data: bytes) -> None:
+    def _post(self, lane: ClientLane, data: bytes) -> None:
         """Have a frame sent together with what else there is to send soon; for any thread."""
         with self._lock:
             self._mail.append((lane, data))
@@ -332,13 +231,13 @@ class QueryLanes:
     def _deliver(self) -> None:
         with self._lock:
             mail, self._mail, self._has_mail = self._mail, [], False
-        parcels: dict[_Lane, list[bytes]] = {}
+        parcels: dict[ClientLane, list[bytes]] = {}
         for lane, data in mail:
             parcels.setdefault(lane, []).append(data)
         for lane, parts in parcels.items():
             self._guarded(self._send, lane, parts[0] if len(parts) == 1 else b"".join(parts))
 
-    def _send(self, lane: _Lane, data: bytes) -> None:
+    def _send(self, lane: ClientLane, data: bytes) -> None:
         if lane.is_closed:
             return
         view = memoryview(data)
@@ -357,7 +256,7 @@ class QueryLanes:
         elif lane.unsent:
             self._poller.want(lane.sock.fileno(), READABLE | WRITABLE)
 
-    def _flush(self, lane: _Lane) -> None:
+    def _flush(self, lane: ClientLane) -> None:
         try:
             sent = _send_some(lane.sock, lane.unsent[:CHUNK_BYTES])
         except OSError:
@@ -370,12 +269,12 @@ class QueryLanes:
 
     # -- ends ------------------------------------------------------------------------------
 
-    def _refuse(self, lane: _Lane, error: PrivserveError) -> None:
+    def _refuse(self, lane: ClientLane, error: PrivserveError) -> None:
         """Say why, and close the lane."""
         self._send(lane, json_frame(Kind.ERROR, 0, _said(error)))
         self._drop(lane, error.code)
 
-    def _drop(self, lane: _Lane, why: str) -> None:
+    def _drop(self, lane: ClientLane, why: str) -> None:
         """Close a lane; its queries are withdrawn. why: what it is counted as, "" for nothing."""
         if lane.is_closed:
             return
@@ -404,63 +303,10 @@ class QueryLanes:
             closed, self._is_closed = self._is_closed, True
         if closed:
             return
-        self._greeting.close()
-        for lane in list(self._greeted):
-            lane.sock.close()
+        self._greeter.close()
         self._poller.close()
         for lane in list(self._lanes):
             lane.sock.close()
-
-
-@dataclass(frozen=True)
-class QueryFormat:
-    """What a query's frame has to hold, for one session."""
-
-    session: bytes
-    shapes: tuple[tuple[int, ...], ...]
-    sizes: tuple[int, ...]
-    """Words per row of each input."""
-    max_rows: int
-
-    @classmethod
-    def of(cls, session: str, description: Description) -> QueryFormat:
-        """The format of a session's queries."""
-        shapes = tuple(tuple(tensor["shape"]) for tensor in description["inputs"])
-        sizes = tuple(math.prod(shape) for shape in shapes)
-        return cls(bytes.fromhex(session), shapes, sizes, max_rows(description))
-
-    @property
-    def largest(self) -> int:
-        """The bytes of the largest query."""
-        return QUERY_HEAD.size + 8 * self.max_rows * sum(self.sizes)
-
-    def read(self, payload: memoryview, client: str) -> Pending:
-        """Return a frame's query; its shares are copies.
-
-        Raises InputError, or StaleSession where it was encoded for another session.
-        """
-        if len(payload) < QUERY_HEAD.size:
-            raise InputError("the frame is too short for a query")
-        query_id, session, rows, milliseconds, masks = QUERY_HEAD.unpack_from(payload)
-        if session != self.session:
-            raise StaleSession(
-                "the model was shared anew since this query was encoded; read the model's "
-                "description again"
-            )
-        if masks:
-            raise InputError("this party deals no masks ahead")
-        if not 1 <= rows <= self.max_rows:
-            raise InputError(f"a query holds 1 to {self.max_rows} rows")
-        wanted = 8 * rows * sum(self.sizes)
-        if len(payload) != QUERY_HEAD.size + wanted:
-            raise InputError(f"a query of {rows} rows has {wanted} bytes of shares")
-        words = np.frombuffer(bytes(payload[QUERY_HEAD.size :]), "<i8")
-        inputs, start = [], 0
-        for shape, size in zip(self.shapes, self.sizes, strict=True):
-            inputs.append(words[start : start + rows * size].reshape(rows, *shape))
-            start += rows * size
-        deadline = time.monotonic() + milliseconds / 1000 if milliseconds else None
-        return Pending(query_id.hex(), inputs, rows, client, deadline)
 
 
 def _said(error: BaseException) -> dict[str, Any]:
