@@ -87,7 +87,7 @@ CALLS: list[Call] = [
     *_of_model("/config", about.configuration, "Configuration"),
     _stats(f"{MODEL}/stats"),
     _stats(f"{VERSION}/stats"),
-    Call("POST", f"{MODEL}/infer", infer.infer_any, "Answer", (*OF_MODEL, 409), Who.CLIENT),
+    Call("POST", f"{MODEL}/infer", infer.infer_any, "Error", OF_MODEL, status=409),
     Call("POST", f"{VERSION}/infer", infer.infer, "Answer", INFER, Who.CLIENT, "Query"),
     Call(
         "POST",
