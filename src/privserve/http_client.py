@@ -87,7 +87,8 @@ class HttpClient:
         query_id: str,
         share: dict[str, RingArray],
     ) -> list[RingArray]:
-        parts, headers = oip.format_message({"id": query_id}, share, "inputs")
+        asked = {"id": query_id, "parameters": {"binary_data_output": True}}
+        parts, headers = oip.format_message(asked, share, "inputs")
         path = f"/v2/models/{model.name}/versions/{model.session}/infer"
         if peer.authorization:
             headers["Authorization"] = peer.authorization

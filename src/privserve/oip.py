@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Container, Mapping
 from typing import Any
 
 import numpy as np
@@ -23,40 +23,54 @@ DATATYPE = "INT64"
 GUARDS = "privserve/guards"
 """The name of an answer's last tensor, where ranges are guarded: what must sum to zero."""
 MAX_AXES = 16
+OTHER_DATATYPES = frozenset(
+    [
+        *("BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32"),
+        *("FP16", "FP32", "FP64", "BF16", "BYTES"),
+    ]
+)
+"""What else the protocol knows; none of it is a share."""
+TENSOR_FIELDS = frozenset(["name", "shape", "datatype", "parameters", "data"])
+SHARED_MEMORY = "shared_memory_"
 
 
 def format_message(
-    message: Mapping[str, Any], tensors: Mapping[str, RingArray], key: str
+    message: Mapping[str, Any],
+    tensors: Mapping[str, RingArray],
+    key: str,
+    in_json: Container[str] = (),
 ) -> tuple[list[bytes | memoryview], dict[str, str]]:
     """Format a binary message: (parts of its body, HTTP headers).
 
     message: the JSON fields but for `key` ("inputs" or "outputs"), which is built from
-    `tensors`, int64 arrays by name.
+    `tensors`, int64 arrays by name; in_json: the names of those that are lists in the JSON.
     """
     arrays = {name: np.asarray(a, dtype="<i8", order="C") for name, a in tensors.items()}
+    raw = {name: a for name, a in arrays.items() if name not in in_json}
     described = [
-        {
-            "name": name,
-            "shape": list(a.shape),
-            "datatype": DATATYPE,
-            "parameters": {"binary_data_size": a.nbytes},
-        }
+        {**_described(name, a), "parameters": {"binary_data_size": a.nbytes}}
+        if name in raw
+        else _listed(name, a)
         for name, a in arrays.items()
     ]
     head = json.dumps({**message, key: described}).encode()
     headers = {HEADER_LENGTH: str(len(head)), "Content-Type": "application/octet-stream"}
-    return [head, *(a.reshape(-1).view(np.uint8).data for a in arrays.values())], headers
+    return [head, *(a.reshape(-1).view(np.uint8).data for a in raw.values())], headers
 
 
 def format_json(
     message: Mapping[str, Any], tensors: Mapping[str, RingArray], key: str
 ) -> dict[str, Any]:
     """Format the same message as plain JSON, its tensors as flat lists."""
-    described = [
-        {"name": n, "shape": list(a.shape), "datatype": DATATYPE, "data": a.reshape(-1).tolist()}
-        for n, a in tensors.items()
-    ]
-    return {**message, key: described}
+    return {**message, key: [_listed(name, array) for name, array in tensors.items()]}
+
+
+def _described(name: str, array: RingArray) -> dict[str, Any]:
+    return {"name": name, "shape": list(array.shape), "datatype": DATATYPE}
+
+
+def _listed(name: str, array: RingArray) -> dict[str, Any]:
+    return {**_described(name, array), "data": array.reshape(-1).tolist()}
 
 
 def parse_message(
@@ -107,8 +121,8 @@ def _parse_tensor(entry: Any, rest: memoryview) -> tuple[str, RingArray, memoryv
     if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
         raise InputError("a tensor has no name")
     name = entry["name"]
-    if entry.get("datatype") != DATATYPE:
-        raise InputError(f"tensor '{name}' is not {DATATYPE}: it must be a share, not a plaintext")
+    check_fields(f"tensor '{name}'", entry, TENSOR_FIELDS)
+    _check_datatype(name, entry.get("datatype"))
     shape = entry.get("shape")
     if (
         not isinstance(shape, list)
@@ -119,16 +133,52 @@ def _parse_tensor(entry: Any, rest: memoryview) -> tuple[str, RingArray, memoryv
     ):
         raise InputError(f"tensor '{name}' has no valid shape")
     count = math.prod(shape)
-    parameters = entry.get("parameters", {})
-    size = parameters.get("binary_data_size") if isinstance(parameters, dict) else None
-    if size is not None:
-        if type(size) is not int or size != 8 * count or size > len(rest):
-            raise InputError(f"tensor '{name}' of shape {shape} needs {8 * count} bytes of data")
-        array = np.frombuffer(rest[:size], dtype="<i8")
-        rest = rest[size:]
-    else:
-        array = _from_json(name, entry.get("data"), count)
-    return name, array.reshape(shape), rest
+    size = _binary_size(name, entry)
+    if size is None:
+        return name, _from_json(name, entry.get("data"), count).reshape(shape), rest
+    if type(size) is not int or size != 8 * count or size > len(rest):
+        raise InputError(f"tensor '{name}' of shape {shape} needs {8 * count} bytes of data")
+    if "data" in entry:
+        raise InputError(f"tensor '{name}' has its data twice: in the JSON, and behind it")
+    return name, np.frombuffer(rest[:size], dtype="<i8").reshape(shape), rest[size:]
+
+
+def _check_datatype(name: str, datatype: Any) -> None:
+    if datatype == DATATYPE:
+        return
+    why = "it must be a share, not a plaintext"
+    if datatype == "UINT64":
+        why = "send the same 64 bits as the signed numbers that they are in two's complement"
+    elif isinstance(datatype, str) and datatype not in OTHER_DATATYPES:
+        why = f"the protocol has no datatype '{datatype[:20]}'; {why}"
+    elif isinstance(datatype, str):
+        why = f"{datatype} holds no share, which has 64 bits; {why}"
+    raise InputError(f"tensor '{name}' is not {DATATYPE}: {why}")
+
+
+def _binary_size(name: str, entry: Mapping[str, Any]) -> Any:
+    """How many bytes a tensor announces; None where its data are in the JSON."""
+    parameters = parameters_of(f"tensor '{name}'", entry)
+    if any(key.startswith(SHARED_MEMORY) for key in parameters):
+        raise InputError(f"tensor '{name}' is in shared memory, which a party has with no client")
+    check_fields(f"the parameters of tensor '{name}'", parameters, {"binary_data_size"})
+    return parameters.get("binary_data_size")
+
+
+def check_fields(what: str, fields: Mapping[str, Any], known: Collection[str]) -> None:
+    """Raise InputError where `what` has other fields than `known`: they would be ignored."""
+    for key in fields:
+        if key not in known:
+            takes = ", ".join(sorted(known)) or "none"
+            raise InputError(f"{what} may not have {key[:100]!r}; known here: {takes}")
+
+
+def parameters_of(what: str, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the "parameters" of `what`, none where there are none; InputError for no object."""
+    parameters = fields.get("parameters", {})
+    if not isinstance(parameters, dict):
+        raise InputError(f"the parameters of {what} are no JSON object")
+    return parameters
 
 
 def _from_json(name: str, data: Any, count: int) -> RingArray:

@@ -243,7 +243,7 @@ def test_the_query_of_a_client_that_left_does_not_wait(
 ) -> None:
     party = fronts.config.compute[0]
     parts, headers = oip.format_message(
-        {}, {input_name: np.zeros((1, 28, 28, 1), np.int64)}, "inputs"
+        {"id": "left"}, {input_name: np.zeros((1, 28, 28, 1), np.int64)}, "inputs"
     )
     body = b"".join(parts)
     lines = [f"POST {fronts.infer} HTTP/1.1", f"Host: {party.http}", f"Content-Length: {len(body)}"]

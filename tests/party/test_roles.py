@@ -160,7 +160,7 @@ def test_status_may_be_asked_at_any_moment_while_batches_are_counted(sessions: S
 
     leader.queue.serve(None)
     answer(sessions.ask(numbers(1, 2)))
-    leader._runs.extend([(1, 0.0)] * 1000)
+    leader.statistics._recent.extend([(1, 0.0)] * 1000)
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     walkers = [threading.Thread(target=walk, daemon=True)]

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import logging
 import traceback
+from collections.abc import Mapping
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from privserve.errors import PrivserveError
+from privserve.errors import PrivserveError, QueryError
 
 log = logging.getLogger("privserve")
 
@@ -45,22 +46,41 @@ class Json(Response):
         return json.dumps(content, allow_nan=False, separators=(",", ":")).encode()
 
 
+class UnsupportedMedia(QueryError):
+    """A body is of a media type, or in an encoding, that the call does not take."""
+
+    status = 415
+
+    def __init__(self, message: str, headers: Mapping[str, str]) -> None:
+        """headers: which ones it takes, in HTTP's words."""
+        super().__init__(message)
+        self.headers = headers
+
+
 async def _on_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, PrivserveError)
-    return _refusal(str(error), error.code, error.status)
+    headers = error.headers if isinstance(error, UnsupportedMedia) else None
+    return _refusal(str(error), error.code, error.status, headers)
 
 
-def _refusal(message: str, code: str, status: int) -> Response:
+def _refusal(
+    message: str, code: str, status: int, headers: Mapping[str, str] | None = None
+) -> Response:
     """An error's answer. What a request made of the message may be no valid text, and long."""
     text = message.encode("utf-8", "backslashreplace").decode()
-    return Json({"error": text[:MAX_MESSAGE], "code": code}, status)
+    return Json({"error": text[:MAX_MESSAGE], "code": code}, status, headers)
 
 
 async def _on_unknown_path(request: Request, error: Exception) -> Response:
     status = getattr(error, "status_code", 404)
     path = request.scope["path"]  # its URL cannot be had where host or query are malformed
     message = f"{request.method} {path} is not part of this server's protocol"
-    return _refusal(message, PrivserveError.code, status)
+    headers = None
+    if status == 405:
+        methods = sorted(getattr(error, "headers", {}).get("Allow", "").split(", "))
+        headers = {"Allow": ", ".join(methods)}
+        message += f"; allowed here: {headers['Allow']}"
+    return _refusal(message, PrivserveError.code, status, headers)
 
 
 async def _on_bug(request: Request, error: Exception) -> Response:

@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from privserve import __version__, oip
 from privserve.description import Description, TensorDescription
-from privserve.party.session import SessionSpec
+from privserve.party.session import Session, SessionSpec
 
 if TYPE_CHECKING:
     from privserve.party.party import Party
 
+EXTENSIONS = ("binary_tensor_data", "model_configuration", "model_repository", "statistics")
+"""Of the Open Inference Protocol, in Triton's words."""
 MAX_ROWS = 1024
 MAX_QUERY_BYTES = 64 << 20
 """Of one query's share; a model's rows per query follow from it."""
@@ -24,7 +26,7 @@ def party_facts(party: Party) -> dict[str, Any]:
     return {
         "name": "privserve",
         "version": __version__,
-        "extensions": ["binary_tensor_data"],
+        "extensions": list(EXTENSIONS),
         "party": party.me.name,
         "boot": party.owner.boot,
         "role": party.role,
@@ -55,6 +57,38 @@ def model_facts(spec: SessionSpec) -> dict[str, Any]:
             "max_rows": max_rows(description),
             "guards": description["guards"],
         },
+    }
+
+
+def model_config(spec: SessionSpec) -> dict[str, Any]:
+    """Return the model in the words of Triton's model configuration; JSON-able."""
+    description = spec.description
+    return {
+        "name": spec.model,
+        "platform": f"privserve_{spec.engine}",
+        "backend": "privserve",
+        "max_batch_size": max_rows(description),
+        "input": [_tensor_config(t) for t in description["inputs"]],
+        "output": [_tensor_config(t) for t in description["outputs"]],
+    }
+
+
+def _tensor_config(tensor: TensorDescription) -> dict[str, Any]:
+    """What Triton's configuration says of a tensor: its axes without the batch's."""
+    return {"name": tensor["name"], "data_type": f"TYPE_{oip.DATATYPE}", "dims": tensor["shape"]}
+
+
+STATES = {"loaded": "READY", "loading": "LOADING"}
+"""Triton's words for a session's state; UNAVAILABLE for all others."""
+
+
+def index_entry(session: Session) -> dict[str, str]:
+    """Return a model's entry in the repository's index; JSON-able."""
+    return {
+        "name": session.spec.model,
+        "version": session.spec.id,
+        "state": STATES.get(session.state, "UNAVAILABLE"),
+        "reason": session.reason,
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -31,6 +32,10 @@ class Pending:
     future: Outcome = field(default_factory=Outcome, repr=False)
     nbytes: int = field(init=False)
     """What its shares take."""
+    since_ns: int = field(default_factory=time.perf_counter_ns, init=False)
+    """When it came, by `time.perf_counter_ns`."""
+    begun_ns: int = field(default=0, init=False)
+    """When the first of its rows began to run."""
 
     taken: int = field(default=0, init=False)
     """How many of its rows are in a batch, or were."""

@@ -40,12 +40,12 @@ from privserve.party.session import (
     Session,
     SessionSpec,
 )
+from privserve.party.statistics import RunTime, Statistics
 from privserve.party.turns import Piece
 from privserve.prg import Prg
 
 T = TypeVar("T")
 
-RECENT_RUNS = 1000
 MAX_BATCH = 128
 """Rows that run together, where the model owner says nothing else."""
 NOTE_SECONDS = 5.0
@@ -72,11 +72,7 @@ class ComputeSession(Session):
         super().__init__(seat, spec)
         self._compute: Compute | None = None
         self._coins: AnswerCoins | None = None
-        self._runs: deque[tuple[int, float]] = deque(maxlen=RECENT_RUNS)
-        self._queries = 0
-        self._rows = 0
-        self._counting = threading.Lock()
-        """Of the three above, which the session's thread writes and `status` reads."""
+        self.statistics = Statistics()
         self._lost: PeerLost | None = None
         """Why a peer is heard no more, which whoever drives the poller found."""
 
@@ -154,13 +150,17 @@ class ComputeSession(Session):
         """Evaluate a batch and answer its queries; whether they were, at all parties alike."""
         assert self._compute is not None
         assert self._coins is not None
+        begun_ns = time.perf_counter_ns()
+        for piece in batch:
+            piece.query.begun_ns = piece.query.begun_ns or begun_ns
         parts = ([x[start:stop] for x in query.inputs] for query, start, stop in batch)
         arrays = list(zip(*parts, strict=True))
         inputs = [a[0] if len(a) == 1 else np.concatenate(a) for a in arrays]
-        started = time.perf_counter()
+        started_ns = time.perf_counter_ns()
         try:
             with self._poller.away():
                 shares = self._compute.run(inputs)
+            computed_ns = time.perf_counter_ns()
             outputs = self._coins.told(shares)
         except TooManyRows as error:
             for query, _, _ in batch:
@@ -176,10 +176,9 @@ class ComputeSession(Session):
                 why = self.reason or lost
                 query.future.set_exception(NotServing(f"{why}; the query was not answered"))
             raise
-        with self._counting:
-            self._runs.append((len(inputs[0]), time.perf_counter() - started))
-            self._queries += sum(piece.stop == piece.query.rows for piece in batch)
-            self._rows += len(inputs[0])
+        ended_ns = time.perf_counter_ns()
+        took = RunTime(started_ns - begun_ns, computed_ns - started_ns, ended_ns - computed_ns)
+        self.statistics.ran(batch, took)
         at = 0
         for piece in batch:
             piece.query.answer([output[at : at + piece.rows] for output in outputs])
@@ -191,19 +190,18 @@ class ComputeSession(Session):
         """Return the session's state, with what its queries cost so far."""
         facts = super().status()
         compute = self._compute  # the session's thread forgets it in the end
-        with self._counting:
-            queries, rows, runs = self._queries, self._rows, list(self._runs)
-        if compute is not None and queries:
+        ran = self.statistics.runs()
+        if compute is not None and ran.queries:
             frames, sent, dealt = (
                 after - before for after, before in zip(self._counters(), self._before, strict=True)
             )
             facts["cost"] = {
-                "queries": queries,
-                "rows": rows,
+                "queries": ran.queries,
+                "rows": ran.rows,
                 "bytes_online": sent,
                 "bytes_dealt": dealt,
                 "frames": frames,
-                "recent": [[rows, seconds] for rows, seconds in runs],
+                "recent": [[rows, seconds] for rows, seconds in ran.recent],
                 "exchanges": compute.stats.exchanges,
             }
         return facts
@@ -231,6 +229,7 @@ class LeaderSession(ComputeSession):
         """Queue the leader's share of a query."""
         if self._ended.is_set():
             raise self._over()
+        self.statistics.follow(query)
         self.queue.submit(query)
         if self._ended.is_set():
             self._refuse_all(self._over())
@@ -306,6 +305,7 @@ class FollowerSession(ComputeSession):
         with self._lock:
             if self._ended.is_set():
                 raise self._over()
+            self.statistics.follow(query)
             self._pending.add(query)
             self._note(query, query.rows)
 
