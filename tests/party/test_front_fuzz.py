@@ -116,6 +116,8 @@ def test_no_body_and_no_header_makes_a_front_fail(
         f"{MODEL}/versions/%ff%fe/infer",
         "/v2/models/%00/infer",
         "/v2/models/%ed%a0%80/versions/1/infer",
+        f"{MODEL}/versions/{version}/stats",
+        "/v2/repository/index",
         "/privserve/serve",
         "/privserve/stop",
         "/v2/repository/models/digits-model/load",

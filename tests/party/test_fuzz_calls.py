@@ -3,6 +3,7 @@
 Covered here, with a real client's and the real owner's key, for every route that reads a body: its
 JSON with values of other types and sizes at every depth, keys that are missing, new or there twice,
 huge numbers, NaN, text that is no text, deep nesting; its bytes damaged, cut short or repeated;
+compressed, in this or another encoding than it says;
 lengths that lie; a load of shares and descriptions like that, at one party and at all of them;
 tables of clients and lists of revoked certificates. test_front_fuzz asks as a client of a real
 network; test_validation and mutated_programs have 100,000 descriptions of programs.
@@ -13,9 +14,11 @@ A further call is an entry of `CALLS`.
 from __future__ import annotations
 
 import contextlib
+import gzip
 import json
 import random
 import struct
+import zlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -49,6 +52,7 @@ class Material:
         self.clients = ClientTable.read(stage.config)
         self.version = "none"
         self.input = str(self.prepared.description["inputs"][0]["name"])
+        self.output = str(self.prepared.description["outputs"][0]["name"])
 
     def message(self, party: str, session: str = "s") -> dict[str, Any]:
         return {
@@ -86,12 +90,28 @@ def with_tensors(
 def a_query(draw: random.Random, party: str, material: Material) -> Sent:
     target = f"/v2/models/small/versions/{material.version}/infer"
     query: dict[str, Any] = {"id": f"q{draw.random()}"}
+    if draw.random() < 0.5:
+        query["outputs"] = [{"name": material.output, "parameters": {"binary_data": True}}]
+        query["parameters"] = {"binary_data_output": False, "timeout": 10**9, "priority": 0}
     share = np.arange(8, dtype=np.int64).reshape(2, 4)
     if draw.random() < 0.4:
         body, headers = with_tensors(draw, query, {material.input: share})
     else:
         body, headers = mutant(draw, oip.format_json(query, {material.input: share}, "inputs")), []
+    if draw.random() < 0.2:
+        body, headers = packed(draw, body), [*headers, ("Content-Encoding", encoding(draw))]
     return "POST", target, body, headers
+
+
+def packed(draw: random.Random, body: bytes) -> bytes:
+    """A body compressed in one way or another, and maybe damaged then."""
+    whole = draw.choice([gzip.compress, zlib.compress])(body, draw.randrange(10))
+    return damaged(draw, whole) if draw.random() < 0.3 else whole
+
+
+def encoding(draw: random.Random) -> str:
+    odd = ["br", "gzip, gzip", "identity", "\xff", "x" * 300, "GZIP", "deflate;q=1", "", "x-gzip"]
+    return draw.choice(["gzip", "deflate"] if draw.random() < 0.8 else odd)
 
 
 def a_load(draw: random.Random, party: str, material: Material) -> Sent:

@@ -27,24 +27,20 @@ from raw_http import Front, statuses
 from stage import NAMES, Stage
 
 from privserve.credentials import KEY_FILE, ClientKey
+from privserve.party.routes import CALLS, REFUSED, Who
 
+
+def at(path: str) -> str:
+    """A route's path, of the model that there is and of a version that there is not."""
+    return path.replace("{rest:path}", "status").format(model="small", version="1")
+
+
+OWNERS = [(call.method, at(call.path)) for call in CALLS if call.who is Who.OWNER]
 ROUTES = [
-    ("GET", "/v2"),
-    ("GET", "/v2/health/live"),
-    ("GET", "/v2/health/ready"),
-    ("GET", "/v2/models/small"),
-    ("GET", "/v2/models/small/ready"),
-    ("POST", "/v2/models/small/infer"),
-    ("POST", "/v2/models/small/versions/1/infer"),
-    ("POST", "/v2/repository/models/small/load"),
-    ("POST", "/v2/repository/models/small/unload"),
-    ("POST", "/privserve/serve"),
-    ("POST", "/privserve/stop"),
-    ("GET", "/privserve/status"),
-    ("POST", "/privserve/revoked"),
-    ("POST", "/privserve/clients"),
+    *[(call.method, at(call.path)) for call in CALLS],
+    ("GET", "/openapi.json"),
+    *[(method, at(path)) for path in REFUSED for method in ("GET", "POST")],
 ]
-OWNERS = [route for route in ROUTES if "repository" in route[1] or "/privserve/" in route[1]]
 QUIET_SECONDS = 0.03
 Request = Callable[[random.Random], bytes]
 REQUESTS: list[Request] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import socket
 import ssl
@@ -142,7 +143,9 @@ def test_plain_json_from_any_http_client_is_answered(
     assert all(a["id"] == "by hand" and a["model_name"] == "digits-model" for a in answers)
 
 
-@pytest.mark.parametrize("path", ["/", "/v1/models", "/v2/models", "/privserve", "/docs"])
+@pytest.mark.parametrize(
+    "path", ["/", "/v2/", "/v2/health/live/", "/v1/models", "/v2/models", "/privserve", "/docs"]
+)
 def test_an_unknown_path_is_refused(fronts: Fronts, path: str) -> None:
     assert "not part of this server's protocol" in refusal(fronts.alice.get(path), 404)
 
@@ -152,9 +155,103 @@ def test_a_wrong_method_is_refused(fronts: Fronts) -> None:
     assert "not part of" in refusal(fronts.alice.delete("/v2"), 405)
 
 
+@pytest.mark.parametrize(
+    ("path", "allowed"),
+    [
+        ("/v2", "GET, HEAD"),
+        ("/v2/models/stats", "GET, HEAD"),
+        (f"{MODEL}/versions/1/config", "GET, HEAD"),
+        (f"{MODEL}/infer", "POST"),
+        ("/v2/repository/index", "POST"),
+        ("/privserve/revoked", "GET, HEAD, POST"),
+        ("/privserve/status", "GET, HEAD"),
+        ("/openapi.json", "GET, HEAD"),
+    ],
+)
+def test_other_methods_are_refused_with_those_that_a_path_has(
+    fronts: Fronts, path: str, allowed: str
+) -> None:
+    for method in ("OPTIONS", "PUT", "DELETE", "PATCH", "TRACE", "PROPFIND"):
+        response = fronts.bob.request(method, path)
+        assert allowed in refusal(response, 405)
+        assert response.headers["Allow"] == allowed
+    assert "HEAD" in allowed or fronts.bob.head(path).status_code == 405
+
+
+def test_head_is_answered_as_get_is_but_for_the_body(fronts: Fronts) -> None:
+    for path in (
+        "/v2",
+        MODEL,
+        f"{MODEL}/ready",
+        "/openapi.json",
+        "/privserve/revoked",
+        f"{MODEL}x",
+    ):
+        whole, head = fronts.alice.get(path), fronts.alice.head(path)
+        assert (head.status_code, head.content) == (whole.status_code, b"")
+        for name in ("Content-Length", "Content-Type"):
+            assert head.headers[name] == whole.headers[name]
+
+
+@pytest.mark.parametrize("encoding", ["br", "zstd", "gzip, gzip", "compress"])
+def test_another_encoding_is_refused_with_those_that_are_read(
+    fronts: Fronts, encoding: str
+) -> None:
+    response = fronts.alice.post(fronts.infer, content=b"", headers={"Content-Encoding": encoding})
+    assert repr(encoding) in refusal(response, 415)
+    assert response.headers["Accept-Encoding"] == "gzip, deflate"
+
+
+def test_the_owners_calls_are_not_compressed_since_their_bytes_are_signed(fronts: Fronts) -> None:
+    response = fronts.alice.post(
+        "/privserve/clients",
+        content=gzip.compress(b"{}"),
+        headers={"Content-Encoding": "gzip"},
+        auth=fronts.owner(fronts.alice),
+    )
+    assert "known here: identity" in refusal(response, 415)
+    assert response.headers["Accept-Encoding"] == "identity"
+
+
+@pytest.mark.parametrize("kind", ["text/plain", "multipart/form-data; boundary=x", "image/png"])
+def test_a_body_of_another_type_is_refused_with_those_that_are_read(
+    fronts: Fronts, kind: str
+) -> None:
+    response = fronts.alice.post(fronts.infer, content=b"", headers={"Content-Type": kind})
+    assert "known here: application/json" in refusal(response, 415)
+    assert response.headers["Accept"] == "application/json, application/octet-stream"
+
+
+def test_a_compressed_body_is_bounded_by_what_is_in_it(fronts: Fronts) -> None:
+    headers = {"Content-Encoding": "gzip"}
+    bomb = gzip.compress(bytes(256 << 20))
+    assert len(bomb) < 1 << 19
+    assert "longer than" in refusal(
+        fronts.alice.post(fronts.infer, content=bomb, headers=headers), 413
+    )
+    cut = gzip.compress(json.dumps(query_body([1, 28, 28, 1])).encode())[:-1]
+    assert "not one whole" in refusal(
+        fronts.alice.post(fronts.infer, content=cut, headers=headers), 400
+    )
+
+
+def test_the_index_takes_ready_and_nothing_else(fronts: Fronts) -> None:
+    for front in (fronts.alice, fronts.bob, fronts.carol):
+        for body in ({}, {"ready": True}, {"ready": False}):
+            (entry,) = front.post("/v2/repository/index", json=body).json()
+            assert (entry["name"], entry["state"]) == ("digits-model", "READY")
+        for bad in ({"ready": 1}, {"read": True}, [], {"ready": None}):
+            refusal(front.post("/v2/repository/index", json=bad), 400)
+    assert "longer than" in refusal(
+        fronts.bob.post("/v2/repository/index", content=b" " * 5000), 413
+    )
+
+
 def test_an_unknown_model_is_named_with_the_one_that_is_served(fronts: Fronts) -> None:
     message = refusal(fronts.alice.get("/v2/models/other"), 404)
     assert "no model 'other'; 'digits-model' is served" in message
+    for suffix in ("/ready", "/config", "/stats", "/versions/1", "/versions/1/stats"):
+        assert "other" in refusal(fronts.alice.get(f"/v2/models/other{suffix}"), 404)
     assert "other" in refusal(fronts.alice.post("/v2/models/other/versions/1/infer", json={}), 404)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 from uuid import uuid4
 
@@ -46,10 +47,10 @@ class Deep(torch.nn.Module):
         return self.first(hidden), self.second(hidden)
 
 
-def trusting(cafile: str) -> gevent.ssl.SSLContext:
+def trusting(ca: str) -> gevent.ssl.SSLContext:
     """gevent's `create_default_context` makes sockets that block: no two clients could wait."""
     context = gevent.ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.load_verify_locations(cafile)
+    context.load_verify_locations(ca)
     return context
 
 
@@ -63,8 +64,8 @@ class Tritons:
             party.name: InferenceServerClient(
                 party.http,
                 ssl=True,
-                ssl_options={"ca_certs": str(cluster.config.ca)},
-                ssl_context_factory=trusting,
+                ssl_options={"server_hostname": cluster.config.identity(party.name)},
+                ssl_context_factory=partial(trusting, str(cluster.config.ca)),
                 concurrency=2,
                 network_timeout=30.0,
             )
