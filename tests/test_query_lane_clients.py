@@ -271,6 +271,27 @@ def test_a_query_without_an_answer_in_time_names_who_is_silent(digits: Digits) -
         finally:
             os.kill(pid, 18)
         assert "did not answer in time" in str(refused.value) or "bob" in str(refused.value)
+
+
+def test_a_background_query_without_an_answer_in_time_fails_and_its_lane_is_given_up(
+    digits: Digits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lane_client, "IDLE_SECONDS", 60.0)
+    with digits.serving(), ps.Client(digits.cluster, timeout=3) as client:
+        client.query_model(one(digits, 0))
+        lanes = list(client._way._connections)  # type: ignore[union-attr]
+        pids = [digits.cluster._processes[name].pid for name in ("alice", "bob")]
+        for pid in pids:
+            os.kill(pid, 19)  # SIGSTOP: nobody can say that a query's time is up
+        try:
+            future = client.query_model_async(one(digits, 0))
+            with pytest.raises(ps.ClusterError, match=r"alice at .* did not answer in time"):
+                future.result(20)
+        finally:
+            for pid in pids:
+                os.kill(pid, 18)
+        assert all(lane.is_lost for lane in lanes)
+        assert client.query_model(one(digits, 0)).argmax() == digits.labels[0]
     with digits.serving(), ps.Client(digits.cluster, timeout=30) as client:
         assert client.query_model(one(digits, 0)).argmax() == digits.labels[0]
 

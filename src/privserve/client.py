@@ -248,7 +248,7 @@ class Client:
             answers = way.finish(way.begin(Kind.QUERY, payloads), self._timeout)
         finally:
             self._in_flight.release()
-        return self._read(model, answers)
+        return self._read(model, answers, rows_of(shares))
 
     def _split(self, elements: Mapping[str, RingArray]) -> list[dict[str, RingArray]]:
         """One share of every input for each party."""
@@ -264,17 +264,19 @@ class Client:
         self, model: ServedModel, query_id: bytes, shares: Sequence[Mapping[str, RingArray]]
     ) -> list[bytes]:
         """What goes to each party."""
-        rows = len(next(iter(shares[0].values())))
+        rows = rows_of(shares)
         session, milliseconds = bytes.fromhex(model.session), max(1, int(1000 * self._timeout))
         head = QUERY_HEAD.pack(query_id, session, rows, min(milliseconds, 0xFFFFFFFF), 0)
         return [b"".join((head, *(s.tobytes() for s in share.values()))) for share in shares]
 
-    def _read(self, model: ServedModel, answers: Sequence[memoryview]) -> list[list[RingArray]]:
-        """The parties' shares of the outputs."""
+    def _read(
+        self, model: ServedModel, answers: Sequence[memoryview], rows: int
+    ) -> list[list[RingArray]]:
+        """The parties' shares of the outputs, of as many rows as were asked."""
         shares = []
         for peer, payload in zip(self._peers, answers, strict=True):
             try:
-                shares.append(model.words(payload))
+                shares.append(model.words(payload, rows))
             except InputError as error:
                 raise ClusterError(f"{peer.name} gave a malformed answer: {error}") from None
         return shares
@@ -301,6 +303,11 @@ class Client:
             return self._way
 
 
+def rows_of(shares: Sequence[Mapping[str, RingArray]]) -> int:
+    """Return how many rows a query has."""
+    return len(next(iter(shares[0].values())))
+
+
 class BackgroundQuery:
     """One query in the background, from its encoding to its future's result."""
 
@@ -309,6 +316,7 @@ class BackgroundQuery:
         self._client = client
         self._x, self._logits, self._named = x, logits, named
         self._model: ServedModel | None = None
+        self._rows = 0
         try:
             way = client._open()
             if isinstance(way, LaneClient):
@@ -322,6 +330,7 @@ class BackgroundQuery:
         client = self._client
         self._model = model = client._model or client.read_model()
         shares = client._split(model.encode(self._x))
+        self._rows = rows_of(shares)
         payloads = client._payloads(model, os.urandom(16), shares)
         if not client._in_flight.acquire(timeout=client._timeout):
             raise ClusterError("too many queries of this client wait for their answers")
@@ -346,7 +355,7 @@ class BackgroundQuery:
             if asked.error is not None:
                 raise asked.error
             payloads = [payload for payload in asked.payloads if payload is not None]
-            shares = self._client._read(model, payloads)
+            shares = self._client._read(model, payloads, self._rows)
             answer = _shaped(model.decode(shares, logits=self._logits), self._named)
         except QueryError as error:
             if self._client._is_stale(model, error):

@@ -24,6 +24,7 @@ from privserve.query_frames import PROTOCOL, Kind, frame, read_json
 from privserve.tls import ListContext
 from privserve.tls_stream import reason_of
 
+TICK_SECONDS = 0.2
 IDLE_SECONDS = 1.0
 """A lane that was silent this long may be broken without anybody having noticed."""
 
@@ -37,6 +38,7 @@ class Asked:
         self.error: PrivserveError | None = None
         self.is_done = False
         self.number = 0
+        self.since = time.monotonic()
         self._missing = parties
         self._callback = callback
         # Held but for a moment: a thread that waits for it is woken when somebody lets it go. An
@@ -106,6 +108,7 @@ class LaneClient:
         self._callbacks = threading.Semaphore(0)
         self._reader: threading.Thread | None = None
         self._is_closed = False
+        self._expired = 0.0
 
     def about(self) -> list[dict[str, Any]]:
         """Return what each party says of itself and its model; connects where need be."""
@@ -211,8 +214,7 @@ class LaneClient:
         self._waiting[asked] = None  # before the role is asked for: it is left to who waits
         while not asked.is_done:
             if (left := deadline - time.monotonic()) <= 0:
-                silent = [p for p, got in zip(self._peers, asked.payloads, strict=True) if not got]
-                raise unreachable(silent[0].name, silent[0].address, TimeoutError())
+                raise self._late(asked)
             if self._reading.acquire(blocking=False):
                 try:
                     while not asked.is_done and left > 0:
@@ -222,6 +224,15 @@ class LaneClient:
                     self._reading.release()
             else:
                 asked.wait(left)
+
+    def _late(self, asked: Asked) -> ClusterError:
+        """What to say of who did not answer in time; who was silent all the while is given up."""
+        missing = [rank for rank, got in enumerate(asked.payloads) if got is None]
+        for connection in (self._connections[rank] for rank in missing):
+            if connection is not None and connection.heard < asked.since:
+                self._lose(connection, TimeoutError("it was silent for too long"))
+        peer = self._peers[missing[0]]
+        return unreachable(peer.name, peer.address, TimeoutError())
 
     def withdraw(self, asked: Asked) -> None:
         """Let the parties know that nobody wants this answer, and end it with an error."""
@@ -322,8 +333,21 @@ class LaneClient:
                 while not self._is_closed and any(
                     asked.is_called_back for asked in list(self._asked.values())
                 ):
-                    self._pump(0.2)
+                    self._pump(TICK_SECONDS)
+                    self._expire()
             self._leave_to_another()
+
+    def _expire(self) -> None:
+        """Fail what is to be called back with and was not answered in time; now and then."""
+        now = time.monotonic()
+        if now < self._expired + TICK_SECONDS:
+            return
+        self._expired = now
+        for asked in list(self._asked.values()):
+            if asked.is_called_back and now > asked.since + self._seconds:
+                self._asked.pop(asked.number, None)
+                self._cancel(asked)
+                asked.fail(self._late(asked))
 
     def close(self) -> None:
         """Close all lanes; what is asked fails."""

@@ -75,10 +75,11 @@ class ServedModel:
             )
         return array
 
-    def words(self, payload: memoryview) -> list[RingArray]:
+    def words(self, payload: memoryview, asked: int) -> list[RingArray]:
         """Return one party's shares of the outputs, and of the guards' flags if there are any.
 
-        payload: the shares one after the other. Raises InputError where they are not these.
+        payload: the shares one after the other; asked: how many rows were. Raises InputError where
+        they are not these.
         """
         shapes = [tensor["shape"] for tensor in self.description["outputs"]]
         sizes = [math.prod(shape) for shape in shapes]
@@ -87,7 +88,7 @@ class ServedModel:
         rows, words = int.from_bytes(payload[:8], "little"), np.frombuffer(payload[8:], "<i8")
         left = words.size - rows * sum(sizes)
         guards = len(self.description["guards"])
-        if rows > self.max_rows or (left % (rows * guards) if guards * rows else left) or left < 0:
+        if rows != asked or (left % (rows * guards) if guards * rows else left) or left < 0:
             raise InputError("it has another size than the model's outputs")
         answers, start = [], 0
         for shape, size in zip(shapes, sizes, strict=True):
