@@ -46,6 +46,19 @@ def test_a_json_message_is_read_as_it_was_written(tensors: dict[str, np.ndarray]
     assert_same(read, tensors)
 
 
+@given(TENSORS, st.data())
+def test_a_message_of_both_kinds_is_read_as_it_was_written(
+    tensors: dict[str, np.ndarray], draw: st.DataObject
+) -> None:
+    listed = draw.draw(st.sets(st.sampled_from(sorted(tensors)))) if tensors else set()
+    parts, headers = oip.format_message({"id": "q"}, tensors, "outputs", listed)
+    body, length = b"".join(parts), headers[oip.HEADER_LENGTH]
+    assert len(body) - int(length) == sum(8 * a.size for n, a in tensors.items() if n not in listed)
+    message, read = oip.parse_message(body, length, "outputs")
+    assert message == {"id": "q"}
+    assert_same(read, tensors)
+
+
 def test_json_data_may_be_nested_as_the_protocol_allows() -> None:
     tensor = {"name": "x", "shape": [2, 2], "datatype": "INT64", "data": [[1, 2], [3, 4]]}
     _, read = oip.parse_message(json.dumps({"inputs": [tensor]}).encode(), None, "inputs")
@@ -70,6 +83,18 @@ BAD_TENSORS = {
     "a tensor that is a list": ([], "no name"),
     "floats": (tensor(datatype="FP32"), "must be a share, not a plaintext"),
     "no datatype": (tensor(datatype=None), "is not INT64"),
+    "a datatype that is none": (tensor(datatype="INT65"), "protocol has no datatype 'INT65'"),
+    "a list as datatype": (tensor(datatype=["INT64"]), "is not INT64"),
+    "small numbers": (tensor(datatype="INT32"), "INT32 holds no share, which has 64 bits"),
+    "unsigned words": (tensor(datatype="UINT64"), "send the same 64 bits as the signed"),
+    "text": (tensor(datatype="BYTES"), "BYTES holds no share"),
+    "an unknown field": (tensor(dataa=[1, 2]), "may not have 'dataa'; known here: data, data"),
+    "an unknown parameter": (tensor(parameters={"size": 1}), "may not have 'size'"),
+    "parameters that are none": (tensor(parameters=[]), "are no JSON object"),
+    "shared memory": (
+        tensor(data=None, parameters={"shared_memory_region": "r"}),
+        "in shared memory, which a party has with no client",
+    ),
     "no shape": (tensor(shape=None), "no valid shape"),
     "a negative axis": (tensor(shape=[-1, 2]), "no valid shape"),
     "a float axis": (tensor(shape=[1.0, 2]), "no valid shape"),
@@ -102,6 +127,13 @@ BAD_TENSORS = {
 def test_a_malformed_tensor_is_refused_with_its_cause(bad: object, complaint: str) -> None:
     with pytest.raises(InputError, match=complaint):
         oip.parse_message(json.dumps({"inputs": [bad]}).encode(), None, "inputs")
+
+
+def test_data_in_the_json_and_behind_it_are_refused() -> None:
+    twice = {"inputs": [tensor(parameters={"binary_data_size": 16})]}
+    head = json.dumps(twice).encode()
+    with pytest.raises(InputError, match="has its data twice"):
+        oip.parse_message(head + bytes(16), str(len(head)), "inputs")
 
 
 BAD_BODIES = {
