@@ -186,9 +186,9 @@ def test_no_request_of_a_stranger_makes_a_front_fail(stage: Stage) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(3000)
-def test_no_request_of_thirty_thousand_strangers_makes_a_front_fail(stage: Stage) -> None:
+def test_no_request_of_fifteen_thousand_strangers_makes_a_front_fail(stage: Stage) -> None:
     with stage.undisturbed():
-        connections_of(stage, 30_000)
+        connections_of(stage, 15_000)
 
 
 # -- who is who -----------------------------------------------------------------------------
@@ -258,9 +258,9 @@ def test_no_forged_call_of_the_owner_is_taken(stage: Stage) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
-def test_no_forged_call_of_twelve_thousand_is_taken(stage: Stage) -> None:
+def test_no_forged_call_of_eight_thousand_is_taken(stage: Stage) -> None:
     with stage.undisturbed():
-        forgeries(stage, 12_000)
+        forgeries(stage, 8_000)
 
 
 # -- before TLS is agreed -------------------------------------------------------------------
@@ -309,6 +309,6 @@ def test_no_handshake_makes_a_party_fail(stage: Stage) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
-def test_no_handshake_of_ten_thousand_makes_a_party_fail(stage: Stage) -> None:
+def test_no_handshake_of_seven_thousand_makes_a_party_fail(stage: Stage) -> None:
     with stage.undisturbed():
-        handshakes(stage, 10_000)
+        handshakes(stage, 7_000)

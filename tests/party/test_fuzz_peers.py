@@ -47,7 +47,7 @@ from privserve.party.messages import (
 )
 from privserve.party.pending import Pending
 from privserve.party.roles import ComputeSession, LeaderSession
-from privserve.party.session import SessionSpec
+from privserve.party.session import Session, SessionSpec
 
 # -- the first frame ------------------------------------------------------------------------
 
@@ -107,9 +107,9 @@ def test_no_first_frame_makes_a_party_fail(stage: Stage, tmp_path: Path) -> None
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
-def test_no_first_frame_of_ten_thousand_makes_a_party_fail(stage: Stage, tmp_path: Path) -> None:
+def test_no_first_frame_of_eight_thousand_makes_a_party_fail(stage: Stage, tmp_path: Path) -> None:
     with stage.undisturbed():
-        first_frames(stage, tmp_path, 10_000)
+        first_frames(stage, tmp_path, 8_000)
 
 
 # -- the readers ----------------------------------------------------------------------------
@@ -169,11 +169,14 @@ def test_every_message_is_read_or_refused() -> None:
 
 
 @pytest.mark.slow
-def test_every_message_of_forty_thousand_is_read_or_refused() -> None:
-    messages(40_000)
+def test_every_message_of_forty_five_thousand_is_read_or_refused() -> None:
+    messages(45_000)
 
 
 # -- whole sessions -------------------------------------------------------------------------
+
+ANSWER_SECONDS = 2.5
+ATTEMPTS = 6
 
 
 class Play:
@@ -236,9 +239,9 @@ class Play:
             query = Pending(name, [shares[NAMES.index(self.rogue.name)]], len(X), self.key.name)
             with contextlib.suppress(PrivserveError, TimeoutError):
                 session.submit(query)
-                answers[NAMES.index(self.rogue.name)] = query.future.result(1.5)[0]
+                answers[NAMES.index(self.rogue.name)] = query.future.result(ANSWER_SECONDS)[0]
         for thread in threads:
-            thread.join(1.5)
+            thread.join(ANSWER_SECONDS)
         if any(thread.is_alive() for thread in threads):
             # As above, while a query runs.
             self.unload()
@@ -274,9 +277,7 @@ class Play:
             if session.state == "loaded" and self.are("loaded"):
                 self.serve(session)
                 for turn in range(2):
-                    answers = self.ask(session, f"q{turn}")
-                    if plan.sent is None:
-                        self.check(answers)
+                    self.ask_until_answered(session, plan, f"q{turn}")
         finally:
             session.end("the rogue left")
         self.check_reasons(plan)
@@ -292,11 +293,22 @@ class Play:
         else:
             self.owner("alice", "POST", "/privserve/serve", b'{"num_requests": null}')
 
-    def check(self, answers: list[np.ndarray | None]) -> None:
+    def ask_until_answered(self, session: Session, plan: Plan, name: str) -> None:
+        """One query; it is answered, and rightly, unless a bad frame was sent."""
+        for attempt in range(ATTEMPTS):
+            answers = self.ask(session, f"{name}-{attempt}")
+            if plan.sent is not None:
+                return
+            if whole := [answer for answer in answers if answer is not None]:
+                assert len(whole) == 2, "half an answer without a bad frame"
+                self.check(whole)
+                return
+            # On a busy machine a query's halves may come further apart than is waited for.
+        raise AssertionError("no answer without a bad frame")
+
+    def check(self, answers: list[np.ndarray]) -> None:
         bits = self.material.prepared.description["output_fraction_bits"]
-        whole = [answer for answer in answers if answer is not None]
-        assert len(whole) == 2, "no answer without a bad frame"
-        got = fixedpoint.decode(sharing.join(whole), bits)
+        got = fixedpoint.decode(sharing.join(answers), bits)
         assert np.abs(got - self.stage.expected).max() < 1e-2, "a wrong answer without a bad frame"
 
     def check_reasons(self, plan: Plan) -> None:
@@ -358,7 +370,7 @@ def test_a_party_that_sends_a_bad_frame_ends_the_session_and_nothing_else(
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("name", NAMES)
-def test_a_thousand_bad_frames_of_a_party_end_their_sessions_and_nothing_else(
+def test_five_hundred_bad_frames_of_a_party_end_their_sessions_and_nothing_else(
     stage: Stage, name: str
 ) -> None:
-    play(stage, name, 1000)
+    play(stage, name, 500)

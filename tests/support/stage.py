@@ -139,7 +139,15 @@ class Stage:
         """Share the model anew and ask it: all is as ever."""
         self.model.share(self.cluster, report=lambda line: None)
         with serving(self.cluster, self.model), ps.Client(self.config.path, timeout=30) as client:
-            assert np.abs(client.query_model(X) - self.expected).max() < 1e-2
+            for patience in range(5, -1, -1):
+                try:
+                    got = client.query_model(X)
+                    break
+                except ps.QueryError as error:
+                    # On a busy machine its halves may come further apart than is waited for.
+                    if error.status != 504 or not patience:
+                        raise
+            assert np.abs(got - self.expected).max() < 1e-2
 
     @contextlib.contextmanager
     def undisturbed(self) -> Iterator[None]:

@@ -295,7 +295,7 @@ class Session(ABC):
             now = time.monotonic()
             if now >= next_beat:
                 lost = self._tell(channels, {"alive": True})
-                next_beat = now + HEARTBEAT_SECONDS
+                next_beat = now + min(HEARTBEAT_SECONDS, self._timeouts.peer / 4)
                 if lost is not None:  # who left may have said why before
                     lost, state = self._last_words(channels) or (lost, state)
             if lost is None:
