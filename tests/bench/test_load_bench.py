@@ -44,7 +44,18 @@ def small(tmp_path: Path) -> Path:
 def test_one_client_and_two_are_measured_in_both_loops(small: Path, tmp_path: Path) -> None:
     target = tmp_path / "load.json"
     arguments = ["--clients", "1,2", "--rows", "mix", "--seconds", "1", "--warmup", "0.3"]
-    arguments += ["--rounds", "1", "--seed", "5", "--model", str(small), "--json", str(target)]
+    arguments += [
+        "--ways",
+        "lane",
+        "--rounds",
+        "1",
+        "--seed",
+        "5",
+        "--model",
+        str(small),
+        "--json",
+        str(target),
+    ]
     run = subprocess.run(
         [*COMMAND, *arguments], capture_output=True, text=True, timeout=200, check=False
     )
@@ -215,7 +226,8 @@ class Silent:
 
 
 def test_without_a_capacity_the_open_loops_say_so_and_are_not_run() -> None:
-    options = load.parse(["--load", "--clients", "1,2", "--rows", "1", "--rounds", "1"])
+    given = ["--load", "--clients", "1,2", "--rows", "1", "--rounds", "1", "--ways", "http"]
+    options = load.parse(given)
     points = load.measure(cast(Crowd, Silent()), {}, options)
     assert [(p.loop, p.clients, p.load) for p in points] == [
         ("closed", 1, None), ("closed", 2, None), ("open", 64, 0.5), ("open", 64, 0.8)
