@@ -10,10 +10,11 @@ from ottt_session import Session, uniform
 
 from privserve.compiler.accuracy import compile_accurately
 from privserve.compiler.bounds import Bounds
-from privserve.compiler.builder import ROUNDING_MARGIN, ProgramBuilder
+from privserve.compiler.builder import ProgramBuilder
 from privserve.compiler.compile import compile_model
 from privserve.compiler.ranges import Range
 from privserve.compiler.simulate import told
+from privserve.compiler.traced import ROUNDING_MARGIN
 from privserve.errors import ModelError
 from privserve.party.answers import AnswerCoins
 from privserve.prg import Prg

@@ -17,19 +17,18 @@ lookups, `moves` those that move elements around.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import numpy as np
 
 from privserve import local
-from privserve.activations import ROOT
 from privserve.compiler import moves
 from privserve.compiler.bounds import Bounds
 from privserve.compiler.formats import ROUNDING_UNITS, exact_bits, fitting_measure
 from privserve.compiler.ranges import Floats, Range
-from privserve.compiler.traced import Traced, extra_bits
+from privserve.compiler.traced import Traced, extra_bits, rounded_bits
 from privserve.errors import ModelError
 from privserve.fixedpoint import RingArray
 from privserve.program import OP_KINDS, Lift, Op, Port, Program, Value
@@ -37,10 +36,6 @@ from privserve.sharing import MAX_COMPUTE_PARTIES
 
 LEAST_ALIGN_BITS = 10
 """Factors that bring values to one step have at least this many significant bits."""
-
-ROUNDING_MARGIN = 3
-"""An answer is told with this many fraction bits more than its magnitude calls for. A party's
-rounding of it then errs by less than 1/8 of a unit; that of a truncation errs by up to 1/2."""
 
 
 class ProgramBuilder:
@@ -323,7 +318,7 @@ class ProgramBuilder:
         finest = aligned[0].step
         ports = []
         for (name, _, activation), x in zip(outputs, aligned, strict=True):
-            rounded = self._rounded_bits(x, activation)
+            rounded = rounded_bits(x, self.fraction_bits, activation)
             # Below 2^62 differences, which clients take of a softmax's input, are below 2^63.
             if x.range.magnitude / finest + MAX_COMPUTE_PARTIES * 2.0**rounded >= 2.0**62:
                 self.bounds.refuse(x.range.magnitude, name)
@@ -339,18 +334,6 @@ class ProgramBuilder:
             notes=(*self._notes, *self.bounds.notes()),
             lift=lift,
         )
-
-    def _rounded_bits(self, x: Traced, activation: Mapping[str, Any] | None) -> int:
-        """How many low bits of an output no client needs."""
-        if not x.range.magnitude:
-            return 0
-        # As many significant bits are left as other values have, however small it is.
-        smaller = max(0, -2 - math.ceil(math.log2(x.range.magnitude)))
-        spare = self.excess(x) - smaller - ROUNDING_MARGIN
-        if activation is not None and activation["op"] == ROOT:
-            # Near zero a root needs twice as many fraction bits as it has itself.
-            spare -= self.fraction_bits + ROUNDING_MARGIN
-        return max(0, spare)
 
     def _formats(self, outputs: Sequence[int]) -> tuple[Value, ...]:
         """Per value the bits that matter, from the last op back to the first."""
