@@ -15,6 +15,7 @@ from privserve.errors import (
     ClusterError,
     ConfigError,
     InputError,
+    NoAnswer,
     PartyRevoked,
     PrivserveError,
     QueryError,
@@ -108,7 +109,7 @@ def refusal(body: object, who: str, status: int | None = None) -> PrivserveError
 def unreachable(who: str, address: str, error: Exception, *, is_late: bool = False) -> ClusterError:
     """Return the error for a party that cannot be reached; is_late: it gave no answer in time."""
     if is_late or isinstance(error, TimeoutError):
-        return ClusterError(f"{who} at {address} did not answer in time; is the cluster alive?")
+        return NoAnswer(f"{who} at {address} did not answer in time; is the cluster alive?")
     if REVOKED in str(error):
         return PartyRevoked(
             f"{who} at {address} shows a certificate that the cluster's authority revoked, so it "

@@ -60,6 +60,10 @@ class ClusterError(PrivserveError):
     """A party could not be started or reached, or left during a query."""
 
 
+class NoAnswer(ClusterError):
+    """A party did not answer in time."""
+
+
 class PeerLost(ClusterError):
     """The channel to another party broke; the session and its randomness are void."""
 

@@ -8,6 +8,7 @@ import traceback
 from privserve.errors import (
     InputError,
     LimitReached,
+    NoAnswer,
     PrivserveError,
     QueryError,
     RangeError,
@@ -46,6 +47,8 @@ def status_of(error: PrivserveError) -> int:
         return 400
     if isinstance(error, LimitReached):
         return 429
+    if isinstance(error, NoAnswer):
+        return 504
     if isinstance(error, UnknownClient) or not isinstance(error, QueryError):
         return 503
     return error.status if error.status in OWN else 502
