@@ -36,7 +36,7 @@ def sessions(echo: None, tmp_path: Path) -> Iterator[Sessions]:
 @pytest.fixture(scope="package")
 def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     """Three party processes that wait for nobody for long."""
-    waits = ("--connect-timeout", "20", "--share-timeout", "0.2", "--peer-timeout", "6")
+    waits = ("--connect-timeout", "20", "--share-timeout", "0.6", "--peer-timeout", "6")
     running = Stage(tmp_path_factory.mktemp("stage"), *waits)
     yield running
     running.close()

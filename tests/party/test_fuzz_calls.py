@@ -216,7 +216,7 @@ def test_no_call_makes_a_front_fail(stage: Stage) -> None:
 
 def test_no_query_makes_a_front_fail(stage: Stage) -> None:
     with stage.undisturbed():
-        ask_queries(stage, 250)
+        ask_queries(stage, 120)
 
 
 @pytest.mark.slow

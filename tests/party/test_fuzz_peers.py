@@ -175,7 +175,7 @@ def test_every_message_of_forty_five_thousand_is_read_or_refused() -> None:
 
 # -- whole sessions -------------------------------------------------------------------------
 
-ANSWER_SECONDS = 2.5
+ANSWER_SECONDS = 5.0
 ATTEMPTS = 6
 
 
@@ -341,7 +341,7 @@ def play(stage: Stage, name: str, usual: int) -> None:
                     for victim in stage.processes:
                         sizes[victim] = stage.check_log(victim, sizes[victim])
             theatre.front.close()
-        assert struck > len(cases(usual)) // 2 or len(cases(usual)) < 10, "hardly any was bad"
+        assert struck > len(cases(usual)) // 4 or len(cases(usual)) < 10, "hardly any was bad"
         for victim, process in stage.processes.items():
             assert process.poll() is None, f"{victim} ended with {process.returncode}"
             wait_until(

@@ -31,7 +31,7 @@ LANES = {
     "carol": ("watch", "deal"),
 }
 """On which each party writes, in a session of ottt."""
-WAITS = Timeouts(connect=20, peer=6, share=0.2)
+WAITS = Timeouts(connect=20, peer=6, share=3)
 
 
 @dataclass
