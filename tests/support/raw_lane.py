@@ -34,6 +34,7 @@ class RawLane:
         context = tls_context(config.ca)
         context.set_alpn_protocols([PROTOCOL])
         raw = socket.create_connection(split_address(self.party.http), timeout=20)
+        raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.sock: ssl.SSLSocket = context.wrap_socket(
             raw, server_hostname=config.identity(self.party.name)
         )
