@@ -247,25 +247,30 @@ class Asking:
         """Put `piece` in front again, in a way that may fare better; raises where there is none."""
         if isinstance(error, RangeError):
             self._drop_bad(piece, error)
+            ahead.appendleft(self._begun(piece))
         elif isinstance(error, LimitReached) and (again := AGAIN_IN.search(str(error))):
             self._patience.say(f"{error}; waiting")
             self._patience.sleep(float(again[1]) + FIRST_WAIT)
+            self._begin_again(piece, ahead)
         elif piece.count > 1 and wants_fewer(error):
             if isinstance(error, DeadlinePassed):  # each try takes as long as a query may
                 self._patience.wait(error)
             self._pace.ask_fewer(piece.count // 2)
             # The second half waits until it is seen how the first one fares.
             first, second = piece.halves()
-            ahead.appendleft(second)
-            piece = first
+            ahead.extendleft([second, self._begun(first)])
         elif is_passing(error):
             self._patience.wait(error)
-            for other in ahead:  # what one party's end has failed, it has failed for all
-                if other.future is not None and _has_failed(other.future):
-                    self._begun(other)
+            self._begin_again(piece, ahead)
         else:
             raise error
-        ahead.appendleft(self._begun(piece))
+
+    def _begin_again(self, piece: Piece, ahead: deque[Piece]) -> None:
+        """Ask for a piece again, and for those behind it that have failed, most likely alike."""
+        ahead.appendleft(piece)
+        for one in ahead:
+            if one.future is not None and _has_failed(one.future):
+                self._begun(one)
 
     def _drop_bad(self, piece: Piece, error: RangeError) -> None:
         """Leave the rows away that are why there is no answer; raises where that ends the job."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import time
 from collections.abc import Generator
 from typing import Any, TextIO
 
@@ -99,7 +100,13 @@ def _answers(
         from privserve.batch.ray_data import answers
 
         return answers(settings, results.done, source.rows)
-    return asking(settings, asker, source, say).answers(results.done, source.rows)
+
+    def sleep(seconds: float) -> None:
+        results.commit()  # a cluster that is away may be so for long
+        time.sleep(seconds)
+
+    patience = Patience(settings.patience, say, sleep)
+    return asking(settings, asker, source, patience).answers(results.done, source.rows)
 
 
 def _note_session(results: Results, answered: Answered, say: Say) -> None:

@@ -92,7 +92,7 @@ class ParquetFile:
         self._columns = columns_for(shapes, columns, schema.names, str(path))
         for name, chosen in self._columns.items():
             _check_columns(path, schema, name, chosen, shapes[name])
-        self._position = 0
+        self._position = -1
         self._batches: Iterator[Any] = iter(())
         self._left: Any = None
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from privserve import errors
-from privserve.batch.asking import Answered, Asker, Asking, Outputs
+from privserve.batch.asking import Answered, Asker, Asking, Outputs, Patience, served
 from privserve.batch.settings import Settings, asking, cluster_asker, source_for
 from privserve.errors import ClusterError, ConfigError, PrivserveError
 
@@ -58,8 +58,9 @@ class RangeAsker:
         if self._asking is None:
             settings = self._settings
             asker = self._asker or cluster_asker(settings)
-            source = source_for(settings, asker.model())
-            self._asking = asking(settings, asker, source, lambda _: None)
+            patience = Patience(settings.patience)
+            source = source_for(settings, served(asker, patience))
+            self._asking = asking(settings, asker, source, patience)
         return self._asking
 
 

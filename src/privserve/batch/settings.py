@@ -58,9 +58,8 @@ def shapes(tensors: Sequence[TensorDescription]) -> dict[str, tuple[int, ...]]:
     return {tensor["name"]: tuple(tensor["shape"]) for tensor in tensors}
 
 
-def asking(settings: Settings, asker: Asker, source: Source, say: Say) -> Asking:
+def asking(settings: Settings, asker: Asker, source: Source, patience: Patience) -> Asking:
     """Return what asks for a source's rows as the settings say."""
-    patience = Patience(settings.patience, say)
     model = served(asker, patience)
     pace = Pace(
         model.max_rows,
