@@ -29,7 +29,9 @@ def test_queries_grow_while_that_is_faster() -> None:
 
 
 def test_a_size_that_gains_nothing_is_given_up_for_the_one_before() -> None:
-    sizes, pace = settled(lambda rows: 0.002 + 0.001 * max(rows, 1) if rows <= 32 else 0.0013 * rows)
+    sizes, pace = settled(
+        lambda rows: 0.002 + 0.001 * max(rows, 1) if rows <= 32 else 0.0013 * rows
+    )
     assert sizes == [1, 8, 32, 128]
     assert pace.rows == 32
 

@@ -43,6 +43,11 @@ class FakeAsker:
         self.answered: list[float] = []
         self._refuse = refuse
 
+    @property
+    def rows_asked(self) -> list[float]:
+        """Of all queries, in the order in which they were asked."""
+        return [key for query in self.asked for key in query]
+
     def model(self) -> ServedModel:
         return self.served
 

@@ -37,7 +37,10 @@ class Lock:
 
     def release(self) -> None:
         """Let others have it."""
-        if self._descriptor >= 0:
+        if self._descriptor < 0:
+            return
+        try:
             self._path.unlink(missing_ok=True)
+        finally:
             os.close(self._descriptor)
             self._descriptor = -1

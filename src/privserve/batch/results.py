@@ -192,13 +192,13 @@ class Results:
         self._name(self._number)
 
     def _name(self, number: int) -> None:
+        """Give the files of a full part their names, where they have not got them yet."""
         for name in self.layout.names(number).values():
             path = self.layout.home / name
             opened = path.with_name(path.name + OPEN)
             if opened.exists():
                 opened.replace(path)
-        for directory in self._directories():
-            sync_directory(directory)
+                sync_directory(path.parent)
 
     def finish(self) -> None:
         """Have the output whole, once all rows are written."""
