@@ -97,7 +97,7 @@ def rows_answered(digits: Digits) -> int:
 def test_killed_and_interrupted_it_goes_on_and_no_row_is_asked_twice(
     digits: Digits, command: Command, rows: Callable[[int], np.ndarray]
 ) -> None:
-    count = 3000
+    count = 1500
     images, before = rows(count), rows_answered(digits)
     with digits.serving():
         process = command.start(*ONE_BY_ONE)
