@@ -362,6 +362,31 @@ def test_a_model_that_was_shared_anew_is_told(settings: Settings) -> None:
     assert journal_of(settings)["sessions"] == ["one", "two"]
 
 
+def test_another_model_in_the_midst_of_a_job_ends_it(settings: Settings) -> None:
+    class Replaced(FakeAsker):
+        def begin(self, rows: Any) -> Any:
+            if len(self.asked) == 4:
+                self.served = served_model("two")
+                self.served.description["outputs"][0]["activation"] = {"op": "Relu"}  # type: ignore[typeddict-item]
+            return super().begin(rows)
+
+    with pytest.raises(ConfigError, match="another model"):
+        run(settings, Replaced())
+    assert journal_of(settings)["rows_done"] < ROWS
+
+
+def test_an_output_among_the_rows_is_refused(tmp_path: Path) -> None:
+    settings = settings_for(tmp_path)
+    for output in (tmp_path / "answers.npy", tmp_path / "deep" / "answers", tmp_path):
+        with pytest.raises(ConfigError, match="is among the rows"):
+            run(replace(settings, input=tmp_path, output=output))
+
+
+def test_a_query_larger_than_the_model_takes_is_refused(settings: Settings) -> None:
+    with pytest.raises(ConfigError, match="at most 64 rows, not 65"):
+        run(replace(settings, rows_per_query=65))
+
+
 def test_a_finished_output_is_restarted_on_demand_only(settings: Settings) -> None:
     run(settings)
     asker, _ = run(replace(settings, restart=True))

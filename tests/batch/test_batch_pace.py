@@ -36,6 +36,18 @@ def test_a_size_that_gains_nothing_is_given_up_for_the_one_before() -> None:
     assert pace.rows == 32
 
 
+def test_one_noisy_moment_does_not_keep_queries_small() -> None:
+    now, pauses = [0.0], {8: 2.0}
+    pace = Pace(1024, 8, 60.0, clock=lambda: now[0])
+    for _ in range(1000):
+        now[0] += 0.02 + 1e-6 * pace.rows
+        if pace.rows in pauses and pace._since is not None:
+            now[0] += pauses.pop(pace.rows)
+        pace.answered(pace.rows)
+    assert not pauses
+    assert pace.rows == 1024
+
+
 def test_a_slow_model_is_asked_few_rows_so_that_no_query_takes_too_long() -> None:
     sizes, pace = settled(lambda rows: 2.4 * rows)
     assert sizes == [1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -78,6 +79,8 @@ def test_a_directory_of_parquet_is_read_in_order(tmp_path: Path) -> None:
     source = open_source(tmp_path, {"x": (2, 3)})
     assert (source.read(900, 1100)["x"] == X[900:1100]).all()
     assert (source.read(1100, 3000)["x"] == X[1100:]).all()
+    held = [os.path.realpath(f"/proc/self/fd/{n}") for n in os.listdir("/proc/self/fd")]
+    assert [path for path in held if path.endswith("a.parquet")] == []
 
 
 BAD = {

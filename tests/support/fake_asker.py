@@ -48,7 +48,7 @@ class FakeAsker:
         """Of all queries, in the order in which they were asked."""
         return [key for query in self.asked for key in query]
 
-    def model(self) -> ServedModel:
+    def model(self, *, again: bool = False) -> ServedModel:
         return self.served
 
     def begin(self, rows: Rows) -> Future[Any]:

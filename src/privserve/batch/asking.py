@@ -48,8 +48,11 @@ AGAIN_IN = re.compile(r"try again in (\d+) s")
 class Asker(Protocol):
     """Who answers rows: one cluster, or several that share the work."""
 
-    def model(self) -> ServedModel:
-        """Return what is served; raises as `Client.read_model` does."""
+    def model(self, *, again: bool = False) -> ServedModel:
+        """Return what is served; raises as `Client.read_model` does.
+
+        again: ask also where it is known.
+        """
 
     def begin(self, rows: Rows) -> Future[Outputs]:
         """Begin a query; what becomes of it is in the future, errors included."""
@@ -111,9 +114,9 @@ class ClusterAsker:
         self._client = Client(config, key=key, timeout=timeout)
         self._logits = logits
 
-    def model(self) -> ServedModel:
+    def model(self, *, again: bool = False) -> ServedModel:
         """Return what is served."""
-        return self._client.read_model()
+        return self._client.read_model(again=again)
 
     def begin(self, rows: Rows) -> Future[Outputs]:
         """Begin a query."""

@@ -9,12 +9,13 @@ from collections.abc import Generator
 from typing import Any, TextIO
 
 from privserve.batch.asking import Answered, Asker, Patience, served
+from privserve.batch.journal import check_same
 from privserve.batch.layout import Layout
 from privserve.batch.progress import Progress
 from privserve.batch.results import Results
 from privserve.batch.settings import Say, Settings, asking, cluster_asker, shapes, source_for
 from privserve.batch.sources import Source
-from privserve.errors import PrivserveError
+from privserve.errors import ConfigError, PrivserveError
 from privserve.served_model import ServedModel
 
 
@@ -34,6 +35,9 @@ def ask_for_all(settings: Settings, asker: Asker, stream: TextIO) -> None:
     def say(line: str) -> None:
         print(line, file=stream, flush=True)
 
+    home = settings.input.resolve()
+    if home in settings.output.resolve().parents or home == settings.output.resolve():
+        raise ConfigError(f"{settings.output} is among the rows of {settings.input}; name another")
     model = served(asker, Patience(settings.patience, say))
     source = source_for(settings, model)
     layout = Layout(
@@ -75,7 +79,8 @@ def _go_on(
     try:
         with contextlib.closing(_answers(settings, asker, source, results, progress.say)) as found:
             for answered in found:
-                _note_session(results, answered, progress.say)
+                if answered.session not in results.journal.sessions:
+                    _note_session(results, asker, answered, progress.say)
                 results.append(answered.outputs, answered.bad, source.where)
                 results.commit(now=False)
                 progress.update(results.done)
@@ -109,15 +114,16 @@ def _answers(
     return asking(settings, asker, source, patience).answers(results.done, source.rows)
 
 
-def _note_session(results: Results, answered: Answered, say: Say) -> None:
+def _note_session(results: Results, asker: Asker, answered: Answered, say: Say) -> None:
     """Remember in which sessions rows were asked, and tell of another one.
 
-    A client cannot see whether a model that was shared anew has other weights.
+    A client cannot see whether a model that was shared anew has other weights. Raises ConfigError
+    where it can see that it is another one.
     """
     known = results.journal.sessions
-    if answered.session in known:
-        return
     if known:
+        now = {**results.journal.facts, "model": about(asker.model(again=True))}
+        check_same(results.journal, now)
         say(
             f"the model was shared anew before row {answered.start:,}; if it is not the same "
             "model as before, ask for all rows anew with --restart"

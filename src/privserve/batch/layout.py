@@ -41,7 +41,7 @@ class Layout:
                 f"a .npy file holds one output, and the model has {len(shapes)}; name a directory "
                 "or a .parquet file"
             )
-        if output.suffix in (".npz", ".csv", ".json"):
+        if output.suffix in (".npz", ".csv", ".json", ".txt"):
             raise ConfigError(
                 f"no {output.suffix} can be written; name .npy, .parquet or a directory"
             )

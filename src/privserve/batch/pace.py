@@ -38,13 +38,15 @@ class Pace:
         """
         most = max(1, min(max_rows, MOST_BYTES // (DEPTH * max(1, row_bytes))))
         sizes = [size for size in SIZES if size < most] + [most]
-        self._sizes = sizes if rows is None else [min(rows, max_rows)]
+        self._sizes = sizes if rows is None else [rows]
         self._in_flight, self._seconds, self._clock = in_flight, SHARE_OF_TIMEOUT * timeout, clock
         self.rows = self._sizes[0]
         """Of the next query."""
         self._rate: float | None = None
         """Rows per second at the best size so far."""
         self._is_settled = len(self._sizes) == 1
+        self._is_doubted = False
+        """Whether the size at hand was no gain when it was measured; a noisy moment is forgiven."""
         self._begun = clock()
         self._restart()
 
@@ -80,8 +82,12 @@ class Pace:
         """Go on to the next size, or back to the one before; rate: of this one."""
         number = self._sizes.index(self.rows)
         if number and self._rate is not None and rate < GAIN * self._rate:
-            self.rows, self._is_settled = self._sizes[number - 1], True
+            if self._is_doubted:
+                self.rows, self._is_settled = self._sizes[number - 1], True
+            self._is_doubted = True
+            self._restart()
             return
+        self._is_doubted = False
         self._rate = rate
         if number + 1 < len(self._sizes) and self._sizes[number + 1] <= self._seconds * rate:
             self.rows = self._sizes[number + 1]

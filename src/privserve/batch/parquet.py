@@ -85,13 +85,14 @@ class ParquetFile:
         """Raise ConfigError where it is no Parquet, and InputError where it does not fit."""
         self._path, self._shapes = path, shapes
         try:
-            self._file = pq.ParquetFile(path, pre_buffer=False)
+            with pq.ParquetFile(path) as file:
+                self._metadata, schema = file.metadata, file.schema_arrow
         except (pa.ArrowException, OSError) as error:
             raise ConfigError(f"{path} is no Parquet file: {error}") from None
-        schema = self._file.schema_arrow
         self._columns = columns_for(shapes, columns, schema.names, str(path))
         for name, chosen in self._columns.items():
             _check_columns(path, schema, name, chosen, shapes[name])
+        self._file: Any = None
         self._position = -1
         self._batches: Iterator[Any] = iter(())
         self._left: Any = None
@@ -99,7 +100,7 @@ class ParquetFile:
     @property
     def rows(self) -> int:
         """How many there are."""
-        return int(self._file.metadata.num_rows)
+        return int(self._metadata.num_rows)
 
     @property
     def identity(self) -> Mapping[str, Any]:
@@ -124,7 +125,9 @@ class ParquetFile:
 
     def _seek(self, row: int) -> None:
         """Begin with the row group that has this row."""
-        metadata, group, first = self._file.metadata, 0, 0
+        self.leave()
+        self._file = pq.ParquetFile(self._path, pre_buffer=False)
+        metadata, group, first = self._metadata, 0, 0
         while row - first >= metadata.row_group(group).num_rows:
             first += metadata.row_group(group).num_rows
             group += 1
@@ -154,6 +157,12 @@ class ParquetFile:
     def where(self, row: int) -> str:
         """Name a row."""
         return f"{self._path}[{row}]"
+
+    def leave(self) -> None:
+        """Close the file, until rows are read again."""
+        if self._file is not None:
+            self._file.close()
+        self._file, self._left, self._batches, self._position = None, None, iter(()), -1
 
 
 def _check_columns(

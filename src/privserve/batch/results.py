@@ -110,6 +110,8 @@ class Results:
         have another shape than the model's outputs had, and OSError; after that, what was committed
         counts.
         """
+        if set(outputs) != set(self.layout.shapes):
+            raise ConfigError(f"the model has other outputs now: {sorted(outputs)}")
         arrays = {name: np.asarray(outputs[name], "<f4") for name in self.layout.shapes}
         for name, array in arrays.items():
             if array.shape[1:] != self.layout.shapes[name]:

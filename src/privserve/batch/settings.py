@@ -13,6 +13,7 @@ from privserve.batch.opening import open_source
 from privserve.batch.pace import Pace
 from privserve.batch.sources import Source
 from privserve.description import TensorDescription
+from privserve.errors import ConfigError
 from privserve.served_model import ServedModel
 
 Say = Callable[[str], None]
@@ -61,6 +62,12 @@ def shapes(tensors: Sequence[TensorDescription]) -> dict[str, tuple[int, ...]]:
 def asking(settings: Settings, asker: Asker, source: Source, patience: Patience) -> Asking:
     """Return what asks for a source's rows as the settings say."""
     model = served(asker, patience)
+    wanted = settings.rows_per_query
+    if wanted is not None and wanted > model.max_rows:
+        raise ConfigError(
+            f"a query of this model holds at most {model.max_rows} rows, not {wanted}; lower "
+            "--rows-per-query, or leave it away"
+        )
     pace = Pace(
         model.max_rows,
         8 * sum(math.prod(shape) for shape in shapes(model.description["inputs"]).values()),

@@ -47,6 +47,9 @@ class Source(Protocol):
     def where(self, row: int) -> str:
         """Say where a row comes from, for people."""
 
+    def leave(self) -> None:
+        """Hold no file open, until rows are read again."""
+
 
 def file_identity(path: Path, **facts: Any) -> dict[str, Any]:
     """Return what tells a file from others and from what it was before."""
@@ -180,6 +183,9 @@ class NpzFile:
         """Name a row."""
         return f"{self._path}[{row}]"
 
+    def leave(self) -> None:
+        """Do nothing: it was read whole."""
+
 
 class Concatenated:
     """The files of a directory, one after the other in the order of their names."""
@@ -216,8 +222,8 @@ class Concatenated:
         while start < stop:
             number = bisect.bisect_right(self._ends, start)
             source, first = self._sources[number], self._first(number)
-            if self._last not in (None, source) and isinstance(self._last, NpyFile):
-                self._last.leave()  # or a directory of a million files would need as many maps
+            if self._last is not None and self._last is not source:
+                self._last.leave()  # or a directory of many files would need as many descriptors
             self._last = source
             end = min(stop, self._ends[number])
             parts.append(source.read(start - first, end - first))
@@ -233,3 +239,8 @@ class Concatenated:
         """Name a row and its file."""
         number = bisect.bisect_right(self._ends, row)
         return f"{self._sources[number].where(row - self._first(number))} (row {row} in all)"
+
+    def leave(self) -> None:
+        """Hold no file open."""
+        if self._last is not None:
+            self._last.leave()
