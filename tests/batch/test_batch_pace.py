@@ -11,14 +11,26 @@ from privserve.batch.pace import DEPTH, MOST_BYTES, SIZES, Pace
 
 def settled(seconds: Callable[[int], float], **how: int) -> tuple[list[int], Pace]:
     """The sizes that were asked where a query takes so long, and the pace after a thousand."""
+    asked: list[int] = []
+    pace = ask(seconds, asked, **how)
+    return list(dict.fromkeys(asked)), pace
+
+
+def all_asked(seconds: Callable[[int], float]) -> list[int]:
+    """The sizes of a thousand queries."""
+    asked: list[int] = []
+    ask(seconds, asked)
+    return asked
+
+
+def ask(seconds: Callable[[int], float], asked: list[int], **how: int) -> Pace:
     now = [0.0]
     pace = Pace(**{"max_rows": 1024, "row_bytes": 8, "timeout": 60.0, **how}, clock=lambda: now[0])
-    asked = []
     for _ in range(1000):
         asked.append(pace.rows)
         now[0] += seconds(pace.rows)
         pace.answered(pace.rows)
-    return list(dict.fromkeys(asked)), pace
+    return pace
 
 
 def test_queries_grow_while_that_is_faster() -> None:
@@ -29,11 +41,17 @@ def test_queries_grow_while_that_is_faster() -> None:
 
 
 def test_a_size_that_gains_nothing_is_given_up_for_the_one_before() -> None:
-    sizes, pace = settled(
-        lambda rows: 0.002 + 0.001 * max(rows, 1) if rows <= 32 else 0.0013 * rows
-    )
-    assert sizes == [1, 8, 32, 128]
-    assert pace.rows == 32
+    asked = all_asked(lambda rows: 0.002 + (0.001 if rows <= 32 else 0.0013) * rows)
+    assert list(dict.fromkeys(asked)) == [1, 8, 32, 128]
+    assert asked.count(32) > 3 * asked.count(128)
+    assert 32 in asked[asked.index(128) :]
+
+
+def test_a_cluster_that_was_busy_is_asked_more_once_it_is_not() -> None:
+    busy = iter([True] * 40 + [False] * 960)
+    asked = all_asked(lambda rows: 2.0 * rows if next(busy) else 0.02)
+    assert set(asked[:100]) == {1}
+    assert asked[-1] == 1024
 
 
 def test_one_noisy_moment_does_not_keep_queries_small() -> None:

@@ -13,6 +13,9 @@ WINDOW_SECONDS, WINDOW_QUERIES = 0.3, 6
 """For this long a size is measured, at least."""
 GAIN = 1.05
 """A larger size has to be this many times as fast, or it is not worth what a failed query costs."""
+FIRST_REST = 100
+"""Queries after which a larger size is tried again; twice as many each time. Sizes are compared by
+the rates of a moment, and a job of hours is not to suffer from a bad one."""
 SHARE_OF_TIMEOUT = 0.25
 """Rows that are under way are answered within this share of the time that a query may take."""
 MOST_BYTES = 64 << 20
@@ -43,10 +46,13 @@ class Pace:
         self.rows = self._sizes[0]
         """Of the next query."""
         self._rate: float | None = None
-        """Rows per second at the best size so far."""
-        self._is_settled = len(self._sizes) == 1
+        """Rows per second when it was measured last."""
+        self._before: float | None = None
+        """That of the size before, where this one is on trial."""
         self._is_doubted = False
-        """Whether the size at hand was no gain when it was measured; a noisy moment is forgiven."""
+        """Whether the size on trial was no gain when it was measured."""
+        self._is_settled = len(self._sizes) == 1
+        self._rest, self._next_rest = 0, FIRST_REST
         self._begun = clock()
         self._restart()
 
@@ -70,6 +76,9 @@ class Pace:
             self._rate = rows / max(1e-6, now - self._begun)
         if self._is_settled or rows != self.rows:
             return
+        if self._rest:
+            self._rest -= 1
+            return
         if self._since is None:  # the queries before this one had another size
             self._since = now
             return
@@ -80,20 +89,27 @@ class Pace:
 
     def _judge(self, rate: float) -> None:
         """Go on to the next size, or back to the one before; rate: of this one."""
+        self._restart()
         number = self._sizes.index(self.rows)
-        if number and self._rate is not None and rate < GAIN * self._rate:
+        if self._before is not None and rate < GAIN * self._before:
             if self._is_doubted:
-                self.rows, self._is_settled = self._sizes[number - 1], True
-            self._is_doubted = True
-            self._restart()
+                self.rows = self._sizes[number - 1]
+                self._have_rest()
+            else:
+                self._is_doubted = True
             return
-        self._is_doubted = False
-        self._rate = rate
-        if number + 1 < len(self._sizes) and self._sizes[number + 1] <= self._seconds * rate:
-            self.rows = self._sizes[number + 1]
-            self._restart()
-        else:
+        self._rate, self._is_doubted = rate, False
+        if number + 1 == len(self._sizes):
             self._is_settled = True
+        elif self._sizes[number + 1] <= self._seconds * rate:
+            self.rows, self._before = self._sizes[number + 1], rate
+        else:
+            self._have_rest()
+
+    def _have_rest(self) -> None:
+        """Keep to this size for a while."""
+        self._before, self._is_doubted = None, False
+        self._rest, self._next_rest = self._next_rest, 2 * self._next_rest
 
     def ask_fewer(self, rows: int) -> None:
         """Have queries of this many rows at most from now on."""
