@@ -18,6 +18,10 @@ FORBIDDEN = {
     "privserve.gateway.__main__": (
         *("torch", "onnx", "numba", "httpx", "grpc", "converters", "privserve.party"),
     ),
+    "privserve.commands": ("numpy", "torch", "argparse", "runpy", "importlib.metadata"),
+    "privserve.batch.__main__": (
+        *("torch", "onnx", "numba", "httpx", "converters", "privserve.party", "pyarrow", "ray"),
+    ),
     "privserve.launch": ("torch", "onnx", "numba", "httpx", "converters"),
 }
 

@@ -13,7 +13,6 @@ and, in another process, `ps.Client("cluster.toml").query_model(x)`.
 
 from __future__ import annotations
 
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from privserve.errors import (
@@ -33,13 +32,12 @@ from privserve.errors import (
 )
 
 if TYPE_CHECKING:
+    __version__: str
     from privserve.async_client import AsyncClient
     from privserve.client import Client
     from privserve.cluster import Cluster, Worker
     from privserve.keras_hook import KerasHook
     from privserve.model import SecureModel, load_model
-
-__version__ = version("privserve")
 
 __all__ = [
     "AsyncClient",
@@ -77,6 +75,10 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":  # reading it takes longer than all else that is loaded here
+        from importlib.metadata import version
+
+        return version("privserve")
     if name not in _HOMES:
         raise AttributeError(f"module 'privserve' has no attribute '{name}'")
     from importlib import import_module
