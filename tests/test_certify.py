@@ -142,7 +142,7 @@ def test_a_renewed_certificate_is_shown_without_a_restart(tag: str, tmp_path: Pa
     )
 
     def serial() -> str:
-        host, port = config.parties[0].http_address
+        host, port = config.parties[0].endpoint
         name = config.identity("alice")
         with (
             socket.create_connection((host, port), timeout=5) as raw,
@@ -151,7 +151,7 @@ def test_a_renewed_certificate_is_shown_without_a_restart(tag: str, tmp_path: Pa
             return str((stream.getpeercert() or {})["serialNumber"])
 
     try:
-        wait_until(lambda: is_up(config.parties[0].http_address), "alice is up")
+        wait_until(lambda: is_up(config.parties[0].endpoint), "alice is up")
         before = serial()
         assert renew(config, secret, days=30) == list(NAMES)
         wait_until(lambda: serial() != before, "the new certificate is shown")
@@ -188,7 +188,7 @@ def test_a_request_of_a_stranger_or_a_damaged_one_is_refused(
     assert manage(owner, secret, "sign", str(damaged)) == 2
     stranger = write_cluster(
         tmp_path / "other",
-        [(n, a, p) for n, (_, a, p) in zip("abc", addresses(), strict=True)],
+        [(n, a) for n, (_, a) in zip("abc", addresses(), strict=True)],
         make_keys=False,
     )
     asked, _ = join(stranger.parent / "a.invite", tmp_path)

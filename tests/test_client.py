@@ -81,7 +81,7 @@ def test_a_list_of_one_array_is_that_array_as_for_keras(digits: Digits, client: 
 
 def test_a_client_is_made_from_a_file_or_from_addresses(digits: Digits) -> None:
     config = digits.cluster.config
-    addresses = [p.http for p in config.compute]
+    addresses = [p.address for p in config.compute]
     with (
         digits.serving(),
         ps.Client(config.path) as first,
@@ -197,7 +197,7 @@ def test_a_query_before_serve_is_refused(digits: Digits, client: ps.Client) -> N
 
 def test_pointing_at_the_dealer_names_the_parties_to_ask(digits: Digits) -> None:
     config = digits.cluster.config
-    addresses = [config.parties[0].http, config.dealer.http]
+    addresses = [config.parties[0].address, config.dealer.address]
     with (
         ps.Client(addresses, ca=config.ca) as wrong,
         pytest.raises(ps.ConfigError, match=r"carol at .* is the dealer .*\(alice, bob\)"),
@@ -208,7 +208,7 @@ def test_pointing_at_the_dealer_names_the_parties_to_ask(digits: Digits) -> None
 @pytest.mark.parametrize("chosen", [[0], [1]])
 def test_too_few_parties_are_refused(digits: Digits, chosen: list[int]) -> None:
     config = digits.cluster.config
-    addresses = [config.compute[i].http for i in chosen]
+    addresses = [config.compute[i].address for i in chosen]
     with (
         ps.Client(addresses, ca=config.ca) as wrong,
         pytest.raises(ps.ConfigError, match=r"needs every compute party \(alice, bob\)"),
@@ -218,7 +218,7 @@ def test_too_few_parties_are_refused(digits: Digits, chosen: list[int]) -> None:
 
 def test_the_authority_of_another_cluster_is_not_enough(digits: Digits, tmp_path: Path) -> None:
     config = digits.cluster.config
-    other = make_config(tmp_path, [p.http for p in config.parties])
+    other = make_config(tmp_path, [p.address for p in config.parties])
     with (
         ps.Client(other) as wrong,
         pytest.raises(ps.ClusterError, match=r"another cluster than the ca\.pem in use"),

@@ -16,7 +16,7 @@ from privserve import clients
 from privserve.certificates import write_cluster
 from privserve.credentials import Limits
 
-PARTIES = [(name, f"localhost:{i}", f"localhost:{i + 3}") for i, name in enumerate("abc", 1)]
+PARTIES = [(name, f"localhost:{i}") for i, name in enumerate("abc", 1)]
 
 
 @pytest.fixture
@@ -129,7 +129,7 @@ def test_who_shows_nothing_gets_nothing(served: ps.Cluster, tmp_path: Path) -> N
     ):
         client.query_model(SMALL)
     key = served.config.path.parent / "client.key"
-    addresses = [party.http for party in served.config.compute]
+    addresses = [party.address for party in served.config.compute]
     with ps.Client(addresses, ca=served.config.ca, key=key, timeout=20) as client:
         assert client.query_model(SMALL).shape == (1, 2)
 
@@ -142,7 +142,7 @@ def test_everybody_may_ask_where_the_owner_says_so_within_its_limits(
         # A stranger has the certificate alone; beside the cluster's own lies the owner's key.
         ca = tmp_path / "ca.crt"
         ca.write_bytes(cluster.config.ca.read_bytes())
-        addresses = [party.http for party in cluster.config.compute]
+        addresses = [party.address for party in cluster.config.compute]
         with (
             serving(cluster, model),
             ps.Client(addresses, ca=ca, timeout=20) as client,

@@ -10,9 +10,9 @@ from privserve.config import format_config, party_names, read_config
 from privserve.errors import ConfigError
 
 PARTIES = [
-    ("alice", "localhost:4000", "localhost:4100"),
-    ("bob", "10.0.0.2:4001", "10.0.0.2:4101"),
-    ("carol", "[::1]:4002", "[::1]:4102"),
+    ("alice", "localhost:4000"),
+    ("bob", "10.0.0.2:4001"),
+    ("carol", "[::1]:4002"),
 ]
 OWNER = bytes(range(32))
 TEXT = format_config(PARTIES, "c", OWNER)
@@ -27,7 +27,7 @@ def toml(tmp_path: Path) -> Path:
 
 def test_what_is_written_is_read_back(toml: Path) -> None:
     config = read_config(toml)
-    assert [(p.name, p.http, p.peer) for p in config.parties] == PARTIES
+    assert [(p.name, p.address) for p in config.parties] == PARTIES
     assert (config.cluster, config.owner) == ("c1", OWNER)
     assert config.path == toml
 
@@ -68,7 +68,7 @@ def test_more_compute_parties_than_ranges_have_room_for_are_refused() -> None:
 
 BAD_FILES = {
     "too many parties": (
-        format_config([(f"p{i}", "h:1", "h:2") for i in range(34)], "c", OWNER),
+        format_config([(f"p{i}", "h:1") for i in range(34)], "c", OWNER),
         "at most 32 compute parties",
     ),
     "no owner": (TEXT.replace("owner =", "x ="), "'owner' is missing"),

@@ -49,12 +49,12 @@ def test_a_share_that_reaches_one_party_times_out_alone(tag: str, small: ps.Secu
             ps.Client(cluster, timeout=20) as client,
             ThreadPoolExecutor(2) as pool,
         ):
-            address = f"https://{config.compute[0].http}/v2/models/model"
+            address = f"https://{config.compute[0].address}/v2/models/model"
             version = plain.get(address).json()["versions"][0]
             lonely = [
                 pool.submit(
                     plain.post,
-                    f"https://{party.http}/v2/models/model/versions/{version}/infer",
+                    f"https://{party.address}/v2/models/model/versions/{version}/infer",
                     json={**message, "id": f"only {party.name}"},
                     headers=client_headers(config, party.name),
                 )

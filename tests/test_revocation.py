@@ -23,7 +23,7 @@ from privserve.config import read_config
 def up(owner: Path, hosts: dict[str, Path]) -> dict[str, Path]:
     """The parties' directories, once all of them answer."""
     for party in read_config(owner).parties:
-        wait_until(lambda party=party: is_up(party.http_address), f"{party.name} is up")
+        wait_until(lambda party=party: is_up(party.endpoint), f"{party.name} is up")
     return hosts
 
 
@@ -60,7 +60,7 @@ def test_a_client_learns_from_any_party_whose_certificate_was_revoked(
         context = tls_context(stranger.parent / "ca.pem")
         with httpx.Client(verify=context, timeout=20) as anybody:
             shown = anybody.get(
-                f"https://{party.http}/privserve/revoked",
+                f"https://{party.address}/privserve/revoked",
                 extensions={"sni_hostname": read_config(owner).identity(party.name)},
             )
         assert shown.content == (b"" if party.name == thief else signed)
@@ -114,7 +114,7 @@ def test_a_party_is_refused_by_its_certificates_number(digits: Digits) -> None:
 
     def meet() -> int:
         with (
-            socket.create_connection(config.parties[0].http_address, timeout=5) as raw,
+            socket.create_connection(config.parties[0].endpoint, timeout=5) as raw,
             context.wrap_socket(raw, server_hostname=config.identity("alice")) as stream,
         ):
             return int((stream.getpeercert() or {})["serialNumber"], 16)

@@ -107,7 +107,7 @@ def test_a_party_refuses_shares_that_are_not_the_models_inputs(served: Served) -
         ({**share, ROW: np.zeros((2, 5), np.int64)}, ROW, "[2, 6]"),
     ]
     with httpx.Client(
-        base_url=f"https://{config.compute[0].http}",
+        base_url=f"https://{config.compute[0].address}",
         verify=tls_context(config.ca),
         headers=client_headers(config, config.compute[0].name),
     ) as http:

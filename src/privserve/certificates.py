@@ -29,8 +29,8 @@ OWNER_KEY = "owner.key"
 CA_SECRET = "ca.secret"
 INVITATION = "privserve_invitation"
 
-Parties = Sequence[tuple[str, str, str]]
-"""(name, http address, peer address) of each party, the dealer last."""
+Parties = Sequence[tuple[str, str]]
+"""(name, address) of each party, the dealer last."""
 
 
 def write_cluster(
@@ -55,7 +55,10 @@ def write_cluster(
     ca = authority.certificate.public_bytes(serialization.Encoding.PEM)
     write_file(directory / OWNER_KEY, private_pem(owner), secret=True)
     write_file(directory / "ca.pem", ca)
-    entries = tuple(PartyConfig(n, h, p, Path(f"{n}.pem"), Path(f"{n}.key")) for n, h, p in parties)
+    entries = tuple(
+        PartyConfig(name, (address,), (address,), Path(f"{name}.pem"), Path(f"{name}.key"))
+        for name, address in parties
+    )
     config = ClusterConfig(
         entries, cluster, directory / "ca.pem", public, directory / "cluster.toml"
     )
@@ -145,7 +148,7 @@ def _sign(
     key: ec.EllipticCurvePublicKey,
     days: int = VALID_DAYS,
 ) -> bytes:
-    hosts = [split_address(party.http)[0], split_address(party.peer)[0]]
+    hosts = [split_address(address)[0] for address in party.addresses]
     certificate = authority.sign(party.name, config.cluster, key, hosts, days)
     note_issued(config, party.name, certificate)
     return certificate.public_bytes(serialization.Encoding.PEM)

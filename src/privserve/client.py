@@ -70,8 +70,8 @@ class Client:
         shown = client_key(key, beside)
         self._timeout = timeout
         self._peers = [
-            Peer(name, address, identity, authorization(shown, identity))
-            for name, address, identity in parties
+            Peer(name, addresses, identity, authorization(shown, identity))
+            for name, addresses, identity in parties
         ]
         self._http_only = http
         self._way: LaneClient | HttpClient | None = None

@@ -19,7 +19,7 @@ from typing import Any
 
 import httpx
 
-from privserve.addresses import bind, join_address, split_address
+from privserve.addresses import bind, join_address, reachable, split_address
 from privserve.calls import raise_for_answer, tls_context, unreachable
 from privserve.certificates import OWNER_KEY, write_cluster
 from privserve.config import ClusterConfig, PartyConfig, Timeouts, party_names, read_config
@@ -27,29 +27,25 @@ from privserve.credentials import ClientTable
 from privserve.errors import ClusterError, ConfigError, OwnerOnly, QueryError
 from privserve.owner_calls import Signer, load_owner_key
 
-PEER_PORT_OFFSET = 100
 START_SECONDS = 60.0
 STOP_SECONDS = 8.0
 POLL_SECONDS = 0.1
+CONNECT_SECONDS = 5.0
 
 
 @dataclass
 class Worker:
     """One party to be: its address, and whether this process starts and stops it.
 
-    address: host:port for clients; port 0 picks a free one (local parties only). peer:
-    host:port for the other parties; the same host and port + 100 when None.
+    address: host:port, for clients and the other parties; port 0 picks a free one (local parties
+    only).
     """
 
     address: str
     auto_managed: bool = True
-    peer: str | None = None
 
     def __post_init__(self) -> None:
-        host, port = split_address(self.address)
-        if self.peer is None:
-            self.peer = join_address(host, port + PEER_PORT_OFFSET if port else 0)
-        split_address(self.peer)
+        _, port = split_address(self.address)
         if not self.auto_managed and port == 0:
             raise ConfigError(f"'{self.address}': a party that is started by hand needs a port")
 
@@ -87,7 +83,7 @@ class Cluster:
         wait: until all of them answer.
         """
         found = read_config(config)
-        workers = [Worker(p.http, auto_managed=False, peer=p.peer) for p in found.parties]
+        workers = [Worker(p.address, auto_managed=False) for p in found.parties]
         cluster = cls(*workers)
         cluster.names = [p.name for p in found.parties]
         cluster._open(found)
@@ -135,24 +131,18 @@ class Cluster:
         with contextlib.ExitStack() as stack:
             sockets, parties = {}, []
             for name, worker in self._workers.items():
-                http, peer = worker.address, worker.peer or ""
+                address = worker.address
                 if worker.auto_managed:
-                    bound = [
-                        stack.enter_context(bind(split_address(address), f"{name} ({what})"))
-                        for address, what in ((http, "http"), (peer, "peer"))
-                    ]
-                    sockets[name] = bound
-                    http, peer = (
-                        join_address(split_address(address)[0], sock.getsockname()[1])
-                        for address, sock in zip((http, peer), bound, strict=True)
-                    )
-                parties.append((name, http, peer))
+                    host, _ = split_address(address)
+                    sockets[name] = stack.enter_context(bind(split_address(address), name))
+                    address = join_address(host, sockets[name].getsockname()[1])
+                parties.append((name, address))
             directory = self._directory
             if directory is None:
                 directory = self._temporary = Path(tempfile.mkdtemp(prefix="privserve-"))
             path = write_cluster(directory.resolve(), parties)
-            for name, (http_socket, peer_socket) in sockets.items():
-                self._spawn(name, directory, http_socket.fileno(), peer_socket.fileno())
+            for name, sock in sockets.items():
+                self._spawn(name, directory, sock.fileno())
         self._open(read_config(path))
         for name, worker in self._workers.items():
             if not worker.auto_managed:
@@ -166,7 +156,7 @@ class Cluster:
                 )
         for party in self.config.parties:
             self._wait_alive(party)
-            report(f"{party.name} ({self.config.role(party.name)}) is up at {party.http}")
+            report(f"{party.name} ({self.config.role(party.name)}) is up at {party.address}")
 
     def _open(self, config: ClusterConfig) -> None:
         key = load_owner_key(config.path.parent / OWNER_KEY)
@@ -184,25 +174,26 @@ class Cluster:
         if self._http is not None:
             self._http.close()
         self._boots: dict[str, str] = {}
+        self._reached: dict[str, str] = {}
         self._http = httpx.Client(
             verify=tls_context(self.config.ca),
-            timeout=httpx.Timeout(60.0, connect=5.0),
+            timeout=httpx.Timeout(60.0, connect=CONNECT_SECONDS),
             trust_env=False,
         )
 
-    def _spawn(self, name: str, directory: Path, http: int, peer: int) -> None:
+    def _spawn(self, name: str, directory: Path, listening: int) -> None:
         """Start a party's process; it ends when our end of its lifeline does."""
         config = directory.resolve() / name / "cluster.toml"
         ends, held = os.pipe()
         log = os.open(directory / name / "party.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         command = [sys.executable, "-m", "privserve.party", "--name", name, "--config", str(config)]
-        command += ["--http-fd", str(http), "--peer-fd", str(peer), "--lifeline-fd", str(ends)]
+        command += ["--listen-fd", str(listening), "--lifeline-fd", str(ends)]
         for what, seconds in asdict(self._timeouts).items():
             command += [f"--{what}-timeout", str(seconds)]
         try:
             self._processes[name] = subprocess.Popen(
                 command,
-                pass_fds=(http, peer, ends),
+                pass_fds=(listening, ends),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -231,7 +222,7 @@ class Cluster:
                     raise
             if deadline is not None and time.monotonic() > deadline:
                 raise ClusterError(
-                    f"{party.name} did not come up at {party.http} within {seconds:g} s; "
+                    f"{party.name} did not come up at {party.address} within {seconds:g} s; "
                     f"see {self._log(party.name)}"
                 )
             time.sleep(POLL_SECONDS)
@@ -275,14 +266,20 @@ class Cluster:
         if self._http is None:
             raise ClusterError("the cluster is not running; call start() first")
         if party.name not in self._boots:
-            about = self._send(self._http.build_request("GET", _url(party, "/v2")), party)
+            about = self._send(self._http.build_request("GET", self._url(party, "/v2")), party)
             self._boots[party.name] = str(about.json().get("boot"))
-        request = self._http.build_request(method, _url(party, path), **options)
+        request = self._http.build_request(method, self._url(party, path), **options)
         target = request.url.raw_path.decode("ascii")
         request.headers["Authorization"] = self._signer.authorization(
             party.name, self._boots[party.name], method, target, session, request.read()
         )
         return self._send(request, party)
+
+    def _url(self, party: PartyConfig, path: str) -> str:
+        """Where to send a call; of several addresses one that took a connection."""
+        if party.name not in self._reached:
+            self._reached[party.name] = reachable(party.addresses, CONNECT_SECONDS)
+        return f"https://{join_address(*split_address(self._reached[party.name]))}{path}"
 
     def _send(self, request: httpx.Request, party: PartyConfig) -> httpx.Response:
         if self._http is None:
@@ -292,7 +289,8 @@ class Cluster:
             response = self._http.send(request)
         except httpx.TransportError as error:
             is_late = isinstance(error, httpx.TimeoutException)
-            raise unreachable(party.name, party.http, error, is_late=is_late) from None
+            self._reached.pop(party.name, None)
+            raise unreachable(party.name, party.address, error, is_late=is_late) from None
         except RuntimeError:  # closed by another thread
             raise ClusterError("the connections were made anew or closed meanwhile") from None
         raise_for_answer(response, party.name)
@@ -335,7 +333,3 @@ class Cluster:
         if self._temporary is not None:
             shutil.rmtree(self._temporary, ignore_errors=True)
             self._temporary = None
-
-
-def _url(party: PartyConfig, path: str) -> str:
-    return f"https://{join_address(*party.http_address)}{path}"

@@ -1,4 +1,4 @@
-"""cluster.toml: who the parties are, where they listen, and which files prove it.
+"""cluster.toml: who the parties are, where they are reached, and which files prove it.
 
     cluster = "4b1f0c..."               # an id; every certificate carries it
     ca = "ca.pem"                       # signs every party's certificate
@@ -6,12 +6,14 @@
 
     [[party]]                           # in order; the last one is the dealer
     name = "alice"
-    http = "localhost:4000"             # clients and the model owner
-    peer = "localhost:4100"             # the other parties
+    address = "localhost:4000"          # where everybody reaches it; a list: where they may try
+    listen = "0.0.0.0:4000"             # where it listens, where that is another; may be a list
     cert = "alice.pem"
     key = "alice.key"                   # only on alice's host
 
-File names are relative to cluster.toml.
+File names are relative to cluster.toml. Clients, the model owner and the other parties come to one
+port. A file of an older version has `http` for it, and `peer` for a second port, which is not used
+any more.
 """
 
 from __future__ import annotations
@@ -71,20 +73,22 @@ class PartyConfig:
     """One party's entry in cluster.toml."""
 
     name: str
-    http: str
-    peer: str
+    addresses: tuple[str, ...]
+    """Where clients and the other parties reach it; they try one after the other."""
+    listen: tuple[str, ...]
+    """Where it listens itself, which is elsewhere behind a NAT or in a container."""
     cert: Path
     key: Path
 
     @property
-    def http_address(self) -> tuple[str, int]:
-        """Where clients reach the party."""
-        return split_address(self.http)
+    def address(self) -> str:
+        """The first of its addresses, which people are told."""
+        return self.addresses[0]
 
     @property
-    def peer_address(self) -> tuple[str, int]:
-        """Where the other parties reach it."""
-        return split_address(self.peer)
+    def endpoint(self) -> tuple[str, int]:
+        """That address' host and port."""
+        return split_address(self.address)
 
 
 @dataclass(frozen=True)
@@ -181,16 +185,26 @@ def _public_key(path: Path, text: str) -> bytes:
 
 def _party(path: Path, entry: dict[str, object]) -> PartyConfig:
     name = _text(path, entry, "name")
-    party = PartyConfig(
+    addresses = _addresses(path, entry, "http" if "address" not in entry else "address")
+    return PartyConfig(
         name=name,
-        http=_text(path, entry, "http"),
-        peer=_text(path, entry, "peer"),
+        addresses=addresses,
+        listen=_addresses(path, entry, "listen") if "listen" in entry else addresses,
         cert=path.parent / _text(path, entry, "cert", f"{name}.pem"),
         key=path.parent / _text(path, entry, "key", f"{name}.key"),
     )
-    for address in (party.http, party.peer):
+
+
+def _addresses(path: Path, table: dict[str, object], key: str) -> tuple[str, ...]:
+    """One address, or a list of them."""
+    found = table.get(key)
+    listed = found if isinstance(found, list) else [found]
+    addresses = tuple(text for text in listed if isinstance(text, str))
+    if not listed or len(addresses) < len(listed):
+        raise ConfigError(f"{path}: '{key if found else 'address'}' is missing or no address")
+    for address in addresses:
         split_address(address)
-    return party
+    return addresses
 
 
 def _text(path: Path, table: dict[str, object], key: str, default: str | None = None) -> str:
@@ -200,22 +214,21 @@ def _text(path: Path, table: dict[str, object], key: str, default: str | None = 
     return value
 
 
-def format_config(parties: Sequence[tuple[str, str, str]], cluster: str, owner: bytes) -> str:
-    """Return cluster.toml for (name, http, peer) triples, with the default file names."""
+def format_config(parties: Sequence[tuple[str, str]], cluster: str, owner: bytes) -> str:
+    """Return cluster.toml for pairs of name and address, with the default file names."""
     lines = [
         "# A privserve cluster: compute parties first, the dealer last.",
         f"cluster = {json.dumps(cluster)}",
         'ca = "ca.pem"',
         f"owner = {json.dumps(base64.b64encode(owner).decode())}",
     ]
-    for name, http, peer in parties:
+    for name, address in parties:
         lines += ["", "[[party]]"]
         lines += [
             f"{key} = {json.dumps(value)}"
             for key, value in (
                 ("name", name),
-                ("http", http),
-                ("peer", peer),
+                ("address", address),
                 ("cert", f"{name}.pem"),
                 ("key", f"{name}.key"),
             )

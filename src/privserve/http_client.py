@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 
 from privserve import oip
-from privserve.addresses import join_address, split_address
+from privserve.addresses import join_address, reachable, split_address
 from privserve.calls import raise_for_answer, unreachable
 from privserve.errors import ClusterError, InputError, QueryError
 from privserve.fixedpoint import RingArray
@@ -18,6 +18,8 @@ from privserve.lane_connection import Peer
 from privserve.served_model import ServedModel
 
 MAX_CONCURRENT = 32
+CONNECT_SECONDS = 5.0
+"""For each of a party's addresses, where it has several."""
 
 
 class HttpClient:
@@ -30,8 +32,9 @@ class HttpClient:
         self._requests = ThreadPoolExecutor(MAX_CONCURRENT * len(peers), "privserve-request")
 
     def _connected(self, peer: Peer) -> httpx.Client:
+        address = reachable(peer.addresses, CONNECT_SECONDS)
         return httpx.Client(
-            base_url=f"https://{join_address(*split_address(peer.address))}",
+            base_url=f"https://{join_address(*split_address(address))}",
             verify=self._context,
             timeout=self._seconds,
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=MAX_CONCURRENT),

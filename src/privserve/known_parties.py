@@ -12,17 +12,23 @@ from privserve.credentials import KEY_FILE, ClientKey
 from privserve.errors import ConfigError
 from privserve.lane_connection import Peer
 
+Known = tuple[str, tuple[str, ...], str]
+"""A party's name, addresses and identity."""
 
-def resolve(cluster: Any, ca: str | Path | None) -> tuple[list[tuple[str, str, str]], Path, Path]:
-    """Return (name, address, identity) of each compute party, the ca.pem, where files are."""
+
+def resolve(cluster: Any, ca: str | Path | None) -> tuple[list[Known], Path, Path]:
+    """Return each compute party, the ca.pem, and where the files are."""
     if isinstance(cluster, str | Path):
         cluster = read_config(cluster)
     config = getattr(cluster, "config", cluster)
     if isinstance(config, ClusterConfig):
-        parties = [(p.name, p.http, config.identity(p.name)) for p in config.compute]
+        parties: list[Known] = [
+            (p.name, p.addresses, config.identity(p.name)) for p in config.compute
+        ]
         return parties, Path(ca or config.ca), config.path.parent
     if isinstance(config, Sequence) and config and ca is not None:
-        found = introduced([str(address) for address in config], Path(ca))
+        met = introduced([str(address) for address in config], Path(ca))
+        found: list[Known] = [(name, (address,), identity) for name, address, identity in met]
         return found, Path(ca), Path(ca).parent
     raise ConfigError(
         "name the cluster: a cluster.toml, a started Cluster, or the compute parties' addresses "

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import selectors
-import socket
 import threading
 import time
 from dataclasses import dataclass
 from typing import Any
 
-from privserve.addresses import split_address
+from privserve.addresses import connect
 from privserve.calls import refusal, unreachable
 from privserve.errors import InputError
 from privserve.query_frames import PROTOCOL, FrameReader, Kind, json_frame, read_json
@@ -28,11 +27,16 @@ class Peer:
     """A compute party as a client knows it."""
 
     name: str
-    address: str
+    addresses: tuple[str, ...]
     identity: str
     """What its certificate has to say, whatever its address."""
     authorization: str
     """What shows this client to it, and to it alone; may be empty."""
+
+    @property
+    def address(self) -> str:
+        """The first of its addresses, which people are told."""
+        return self.addresses[0]
 
 
 class Connection:
@@ -50,7 +54,7 @@ class Connection:
         self._plain = memoryview(bytearray(1 << 16))
         self.reader = FrameReader(MAX_ANSWER_BYTES)
         try:
-            raw = socket.create_connection(split_address(peer.address), timeout=seconds)
+            raw = connect(peer.addresses, seconds)
         except OSError as error:
             raise unreachable(peer.name, peer.address, error) from None
         try:

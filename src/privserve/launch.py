@@ -44,6 +44,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--party", metavar="NAME", help="run this one party of --config")
     parser.add_argument(
+        "--listen",
+        action="append",
+        default=[],
+        metavar="HOST:PORT",
+        help="with --party: where it listens, where that is not its address (may be repeated)",
+    )
+    parser.add_argument(
         "--config", type=Path, metavar="FILE", help="the cluster.toml of an existing cluster"
     )
     parser.add_argument("--model", type=Path, default=DEFAULT_MODEL, help=".onnx, .h5 or .keras")
@@ -146,6 +153,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--parties launches a new cluster; leave --config and --party away")
     if options.party and not options.config:
         parser.error("--party needs --config, the cluster.toml that was made for that party")
+    if options.listen and not options.party:
+        parser.error("--listen goes with --party")
     if bool(options.init) != bool(options.hosts):
         parser.error("--init and --hosts go together")
     if options.invite and not options.init:
@@ -190,32 +199,32 @@ def read_samples(path: Path | None) -> Any:
         raise ConfigError(f"--calibration: {path} is no .npy or .npz file: {error}") from None
 
 
-def run_one_party(name: str, config: Path) -> int:
+def run_one_party(name: str, config: Path, listen: Sequence[str]) -> int:
     """Run one party of an existing cluster until it is interrupted."""
     from privserve.party.__main__ import main as party_main
 
-    return party_main(["--name", name, "--config", str(config)])
+    where = [f"--listen={address}" for address in listen]
+    return party_main(["--name", name, "--config", str(config), *where])
 
 
 def write_files(directory: Path, hosts: str, invite: bool = False) -> int:
     """Write what the parties of a cluster on several hosts need, and say what to do with it."""
     from privserve.authority import VALID_DAYS
     from privserve.certificates import CA_SECRET, write_cluster
-    from privserve.cluster import PEER_PORT_OFFSET
 
     addresses = hosts.split(",")
     names = party_names(len(addresses))
     parties = []
     for name, address in zip(names, addresses, strict=True):
-        host, port = split_address(address.strip())
-        parties.append((name, address.strip(), join_address(host, port + PEER_PORT_OFFSET)))
+        split_address(address.strip())
+        parties.append((name, address.strip()))
     if (directory / "cluster.toml").exists():
         raise ConfigError(f"{directory} holds a cluster already; remove it or name another --init")
     secret = directory / CA_SECRET
     path = write_cluster(directory, parties, keep=secret, make_keys=not invite)
     if invite:
         print(f"Wrote {path}. Send each party's invitation to its host, and run there:")
-        for name, address, _ in parties:
+        for name, address in parties:
             print(f"  {address:<24} python -m privserve.launch --join {name}.invite")
         print(
             f"Sign what comes back:  python -m privserve.certify --config {path} sign NAME.request"
@@ -223,7 +232,7 @@ def write_files(directory: Path, hosts: str, invite: bool = False) -> int:
     else:
         print("All parties' keys are made here, which is for trying things out; see --invite.")
         print(f"Wrote {path}. Copy each party's directory to its host and run it there:")
-        for name, address, _ in parties:
+        for name, address in parties:
             command = f"python -m privserve.launch --party {name} --config {name}/cluster.toml"
             print(f"  {address:<24} {command}")
     print(
@@ -349,7 +358,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     options = parse(arguments)
     if options.party:
-        return run_one_party(options.party, options.config)
+        return run_one_party(options.party, options.config, options.listen)
     warnings.showwarning = _show_warning  # type: ignore[assignment]
     keep_interrupts()  # `kill` and a closed terminal end the cluster as Ctrl-C does
 

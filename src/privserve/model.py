@@ -329,7 +329,7 @@ def _check_memory(cluster: Cluster, prepared: Prepared, options: Mapping[str, An
     )
     hosts: dict[str, list[PartyConfig]] = {}
     for party in config.parties:
-        hosts.setdefault(party.http_address[0], []).append(party)
+        hosts.setdefault(party.endpoint[0], []).append(party)
     for host, parties in hosts.items():
         needed = sum(dealer if config.role(p.name) == "dealer" else each for p in parties)
         facts = cluster.call(parties[0], "GET", "/privserve/status").json()

@@ -60,8 +60,8 @@ def other_model() -> ps.SecureModel:
 def test_the_gateway_waits_for_its_cluster_and_follows_it(tag: str, tmp_path: Path) -> None:
     files, ports = tmp_path / "files", free_ports(3)
     hosts = [
-        (n, f"localhost:{p}", f"localhost:{p + 100}")
-        for n, p in zip(("alice", "bob", "carol"), ports, strict=True)
+        (name, f"localhost:{port}")
+        for name, port in zip(("alice", "bob", "carol"), ports, strict=True)
     ]
     config = write_cluster(files, hosts)
     with gateway(config, serves=False) as front:

@@ -14,7 +14,7 @@ from privserve.party.cores import physical_first, stay_on_own_core
 
 
 def cluster(home: Path, *hosts: str) -> ClusterConfig:
-    parties = [(f"p{i}", f"{h}:{7000 + i}", f"{h}:{7100 + i}") for i, h in enumerate(hosts)]
+    parties = [(f"p{i}", f"{h}:{7000 + i}") for i, h in enumerate(hosts)]
     write_cluster(home, parties)
     return read_config(home / "p0" / "cluster.toml")
 

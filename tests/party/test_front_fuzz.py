@@ -51,7 +51,7 @@ def fronts(digits: Digits) -> Iterator[list[httpx.Client]]:
     context = tls_context(config.ca)
     clients = [
         httpx.Client(
-            base_url=f"https://{p.http}",
+            base_url=f"https://{p.address}",
             verify=context,
             headers=client_headers(config, p.name),
             timeout=20,

@@ -294,8 +294,10 @@ def handshakes(stage: Stage, usual: int) -> None:
         with case(number, lambda: sent) as draw:  # noqa: B023 - said at once
             sent = hello_of(draw)
             party = stage.config.parties[draw.randrange(3)]
-            address = draw.choice([party.http_address, party.peer_address])
-            with socket.create_connection(address, timeout=5) as sock, contextlib.suppress(OSError):
+            with (
+                socket.create_connection(party.endpoint, timeout=5) as sock,
+                contextlib.suppress(OSError),
+            ):
                 sock.sendall(sent)
                 sock.settimeout(QUIET_SECONDS / 10)
                 while sock.recv(4096):

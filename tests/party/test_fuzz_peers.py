@@ -36,7 +36,7 @@ from privserve import fixedpoint, oip, sharing
 from privserve.config import ClusterConfig, read_config
 from privserve.credentials import KEY_FILE, ClientKey
 from privserve.errors import BadFrame, PrivserveError
-from privserve.party.lanes import client_context
+from privserve.party.lanes import PROTOCOL, client_context
 from privserve.party.messages import (
     hear,
     read_facts,
@@ -60,7 +60,7 @@ class Callers:
         for name in NAMES:
             own = read_config(stage.home / name / "cluster.toml")
             self.contexts[name] = client_context(own, own.parties[own.rank(name)])
-        other = make_config(home, [p.peer for p in stage.config.parties])
+        other = make_config(home, [p.address for p in stage.config.parties])
         self.contexts["other"] = self._nobody(stage.config)
         self.contexts["other"].load_cert_chain(home / "bob" / "bob.pem", home / "bob" / "bob.key")
         self.contexts["nobody"] = self._nobody(stage.config)
@@ -70,6 +70,7 @@ class Callers:
     def _nobody(config: ClusterConfig) -> ssl.SSLContext:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.load_verify_locations(config.ca)
+        context.set_alpn_protocols([PROTOCOL])
         return context
 
 
@@ -89,7 +90,7 @@ def first_frames(stage: Stage, home: Path, usual: int) -> None:
             payload = mutant(draw, hello) if draw.random() < 0.8 else json.dumps(hello).encode()
             sent = framed(payload) if draw.random() < 0.7 else lying_frame(draw, payload)
             with (
-                socket.create_connection(called.peer_address, timeout=5) as raw,
+                socket.create_connection(called.endpoint, timeout=5) as raw,
                 contextlib.suppress(OSError),
                 callers.contexts[caller].wrap_socket(
                     raw, server_hostname=stage.config.identity(called.name)

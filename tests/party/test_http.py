@@ -34,7 +34,7 @@ class Fronts:
         self.context = tls_context(self.config.ca)
         self.alice, self.bob, self.carol = (
             httpx.Client(
-                base_url=f"https://{p.http}",
+                base_url=f"https://{p.address}",
                 verify=self.context,
                 headers=client_headers(self.config, p.name),
                 timeout=20,
@@ -126,7 +126,7 @@ def test_plain_json_from_any_http_client_is_answered(
             message = oip.format_json({"id": "by hand"}, {input_name: shares[rank]}, "inputs")
             party = fronts.config.compute[rank]
             headers = client_headers(fronts.config, party.name)
-            url = f"https://{party.http}{fronts.infer}"
+            url = f"https://{party.address}{fronts.infer}"
             return slow.post(url, json=message, headers=headers).json()
 
         with ThreadPoolExecutor(2) as pool:
@@ -259,7 +259,7 @@ def test_the_dealer_takes_no_query_and_says_who_does(fronts: Fronts, input_name:
     message = refusal(fronts.carol.post(fronts.infer, json=query_body([1, 28, 28, 1])), 403)
     assert "carol is the dealer" in message
     assert "alice" in message
-    assert fronts.config.compute[1].http in message
+    assert fronts.config.compute[1].address in message
 
 
 BAD_BODIES = {
@@ -313,11 +313,11 @@ def test_binary_data_of_the_wrong_size_is_refused(fronts: Fronts, input_name: st
 def test_an_oversized_body_is_refused_by_its_announced_length(fronts: Fronts) -> None:
     party = fronts.config.compute[0]
     head = (
-        f"POST {fronts.infer} HTTP/1.1\r\nHost: {party.http}\r\nContent-Length: {1 << 40}\r\n"
+        f"POST {fronts.infer} HTTP/1.1\r\nHost: {party.address}\r\nContent-Length: {1 << 40}\r\n"
         f"Authorization: {client_headers(fronts.config, 'alice')['Authorization']}\r\n\r\n"
     )
     with (
-        socket.create_connection(party.http_address, timeout=10) as raw,
+        socket.create_connection(party.endpoint, timeout=10) as raw,
         fronts.context.wrap_socket(raw, server_hostname=fronts.config.identity("alice")) as sock,
     ):
         sock.sendall(head.encode())
@@ -343,7 +343,11 @@ def test_the_query_of_a_client_that_left_does_not_wait(
         {"id": "left"}, {input_name: np.zeros((1, 28, 28, 1), np.int64)}, "inputs"
     )
     body = b"".join(parts)
-    lines = [f"POST {fronts.infer} HTTP/1.1", f"Host: {party.http}", f"Content-Length: {len(body)}"]
+    lines = [
+        f"POST {fronts.infer} HTTP/1.1",
+        f"Host: {party.address}",
+        f"Content-Length: {len(body)}",
+    ]
     given = {**headers, **client_headers(fronts.config, "alice")}
     lines += [f"{name}: {value}" for name, value in given.items()]
 
@@ -352,7 +356,7 @@ def test_the_query_of_a_client_that_left_does_not_wait(
 
     with digits.serving():
         with (
-            socket.create_connection(party.http_address, timeout=10) as raw,
+            socket.create_connection(party.endpoint, timeout=10) as raw,
             fronts.context.wrap_socket(
                 raw, server_hostname=fronts.config.identity("alice")
             ) as sock,
@@ -449,9 +453,9 @@ def test_clients_must_speak_tls_1_3(fronts: Fronts) -> None:
         httpx.Client(verify=context) as old,
         pytest.raises(httpx.TransportError, match=r"(?i)protocol|alert|version"),
     ):
-        old.get(f"https://{fronts.config.compute[0].http}/v2")
+        old.get(f"https://{fronts.config.compute[0].address}/v2")
 
 
 def test_plain_http_is_not_answered(fronts: Fronts) -> None:
     with pytest.raises(httpx.TransportError):
-        httpx.get(f"http://{fronts.config.compute[0].http}/v2")
+        httpx.get(f"http://{fronts.config.compute[0].address}/v2")

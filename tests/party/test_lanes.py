@@ -31,7 +31,7 @@ from privserve.tls_stream import TlsStream
 def test_a_first_frame_is_a_small_one(parties: Parties) -> None:
     """Whoever holds a certificate says who it is before anything large is taken from it."""
     config = parties.own_config(0)
-    host, port = config.parties[2].peer_address
+    host, port = config.parties[2].endpoint
     raw = socket.create_connection((host, port), timeout=10)
     stream = TlsStream(
         raw, client_context(config, config.parties[0]), server_hostname=config.identity("carol")
@@ -46,20 +46,28 @@ def test_a_first_frame_is_a_small_one(parties: Parties) -> None:
 
 
 def test_a_listener_that_runs_out_of_descriptors_goes_on_when_there_are_some(
-    parties: Parties, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    parties: Parties, caplog: pytest.LogCaptureFixture
 ) -> None:
     listener = parties.listeners[2]
-    accept, refused = listener._sock.accept, iter(range(3))
+    assert listener._sock is not None
+    accept, refused, accepted = listener._sock.accept, [1, 1, 1], []
 
     def scarce() -> object:
-        if next(refused, None) is not None:
+        if refused:
+            refused.pop()
             raise OSError(errno.EMFILE, "Too many open files")
-        return accept()
+        accepted.append(taken := accept())
+        return taken
 
-    monkeypatch.setattr(listener, "_sock", Wrapped(listener._sock, scarce))
-    # The thread waits in the old accept; one connection gets it out of there.
-    host, port = parties.config.parties[2].peer_address
-    socket.create_connection((host, port), timeout=5).close()
+    wrapped = Wrapped(listener._sock, scarce)
+    threading.Thread(target=listener._accept, args=(wrapped,), daemon=True).start()
+    address = parties.config.parties[2].endpoint
+
+    def is_taken() -> bool:
+        socket.create_connection(address, timeout=5).close()  # the other thread takes some of them
+        return bool(accepted)
+
+    wait_until(is_taken, "the thread that ran out takes a connection")
     parties.open("after")
     assert "Too many open files" in caplog.text
     parties.mesh(0).send(2, b"still here")
@@ -135,7 +143,7 @@ def test_waiting_for_the_others_can_be_cancelled(tmp_path: Path) -> None:
 
 
 def connect(parties: Parties, rank: int, context: ssl.SSLContext) -> ssl.SSLSocket:
-    raw = socket.create_connection(parties.config.parties[rank].peer_address, timeout=5)
+    raw = socket.create_connection(parties.config.parties[rank].endpoint, timeout=5)
     return context.wrap_socket(
         raw, server_hostname=parties.config.identity(parties.config.parties[rank].name)
     )
@@ -181,7 +189,7 @@ def test_who_shows_no_certificate_is_turned_away(parties: Parties) -> None:
 
 
 def test_a_party_of_another_cluster_is_turned_away(parties: Parties, tmp_path: Path) -> None:
-    other = make_config(tmp_path / "other", [p.peer for p in parties.config.parties])
+    other = make_config(tmp_path / "other", [p.address for p in parties.config.parties])
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.load_verify_locations(parties.config.ca)
     home = other.path.parent / "bob"
@@ -191,7 +199,7 @@ def test_a_party_of_another_cluster_is_turned_away(parties: Parties, tmp_path: P
 
 def test_a_listener_of_another_cluster_is_not_trusted(tmp_path: Path) -> None:
     ours, theirs = Parties(tmp_path / "ours", 3), Parties(tmp_path / "theirs", 3)
-    config = make_config(tmp_path / "mixed", [p.peer for p in theirs.config.parties])
+    config = make_config(tmp_path / "mixed", [p.address for p in theirs.config.parties])
     own = read_config(config.path.parent / "bob" / "cluster.toml")
     listener = Listener(own, own.parties[1], ours.socks[1])
     try:
@@ -218,7 +226,7 @@ def test_tls_older_than_1_3_is_refused_on_both_sides(parties: Parties) -> None:
 
 @pytest.mark.parametrize("noise", [b"", b"GET / HTTP/1.1\r\n\r\n", bytes(1000)])
 def test_noise_on_the_port_disturbs_nobody(parties: Parties, noise: bytes) -> None:
-    sock = socket.create_connection(parties.config.parties[0].peer_address, timeout=5)
+    sock = socket.create_connection(parties.config.parties[0].endpoint, timeout=5)
     # The listener may have hung up on the noise before all of it was sent.
     with sock, contextlib.suppress(OSError):
         sock.sendall(noise)
@@ -238,7 +246,7 @@ def test_a_malformed_hello_is_turned_away(parties: Parties, words: bytes) -> Non
 
 def test_closing_the_listener_frees_its_port(tmp_path: Path) -> None:
     three = Parties(tmp_path, 3)
-    address = three.config.parties[0].peer_address
+    address = three.config.parties[0].endpoint
     three.close()
     with socket.create_server(address):
         pass

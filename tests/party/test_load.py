@@ -58,7 +58,7 @@ def held(cluster: ps.Cluster) -> dict[str, Held]:
 
 
 def tls_to(cluster: ps.Cluster, party: PartyConfig) -> ssl.SSLSocket:
-    host, port = party.http_address
+    host, port = party.endpoint
     context = ssl.create_default_context(cafile=str(cluster.config.ca))
     return context.wrap_socket(
         socket.create_connection((host, port), timeout=10), server_hostname=host
@@ -244,12 +244,11 @@ def test_a_party_without_free_descriptors_goes_on_when_there_are_some_and_logs_l
         most = len(os.listdir(f"/proc/{pid}/fd")) + 40
         resource.prlimit(pid, resource.RLIMIT_NOFILE, (most, most))
         idle: list[socket.socket] = []
-        for address in (alice.peer_address, alice.http_address):
-            for _ in range(60):
-                sock = socket.socket()
-                sock.settimeout(5)
-                sock.connect(address)
-                idle.append(sock)
+        for _ in range(120):
+            sock = socket.socket()
+            sock.settimeout(5)
+            sock.connect(alice.endpoint)
+            idle.append(sock)
         log = cluster._log("alice")
         wait_until(lambda: "Too many open files" in log.read_text(), "alice ran out of descriptors")
         for sock in idle:

@@ -62,7 +62,7 @@ class Tritons:
         self.parties = cluster.config.parties
         self.all = {
             party.name: InferenceServerClient(
-                party.http,
+                party.address,
                 ssl=True,
                 ssl_options={"server_hostname": cluster.config.identity(party.name)},
                 ssl_context_factory=partial(trusting, str(cluster.config.ca)),

@@ -55,7 +55,7 @@ class Asker:
 
     def base(self, name: str) -> str:
         """Where a party is."""
-        return f"https://{self.stage.config.parties[self.stage.config.rank(name)].http}"
+        return f"https://{self.stage.config.parties[self.stage.config.rank(name)].address}"
 
     def get(self, name: str, path: str) -> Any:
         """What a party answers, as JSON."""

@@ -11,12 +11,12 @@ from privserve import certify
 NAMES = ("alice", "bob", "carol")
 
 
-def addresses() -> list[tuple[str, str, str]]:
+def addresses() -> list[tuple[str, str]]:
     """Parties at free ports of this machine."""
     with contextlib.ExitStack() as stack:
-        socks = [stack.enter_context(socket.create_server(("localhost", 0))) for _ in range(6)]
+        socks = [stack.enter_context(socket.create_server(("localhost", 0))) for _ in NAMES]
         ports = [sock.getsockname()[1] for sock in socks]
-    return [(n, f"localhost:{ports[i]}", f"localhost:{ports[i + 3]}") for i, n in enumerate(NAMES)]
+    return [(n, f"localhost:{port}") for n, port in zip(NAMES, ports, strict=True)]
 
 
 def manage(owner: Path, secret: Path, *words: str) -> int:

@@ -37,7 +37,7 @@ class Front:
 
     def connect(self, party: str) -> ssl.SSLSocket:
         """A new connection to one party."""
-        address = self._config.parties[self._config.rank(party)].http_address
+        address = self._config.parties[self._config.rank(party)].endpoint
         raw = socket.create_connection(address, timeout=SECONDS)
         return self._context.wrap_socket(raw, server_hostname=self._config.identity(party))
 

@@ -33,7 +33,7 @@ class RawLane:
         self.party = config.parties[rank]
         context = tls_context(config.ca)
         context.set_alpn_protocols([PROTOCOL])
-        raw = socket.create_connection(split_address(self.party.http), timeout=20)
+        raw = socket.create_connection(split_address(self.party.address), timeout=20)
         raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.sock: ssl.SSLSocket = context.wrap_socket(
             raw, server_hostname=config.identity(self.party.name)

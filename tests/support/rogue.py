@@ -87,7 +87,7 @@ class Rogue:
         self.me = self.config.parties[self.config.rank(name)]
         self.plan: Plan | None = None
         # The stage keeps the port; what the listener closes is a copy.
-        self._listener = Listener(self.config, self.me, stage.sockets[name][1].dup())
+        self._listener = Listener(self.config, self.me, stage.sockets[name].dup())
 
     def open(self, spec: SessionSpec) -> Session:
         """Take part in a session."""

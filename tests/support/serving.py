@@ -48,10 +48,9 @@ def tagged_processes(tag: str) -> list[int]:
 
 
 def make_config(directory: Path, addresses: list[str]) -> ClusterConfig:
-    """A new cluster's files below `directory`; http and peer addresses alike."""
+    """A new cluster's files below `directory`."""
     names = party_names(len(addresses))
-    parties = [(name, address, address) for name, address in zip(names, addresses, strict=True)]
-    return read_config(write_cluster(directory, parties))
+    return read_config(write_cluster(directory, list(zip(names, addresses, strict=True))))
 
 
 class Digits:

@@ -59,14 +59,12 @@ class Stage:
         """options: of each party's command line."""
         self.home = home
         self.options = options
-        self.sockets: dict[str, tuple[socket.socket, socket.socket]] = {}
+        self.sockets: dict[str, socket.socket] = {}
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         parties = []
         for name in NAMES:
-            pair = tuple(socket.create_server(("127.0.0.1", 0)) for _ in range(2))
-            self.sockets[name] = pair  # type: ignore[assignment]
-            http, peer = (f"127.0.0.1:{sock.getsockname()[1]}" for sock in pair)
-            parties.append((name, http, peer))
+            self.sockets[name] = sock = socket.create_server(("127.0.0.1", 0))
+            parties.append((name, f"127.0.0.1:{sock.getsockname()[1]}"))
         self.config = read_config(write_cluster(home, parties))
         self.model = model()
         self.expected = self.model.converted.predict(X)
@@ -81,13 +79,13 @@ class Stage:
 
     def start(self, name: str) -> None:
         """Start one party and wait until it answers."""
-        http, peer = (sock.fileno() for sock in self.sockets[name])
+        listening = self.sockets[name].fileno()
         command = [sys.executable, "-m", "privserve.party", "--name", name]
         command += ["--config", str(self.home / name / "cluster.toml"), *self.options]
-        command += ["--http-fd", str(http), "--peer-fd", str(peer)]
+        command += ["--listen-fd", str(listening)]
         with self.log_path(name).open("ab") as log:
             self.processes[name] = subprocess.Popen(
-                command, pass_fds=(http, peer), stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                command, pass_fds=(listening,), stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
 
     def wait_alive(self, name: str) -> None:
@@ -106,7 +104,7 @@ class Stage:
             process.wait()
             raise AssertionError(f"{name} did not end when it was told to") from None
         # It shut its sockets down, and these are the same ones: they cannot listen any more.
-        self.sockets[name] = tuple(reopened(sock) for sock in self.sockets[name])  # type: ignore[assignment]
+        self.sockets[name] = reopened(self.sockets[name])
 
     def log_path(self, name: str) -> Path:
         return self.home / name / "party.log"
@@ -182,6 +180,5 @@ class Stage:
             for process in self.processes.values():
                 process.kill()
                 process.wait()
-            for pair in self.sockets.values():
-                for sock in pair:
-                    sock.close()
+            for sock in self.sockets.values():
+                sock.close()

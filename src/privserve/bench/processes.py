@@ -146,7 +146,7 @@ class PartyProcesses:
                 for name in self.names
             }
             where = {name: f"127.0.0.1:{s.getsockname()[1]}" for name, s in self._socks.items()}
-            write_cluster(self._home, [(name, where[name], where[name]) for name in self.names])
+            write_cluster(self._home, list(where.items()))
             self._stack = stack.pop_all()
 
     def __enter__(self) -> PartyProcesses:

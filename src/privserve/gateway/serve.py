@@ -141,7 +141,7 @@ def _grpc_server(settings: Settings, upstream: Upstream) -> tuple[grpc.aio.Serve
 
 def _introduce(settings: Settings, config: ClusterConfig, http_port: int, grpc_port: int) -> None:
     """Say what this process is, what it sees, and where it listens."""
-    parties = ", ".join(f"{party.name} at {party.http}" for party in config.compute)
+    parties = ", ".join(f"{party.name} at {party.address}" for party in config.compute)
     say("privserve gateway: THIS PROCESS SEES ALL INPUTS AND ANSWERS IN PLAINTEXT.")
     say("  Run it at the organisation whose data they are, never on a party's host.")
     say(f"  cluster {config.cluster} ({config.path}): {parties}")

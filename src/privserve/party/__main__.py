@@ -1,4 +1,4 @@
-"""One party's process: a listener for its peers, an HTTP front, at most one session.
+"""One party's process: its port, for clients and the other parties, and its sessions.
 
     python -m privserve.party --name bob --config cluster.toml
 
@@ -15,14 +15,17 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
+from privserve.addresses import bind, split_address
 from privserve.config import Timeouts, read_config
 from privserve.exit_codes import exit_code
 from privserve.party.process import allow_descriptors, run_party
 from privserve.party.quiet import SaidOften
 
 
-def _adopt(descriptor: int | None) -> socket.socket | None:
-    return None if descriptor is None else socket.socket(fileno=descriptor)
+def _sockets(name: str, descriptors: list[int], addresses: list[str]) -> list[socket.socket]:
+    """What to listen on, where the command line says so."""
+    bound = [bind(split_address(address), name, "--listen") for address in addresses]
+    return [*(socket.socket(fileno=descriptor) for descriptor in descriptors), *bound]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -30,8 +33,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m privserve.party", description=__doc__)
     parser.add_argument("--name", required=True, help="which party of cluster.toml this is")
     parser.add_argument("--config", type=Path, default=Path("cluster.toml"))
-    parser.add_argument("--http-fd", type=int, help=argparse.SUPPRESS)
-    parser.add_argument("--peer-fd", type=int, help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--listen",
+        action="append",
+        default=[],
+        metavar="HOST:PORT",
+        help="where it listens, where that is not its address (repeat for several)",
+    )
+    parser.add_argument(
+        "--listen-fd", type=int, action="append", default=[], help=argparse.SUPPRESS
+    )
     parser.add_argument("--lifeline-fd", type=int, help=argparse.SUPPRESS)
     for name, default in asdict(Timeouts()).items():
         parser.add_argument(
@@ -49,8 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
         run_party(
             read_config(options.config),
             options.name,
-            _adopt(options.http_fd),
-            _adopt(options.peer_fd),
+            _sockets(options.name, options.listen_fd, options.listen),
             options.lifeline_fd,
             Timeouts(
                 connect=options.connect_timeout,

@@ -25,7 +25,7 @@ def stay_on_own_core(config: ClusterConfig, rank: int) -> int | None:
     """
     if not hasattr(os, "sched_setaffinity"):
         return None
-    hosts = [party.peer_address[0] for party in config.compute]
+    hosts = [party.endpoint[0] for party in config.compute]
     neighbours = [other for other, host in enumerate(hosts) if host == hosts[rank]]
     cores = physical_first(sorted(os.sched_getaffinity(0)))
     if len(neighbours) < 2 or len(cores) < len(neighbours):

@@ -1,4 +1,4 @@
-"""A party's HTTP port: who connects speaks HTTP, or the query lane's protocol.
+"""A party's port: who connects speaks HTTP, the query lane's protocol, or that of the parties.
 
 TLS says which (ALPN), in the clear and in the very first message. It is looked at and left where
 it is, so that either side makes the connection as if it had accepted it.
@@ -11,9 +11,7 @@ import contextlib
 import logging
 import socket
 import ssl
-from collections.abc import Callable
-
-from privserve.query_frames import PROTOCOL
+from collections.abc import Callable, Mapping
 
 log = logging.getLogger("privserve")
 
@@ -27,8 +25,13 @@ MAX_SILENT = 4096
 PAUSE_SECONDS = 0.2
 RECORD = 5
 """Bytes of a TLS record's head; the last two are its length."""
-OFFER = bytes([len(PROTOCOL)]) + PROTOCOL.encode()
-"""How a client hello names the protocol."""
+
+Take = Callable[[socket.socket], None]
+
+
+def offer(protocol: str) -> bytes:
+    """Return how a client hello names a protocol."""
+    return bytes([len(protocol)]) + protocol.encode()
 
 
 class FrontDoor:
@@ -39,14 +42,14 @@ class FrontDoor:
         sock: socket.socket,
         context: ssl.SSLContext,
         http: Callable[[], asyncio.BaseProtocol],
-        lane: Callable[[socket.socket], None],
+        others: Mapping[str, Take],
     ) -> None:
         """sock: bound. http: makes the protocol of a connection that speaks HTTP over `context`;
-        lane: takes a socket that speaks PROTOCOL."""
+        others: by protocol (ALPN), what takes a socket that speaks it."""
         self._sock = sock
         self._context = context
         self._http = http
-        self._lane = lane
+        self._others = {offer(protocol): take for protocol, take in others.items()}
         self._loop = asyncio.get_running_loop()
         self._silent: dict[socket.socket, asyncio.TimerHandle] = {}
         self._making: set[asyncio.Task[None]] = set()
@@ -99,12 +102,13 @@ class FrontDoor:
             return
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
         self._forget(connection)
-        if OFFER in first:
-            self._lane(connection)
-        else:
-            making = self._loop.create_task(self._make(connection))
-            self._making.add(making)
-            making.add_done_callback(self._making.discard)
+        for offered, take in self._others.items():
+            if offered in first:
+                take(connection)
+                return
+        making = self._loop.create_task(self._make(connection))
+        self._making.add(making)
+        making.add_done_callback(self._making.discard)
 
     async def _make(self, connection: socket.socket) -> None:
         with contextlib.suppress(OSError, asyncio.TimeoutError):  # it left, or is no TLS client

@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from privserve.addresses import connect
 from privserve.config import ClusterConfig, PartyConfig
 from privserve.errors import BadFrame, ClusterError, PeerLost
 from privserve.mesh import Payload
@@ -30,6 +31,8 @@ from privserve.tls_stream import TlsStream, reason_of
 
 log = logging.getLogger("privserve")
 
+PROTOCOL = "privserve-party/1"
+"""What a connection between parties speaks (ALPN): it comes to the port that clients come to."""
 HANDSHAKE_SECONDS = 10.0
 HELLO_BYTES = 4096
 ACCEPT_PAUSE_SECONDS = 0.2
@@ -48,6 +51,7 @@ def server_context(config: ClusterConfig, me: PartyConfig) -> ssl.SSLContext:
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.num_tickets = 0
+    context.set_alpn_protocols([PROTOCOL])
     context.verify_mode = ssl.CERT_REQUIRED
     trust(context, config.ca)
     context.load_cert_chain(me.cert, me.key)
@@ -57,6 +61,7 @@ def server_context(config: ClusterConfig, me: PartyConfig) -> ssl.SSLContext:
 def client_context(config: ClusterConfig, me: PartyConfig) -> ssl.SSLContext:
     """Return a TLS 1.3 context for the dialling side, with this party's certificate."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.set_alpn_protocols([PROTOCOL])
     trust(context, config.ca)
     context.load_cert_chain(me.cert, me.key)
     return context
@@ -169,9 +174,14 @@ class Listener:
     """Connections that have not said yet who they are."""
 
     def __init__(
-        self, config: ClusterConfig, me: PartyConfig, sock: socket.socket, tap: Tap | None = None
+        self,
+        config: ClusterConfig,
+        me: PartyConfig,
+        sock: socket.socket | None = None,
+        tap: Tap | None = None,
     ) -> None:
-        """sock: bound to this party's peer address; the listener owns it from now on."""
+        """sock: bound, and only for parties; the listener owns it from now on. None where others
+        accept connections, see `welcome`."""
         self._config = config
         self._me = me
         self._sock = sock
@@ -184,8 +194,11 @@ class Listener:
         self._changed = threading.Condition()
         self._closed = False
         self._welcoming = threading.BoundedSemaphore(self.MAX_WELCOMING)
-        sock.listen(64)
-        threading.Thread(target=self._accept, name="peer-accept", daemon=True).start()
+        if sock is not None:
+            sock.listen(64)
+            threading.Thread(
+                target=self._accept, args=(sock,), name="peer-accept", daemon=True
+            ).start()
 
     def read_certificates(self) -> None:
         """Go by the certificate files as they are now, from the next connection on."""
@@ -193,10 +206,10 @@ class Listener:
             trust(context, self._config.ca)
             context.load_cert_chain(self._me.cert, self._me.key)
 
-    def _accept(self) -> None:
+    def _accept(self, sock: socket.socket) -> None:
         while not self._closed:
             try:
-                raw, _ = self._sock.accept()
+                raw, _ = sock.accept()
             except OSError as error:
                 if self._closed or error.errno in (errno.EBADF, errno.EINVAL):
                     return
@@ -206,10 +219,14 @@ class Listener:
                 with self._changed:
                     self._changed.wait_for(lambda: self._closed, timeout=ACCEPT_PAUSE_SECONDS)
                 continue
-            if not self._welcoming.acquire(blocking=False):
-                raw.close()  # whoever it is may try again; 10 s later the silent ones are gone
-                continue
-            threading.Thread(target=self._greet, args=(raw,), daemon=True).start()
+            self.welcome(raw)
+
+    def welcome(self, raw: socket.socket) -> None:
+        """Find out who made this connection, and hold it for its session; for any thread."""
+        if self._closed or not self._welcoming.acquire(blocking=False):
+            raw.close()  # whoever it is may try again; 10 s later the silent ones are gone
+            return
+        threading.Thread(target=self._greet, args=(raw,), daemon=True).start()
 
     def _greet(self, raw: socket.socket) -> None:
         try:
@@ -272,25 +289,22 @@ class Listener:
                 if wait.over or self._closed:
                     raise ClusterError(
                         f"{hello.sender} did not connect to {self._me.name} in time; check that it "
-                        f"runs and reaches {self._me.peer}"
+                        f"runs and reaches {self._me.address}"
                     )
                 self._changed.wait(0.1)
             return self._arrived.pop(hello).channel
 
     def _dial(self, peer: PartyConfig, session: str, lane: str, wait: _Wait) -> Channel:
-        host, port = peer.peer_address
         reason = "no answer"
         while True:
             if wait.over or self._closed:
                 raise ClusterError(
-                    f"{self._me.name} cannot reach {peer.name} at {peer.peer}: {reason}; check "
+                    f"{self._me.name} cannot reach {peer.name} at {peer.address}: {reason}; check "
                     "that it runs and that the address in cluster.toml is right"
                 )
             raw: socket.socket | None = None
             try:
-                raw = socket.create_connection(
-                    (host, port), timeout=wait.at_most(HANDSHAKE_SECONDS)
-                )
+                raw = connect(peer.addresses, wait.at_most(HANDSHAKE_SECONDS))
                 stream = TlsStream(
                     raw, self._client, server_hostname=self._config.identity(peer.name)
                 )
@@ -302,7 +316,7 @@ class Listener:
                 if raw is not None:
                     raw.close()
                 raise ClusterError(
-                    f"{peer.name} at {peer.peer} shows a certificate that this cluster's "
+                    f"{peer.name} at {peer.address} shows a certificate that this cluster's "
                     f"authority did not sign for it ({error.verify_message}); use the files of "
                     "one and the same cluster on all hosts"
                 ) from None
@@ -374,6 +388,8 @@ class Listener:
                 arrived.channel.release()
             self._arrived.clear()
             self._changed.notify_all()
+        if self._sock is None:
+            return
         # Wakes the accepting thread; Linux calls it an error on a listening socket.
         with contextlib.suppress(OSError):
             self._sock.shutdown(socket.SHUT_RDWR)

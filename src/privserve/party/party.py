@@ -25,15 +25,12 @@ from privserve.tls import REVOKED_FILE
 class Party:
     """What the HTTP front may ask of a party. Thread-safe."""
 
-    def __init__(
-        self, config: ClusterConfig, name: str, peer_socket: socket.socket, timeouts: Timeouts
-    ) -> None:
-        """peer_socket: bound to the party's peer address."""
+    def __init__(self, config: ClusterConfig, name: str, timeouts: Timeouts) -> None:
         self.config = config
         self.me = config.parties[config.rank(name)]
         self.role = config.role(name)
         self.owner = Verifier(config.owner, config.cluster, name)
-        self._listener = Listener(config, self.me, peer_socket)
+        self._listener = Listener(config, self.me)
         self.accounts = Accounts()
         self._session: Session | None = None
         self._lock = threading.Lock()
@@ -42,6 +39,10 @@ class Party:
         self.contexts: list[ssl.SSLContext] = [self.lanes.context]
         """Of the front, which show this party's certificate."""
         self._seat = Seat(config, self.me, self._listener, timeouts, self.accounts, poller)
+
+    def meet(self, connection: socket.socket) -> None:
+        """Take a connection that another party, or who says so, has made."""
+        self._listener.welcome(connection)
 
     @property
     def session(self) -> Session | None:
@@ -69,13 +70,13 @@ class Party:
             raise NotServing("no model is shared; the model owner has to call share()", 409)
         if not isinstance(session, LeaderSession):
             leader = self.config.compute[0]
-            raise QueryError(f"{leader.name} at {leader.http} leads; ask it to serve", 409)
+            raise QueryError(f"{leader.name} at {leader.address} leads; ask it to serve", 409)
         return session
 
     def compute_session(self, model: str | None = None) -> ComputeSession:
         """Return the loaded session, to describe it or to query it; NotServing without one."""
         if self.role == "dealer":
-            compute = " and ".join(f"{p.name} ({p.http})" for p in self.config.compute)
+            compute = " and ".join(f"{p.name} ({p.address})" for p in self.config.compute)
             raise QueryError(
                 f"{self.me.name} is the dealer: it never sees a model or a query; "
                 f"send the shares to {compute}",
@@ -138,7 +139,7 @@ class Party:
                 self._session.end("the model owner revoked a party's certificate")
 
     def close(self) -> None:
-        """End the session and free the peer port."""
+        """End the session, and talk to no other party any more."""
         with self._lock:
             if self._session is not None:
                 self._session.end(f"{self.me.name} was shut down")

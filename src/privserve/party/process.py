@@ -11,18 +11,21 @@ import signal
 import socket
 import ssl
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 import uvicorn
 
-from privserve.addresses import bind
+from privserve.addresses import bind, split_address
 from privserve.authority import WARN_DAYS
 from privserve.config import ClusterConfig, Timeouts
 from privserve.errors import ConfigError
 from privserve.party.connections import ForgottenWhenLost
 from privserve.party.front_door import FrontDoor
 from privserve.party.http import create_app
+from privserve.party.lanes import PROTOCOL as PARTIES
 from privserve.party.party import Party
+from privserve.query_frames import PROTOCOL as QUERIES
 from privserve.tls import REVOKED_FILE
 
 log = logging.getLogger("privserve")
@@ -45,15 +48,15 @@ def allow_descriptors() -> None:
 def run_party(
     config: ClusterConfig,
     name: str,
-    http_socket: socket.socket | None = None,
-    peer_socket: socket.socket | None = None,
+    sockets: Sequence[socket.socket] = (),
     lifeline: int | None = None,
     timeouts: Timeouts | None = None,
 ) -> None:
     """Run party `name` until SIGINT or SIGTERM, or until `lifeline` reaches its end.
 
-    http_socket, peer_socket: already bound, else bound here. lifeline: a descriptor whose
-    other end the starting process holds; at its end, that process is gone.
+    sockets: to listen on, already bound; where there are none, the party's own `listen` is bound.
+    lifeline: a descriptor whose other end the starting process holds; at its end, that process is
+    gone.
     """
     me = config.parties[config.rank(name)]
     for file in (config.ca, me.cert, me.key):
@@ -61,10 +64,9 @@ def run_party(
             raise ConfigError(
                 f"{file} is missing; copy the directory that was made for {name} as a whole"
             )
-    http_socket = http_socket or bind(me.http_address, f"{name} (http)")
-    peer_socket = peer_socket or bind(me.peer_address, f"{name} (peer)")
+    sockets = sockets or [bind(split_address(address), name, "--listen") for address in me.listen]
     try:
-        party = Party(config, name, peer_socket, timeouts or Timeouts())
+        party = Party(config, name, timeouts or Timeouts())
         settings = uvicorn.Config(
             create_app(party),
             http=ForgottenWhenLost,
@@ -86,15 +88,18 @@ def run_party(
         settings.ssl.minimum_version = ssl.TLSVersion.TLSv1_3
         party.contexts.append(settings.ssl)
     server = uvicorn.Server(settings)
-    log.info("%s (%s): clients at %s, parties at %s", name, party.role, me.http, me.peer)
+    log.info("%s (%s) is reached at %s", name, party.role, " and ".join(me.addresses))
     try:
-        asyncio.run(_serve(server, party, http_socket, lifeline))
+        asyncio.run(_serve(server, party, sockets, lifeline))
     finally:
         party.close()
 
 
 async def _serve(
-    server: uvicorn.Server, party: Party, sock: socket.socket, lifeline: int | None
+    server: uvicorn.Server,
+    party: Party,
+    sockets: Sequence[socket.socket],
+    lifeline: int | None,
 ) -> None:
     loop, context = asyncio.get_running_loop(), server.config.ssl
     assert context is not None  # its files are checked by now
@@ -102,10 +107,15 @@ async def _serve(
     def http() -> asyncio.BaseProtocol:
         return ForgottenWhenLost(server.config, server.server_state, server.lifespan.state)
 
-    door = FrontDoor(sock, context, http, party.lanes.welcome)
+    others = {QUERIES: party.lanes.welcome, PARTIES: party.meet}
+    doors = [FrontDoor(sock, context, http, others) for sock in sockets]
+
+    def shut() -> None:
+        for door in doors:
+            door.close()
 
     def stop() -> None:
-        door.close()
+        shut()
         if lifeline is not None:
             loop.remove_reader(lifeline)
         # Queries in flight get their error now, so that their connections can be closed.
@@ -132,7 +142,7 @@ async def _serve(
     try:
         await server._serve([])
     finally:
-        door.close()
+        shut()
         watching.cancel()
 
 
