@@ -196,7 +196,7 @@ def test_parties_that_are_started_one_by_one_serve_for_the_owner(
         for name in ("alice", "bob", "carol")
     ]
     for party in parties:
-        party.wait_for("clients at localhost:")
+        party.wait_for("is reached at localhost:")
     config = tmp_path / "files" / "cluster.toml"
     owner = start("--config", str(config), "--model", "small.onnx", "--num-requests", "1")
     owner.wait_for("serving 1 rows")
