@@ -1,6 +1,7 @@
 """Query a served model: python scripts/query.py [digit.png | digits.npy ...] [--count 5].
 
 python scripts/query.py inputs.npz      any model: one array per input, by its name
+python scripts/query.py --model NAME    where several models are shared
 """
 
 from __future__ import annotations
@@ -94,7 +95,7 @@ def ask(options: argparse.Namespace) -> int:
     else:
         queries = read_samples(options.count, options.start)
     wrong = 0
-    with Client(options.config) as client:
+    with Client(options.config, model=options.model) as client:
         for path in archives:
             ask_arrays(client, path)
         for name, image, label in queries:
@@ -124,6 +125,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--count", type=int, default=3, help="of sample digits (default: 3)")
     parser.add_argument("--start", type=int, default=0, help="the first sample's number")
     parser.add_argument("--config", type=Path, default=DEFAULT_CONFIG, help="cluster.toml")
+    parser.add_argument("--model", metavar="NAME", help="which, where several are shared")
     options = parser.parse_args(arguments)
     if options.count < 1:
         parser.error("--count must be at least 1")

@@ -50,7 +50,7 @@ def test_the_list_shows_everybodys_limits(config: Path, capsys: pytest.CaptureFi
     assert manage(config, "list") == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[2:]] == ["default", "lab"]
-    assert lines[3].split() == ["lab", "no", "limit", "60", "no", "limit", "never"]
+    assert lines[3].split() == ["lab", "no", "limit", "60", "no", "limit", "never", "all"]
 
 
 REFUSED = {

@@ -27,9 +27,10 @@ class AsyncClient:
         ca: str | Path | None = None,
         key: str | Path | None = None,
         timeout: float = 60.0,
+        model: str | None = None,
     ) -> None:
         """See `Client`."""
-        self._client = Client(cluster, ca=ca, key=key, timeout=timeout)
+        self._client = Client(cluster, ca=ca, key=key, timeout=timeout, model=model)
         self._in_flight = asyncio.Semaphore(IN_FLIGHT)
 
     async def __aenter__(self) -> AsyncClient:
@@ -50,6 +51,10 @@ class AsyncClient:
     async def read_model(self) -> ServedModel:
         """Ask the parties now what they serve; raises as `Client.read_model` does."""
         return await asyncio.to_thread(self._client.read_model, again=True)
+
+    async def models(self, *, served: bool = False) -> list[str]:
+        """Return the names of the models; see `Client.models`."""
+        return await asyncio.to_thread(self._client.models, served=served)
 
     async def query_model(self, x: Inputs, *, logits: bool = False, named: bool = False) -> Any:
         """Return the model's prediction for `x`; see `Client.query_model`.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -16,8 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from privserve import sharing
-from privserve.calls import refusal
 from privserve.config import ClusterConfig
+from privserve.describing import SWITCH_SECONDS, Describer
 from privserve.errors import (
     ClusterError,
     ConfigError,
@@ -29,13 +30,13 @@ from privserve.errors import (
 )
 from privserve.fixedpoint import RingArray
 from privserve.inputs import Inputs
-from privserve.known_parties import authorization, check_roles, client_key, resolve
+from privserve.known_parties import authorization, client_key, resolve
 from privserve.lane_client import Asked, LaneClient
 from privserve.lane_connection import Peer, SpeaksHttpOnly
 from privserve.prg import Prg
 from privserve.query_frames import QUERY_HEAD, Kind
 from privserve.revocation import Revocations
-from privserve.served_model import ServedModel, parse_model
+from privserve.served_model import ServedModel
 
 if TYPE_CHECKING:
     from privserve.cluster import Cluster
@@ -49,7 +50,7 @@ BEGUN = 1024
 
 
 class Client:
-    """Queries a served model. Thread-safe; also a context manager."""
+    """Queries one served model of a cluster. Thread-safe; also a context manager."""
 
     def __init__(
         self,
@@ -59,11 +60,13 @@ class Client:
         key: str | Path | None = None,
         timeout: float = 60.0,
         http: bool = False,
+        model: str | None = None,
     ) -> None:
         """cluster: a cluster.toml, a running `Cluster`, or the compute parties' addresses
         together with `ca`, the cluster's ca.pem. key: the client's key, by default client.key
         beside cluster.toml or ca.pem where there is one. timeout: seconds that a query may take.
-        http: ask over HTTP, slower, also where the parties know query lanes.
+        http: ask over HTTP, slower, also where the parties know query lanes. model: the name of
+        the one to ask; None: the only one there is.
         """
         parties, authority, beside = resolve(cluster, ca)
         self._revocations = Revocations(authority)
@@ -73,6 +76,7 @@ class Client:
             Peer(name, addresses, identity, authorization(shown, identity))
             for name, addresses, identity in parties
         ]
+        self._describer = Describer(self._peers, self._revocations, model)
         self._http_only = http
         self._way: LaneClient | HttpClient | None = None
         self._model: ServedModel | None = None
@@ -168,35 +172,16 @@ class Client:
         with self._lock:
             if self._model is not None and not again:
                 return self._model
-            about = self._about()
-            check_roles(self._peers, about)
-            for peer, facts in zip(self._peers, about, strict=True):
-                if "model" not in facts:
-                    raise refusal(facts.get("error"), peer.name)
-                if facts["model"] != about[0]["model"]:
-                    raise ClusterError(f"{peer.name} describes another model than the others do")
-            self._model = parse_model(self._peers[0].name, about[0]["model"])
+            self._model = self._describer.read(self._open())
             return self._model
 
-    def _about(self) -> list[dict[str, Any]]:
-        """What each party says of itself; asked anew where one shows that a certificate is revoked.
+    def models(self, *, served: bool = False) -> list[str]:
+        """Ask the parties now which models this client may ask; returns their names.
 
-        All of them are asked what is revoked, since who stole a party's key would not tell.
+        served: only those of which the leader says that they are being served.
         """
-        way, news, unsound = self._open(), [], []
-        about = way.about()
-        for peer, facts in zip(self._peers, about, strict=True):
-            try:
-                listed = str(facts.get("revoked", "")).encode()
-                news.append(self._revocations.learn(listed, peer.name))
-            except ClusterError as error:  # another one's list may say what to think of this party
-                unsound.append(error)
-        if any(news):
-            way.reconnect()
-            about = way.about()
-        if unsound:
-            raise unsound[0]
-        return about
+        with self._lock:
+            return self._describer.names(self._open(), served)
 
     # -- with the parties -----------------------------------------------------------------
 
@@ -218,15 +203,19 @@ class Client:
         self, before: ServedModel, x: Inputs
     ) -> tuple[ServedModel, list[list[RingArray]]]:
         """Ask what is shared now; raises QueryError where it is not called as it was `before`."""
-        model = self.read_model()
-        if model.name != before.name:  # it need not be what was meant, though its shapes may be
-            raise QueryError(
-                f"there is no model '{before.name}' any more; '{model.name}' is served now", 404
-            )
-        try:
-            return model, self._ask(model, model.encode(x))
-        except StaleSession:
-            raise NotServing("the model is being shared anew; try again in a moment") from None
+        deadline = time.monotonic() + SWITCH_SECONDS
+        while True:
+            model = self.read_model()
+            if model.name != before.name:  # it need not be what was meant, though its shapes may be
+                raise QueryError(
+                    f"there is no model '{before.name}' any more; '{model.name}' is served now", 404
+                )
+            try:
+                return model, self._ask(model, model.encode(x))
+            except StaleSession as error:  # replaced once more, or not at every party yet
+                self._is_stale(model, error)
+            if time.monotonic() > deadline:
+                raise NotServing("the model is being shared anew; try again in a moment")
 
     def _is_stale(self, model: ServedModel, error: QueryError) -> bool:
         """Whether the model has to be read anew and asked again; forgets it in any such case."""
@@ -290,6 +279,7 @@ class Client:
                 raise ClusterError("this client is closed")
             if self._way is None and not self._http_only:
                 lanes = LaneClient(self._peers, self._revocations.context, self._timeout)
+                lanes.model = self._describer.wanted
                 try:
                     lanes.about()
                     self._way = lanes

@@ -59,6 +59,12 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
             one.add_argument("--rows-per-minute", type=int, metavar="N")
             one.add_argument("--rows-per-query", type=int, metavar="N")
             one.add_argument("--expires", metavar="DAY", help="the last day, such as 2027-01-31")
+            one.add_argument(
+                "--models",
+                metavar="A,B",
+                type=lambda text: text.split(","),
+                help="the models that it may ask, by name (default: all)",
+            )
     return parser.parse_args(arguments)
 
 
@@ -90,12 +96,13 @@ def _limits(options: argparse.Namespace) -> Limits:
 
 def listed(known: ClientTable) -> str:
     """The clients as a table."""
-    head = ("client", "rows", "rows per minute", "rows per query", "expires")
+    head = ("client", "rows", "rows per minute", "rows per query", "expires", "models")
     rows: list[Sequence[str]] = [head]
     for name, limits in known.limits.items():
         numbers = (limits.rows, limits.rows_per_minute, limits.rows_per_query)
         shown = ("no limit" if n is None else f"{n:,}" for n in numbers)
-        rows.append((name, *shown, limits.expires or "never"))
+        models = "all" if limits.models is None else ", ".join(limits.models)
+        rows.append((name, *shown, limits.expires or "never", models))
     return "\n".join(text_table(rows, right=range(1, 4)))
 
 

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 
@@ -26,6 +27,7 @@ from privserve.config import ClusterConfig, PartyConfig, Timeouts, party_names, 
 from privserve.credentials import ClientTable
 from privserve.errors import ClusterError, ConfigError, OwnerOnly, QueryError
 from privserve.owner_calls import Signer, load_owner_key
+from privserve.shared_models import SharedModel, put_together
 
 START_SECONDS = 60.0
 STOP_SECONDS = 8.0
@@ -249,8 +251,8 @@ class Cluster:
     ) -> httpx.Response:
         """Make one signed HTTP call to a party as the model owner; raises the error it stands for.
 
-        session: which one the call is about; the party refuses it (StaleSession) where another
-        one is current. options: `content` and `headers`, or `json`.
+        session: which one the call is about; the party refuses it (StaleSession) where it has
+        none of this id. options: `content` and `headers`, or `json`.
         """
         try:
             return self._signed(party, method, path, session, options)
@@ -295,6 +297,37 @@ class Cluster:
             raise ClusterError("the connections were made anew or closed meanwhile") from None
         raise_for_answer(response, party.name)
         return response
+
+    def models(self) -> list[SharedModel]:
+        """Return the models that are shared, and those whose sharing failed or that were stopped.
+
+        Raises ClusterError where a party cannot be asked.
+        """
+        path = "/privserve/status"
+        parties = self.config.parties
+        return put_together({p.name: self.call(p, "GET", path).json() for p in parties})
+
+    def stop_model(self, name: str) -> None:
+        """Have every party forget a model; raises QueryError (404) where none has it.
+
+        Raises ClusterError where a party cannot be told, once the others were.
+        """
+        missing: list[QueryError] = []
+        lost: list[ClusterError] = []
+        for party in self.config.parties:
+            try:
+                path = f"/v2/repository/models/{quote(name, safe='')}/unload"
+                self.call(party, "POST", path)
+            except QueryError as error:
+                if error.status != 404:
+                    raise
+                missing.append(error)
+            except ClusterError as error:
+                lost.append(error)
+        if lost:
+            raise lost[0]
+        if len(missing) == len(self.config.parties):
+            raise missing[0]
 
     def tell_clients(self, table: ClientTable) -> None:
         """Tell the compute parties who their clients are from now on; raises ClusterError."""

@@ -36,6 +36,9 @@ DEFAULT_CLIENT = "default"
 ANONYMOUS = "anonymous"
 """What those are called who show no credential, where everybody is let in."""
 MOST_ENTRIES = 10_000
+MOST_MODELS = 64
+"""That one client's limits name."""
+MODEL_NAME = re.compile(r"[A-Za-z0-9_.-]{1,128}")
 DIGEST = re.compile("[0-9a-f]{64}")
 
 
@@ -49,6 +52,12 @@ class Limits:
     rows_per_query: int | None = None
     expires: str | None = None
     """The last day on which it may ask, as 2027-01-31 (UTC)."""
+    models: tuple[str, ...] | None = None
+    """The names of those that it may ask; None: all."""
+
+    def may_ask(self, model: str) -> bool:
+        """Whether the client may ask this model."""
+        return self.models is None or model in self.models
 
     def is_over(self, today: datetime.date) -> bool:
         """Whether the client's time is up."""
@@ -150,7 +159,22 @@ def checked_limits(given: Mapping[str, Any]) -> Limits:
             datetime.date.fromisoformat(known["expires"])
         except (TypeError, ValueError):
             raise InputError("'expires' must be a day such as 2027-01-31, or null") from None
+    if known["models"] is not None:
+        known["models"] = _checked_models(known["models"])
     return Limits(**known)
+
+
+def _checked_models(given: object) -> tuple[str, ...]:
+    if (
+        not isinstance(given, list | tuple)
+        or not 1 <= len(given) <= MOST_MODELS
+        or not all(isinstance(name, str) and MODEL_NAME.fullmatch(name) for name in given)
+    ):
+        raise InputError(
+            f"'models' must be a list of 1 to {MOST_MODELS} names of models (letters, digits, '_', "
+            "'.' and '-'), or null for all"
+        )
+    return tuple(given)
 
 
 # -- the owner's table ----------------------------------------------------------------------

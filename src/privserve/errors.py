@@ -60,6 +60,10 @@ class ClusterError(PrivserveError):
     """A party could not be started or reached, or left during a query."""
 
 
+class ModelReplaced(ClusterError):
+    """Another model has the name of the one that was being served, and takes its queries."""
+
+
 class NoAnswer(ClusterError):
     """A party did not answer in time."""
 
@@ -134,6 +138,15 @@ class NotServing(QueryError):
 
     code = "not_serving"
     status = 503
+
+
+def several_models(names: Sequence[str]) -> str:
+    """Say that a client has to name one of these models."""
+    listed = ", ".join(f"'{name}'" for name in names)
+    return (
+        f"several models are shared: {listed}; say which is meant: "
+        f'Client(..., model="{names[0]}"), or --model {names[0]}'
+    )
 
 
 BY_CODE: dict[str, type[QueryError]] = {

@@ -6,13 +6,14 @@ import ssl
 from collections.abc import Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 
 from privserve import oip
 from privserve.addresses import join_address, reachable, split_address
 from privserve.calls import raise_for_answer, unreachable
-from privserve.errors import ClusterError, InputError, QueryError
+from privserve.errors import ClusterError, InputError, QueryError, several_models
 from privserve.fixedpoint import RingArray
 from privserve.lane_connection import Peer
 from privserve.served_model import ServedModel
@@ -27,6 +28,8 @@ class HttpClient:
 
     def __init__(self, peers: Sequence[Peer], context: ssl.SSLContext, seconds: float) -> None:
         """context: whom to trust; `seconds` are for each request."""
+        self.model = ""
+        """Which the parties are to tell of; empty: the only one there is."""
         self._context, self._seconds = context, seconds
         self._peers = [(peer, self._connected(peer)) for peer in peers]
         self._requests = ThreadPoolExecutor(MAX_CONCURRENT * len(peers), "privserve-request")
@@ -49,15 +52,14 @@ class HttpClient:
             http.close()
 
     def about(self) -> list[dict[str, Any]]:
-        """Return what each party says of itself and its model."""
+        """Return what each party says of itself and of `model`."""
         said = []
         for peer, http in self._peers:
             facts = self._facts(peer, http, "/v2")
             facts["revoked"] = self._call(peer, http, "GET", "/privserve/revoked").text
-            served = facts.get("models")
             if facts.get("role") == "compute":
-                name = served[0] if isinstance(served, list) and served else "none"
                 try:
+                    name = quote(self._wanted(facts.get("models")), safe="")
                     facts["model"] = self._facts(peer, http, f"/v2/models/{name}")
                 except QueryError as error:
                     facts["error"] = {
@@ -67,6 +69,13 @@ class HttpClient:
                     }
             said.append(facts)
         return said
+
+    def _wanted(self, served: object) -> str:
+        """Which of the models that a party names is meant; raises QueryError where many could."""
+        names = [str(name) for name in served] if isinstance(served, list) else []
+        if self.model or len(names) < 2:
+            return self.model or (names[0] if names else "none")
+        raise QueryError(several_models(names), 409)
 
     def ask(
         self, model: ServedModel, query_id: bytes, split: Sequence[dict[str, RingArray]]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import selectors
 import socket
 import threading
@@ -19,7 +20,7 @@ from typing import Any
 
 from privserve.calls import refusal, unreachable
 from privserve.errors import ClusterError, InputError, PrivserveError, QueryError
-from privserve.lane_connection import Connection, Peer
+from privserve.lane_connection import Connection, Peer, about_of
 from privserve.query_frames import PROTOCOL, Kind, frame, read_json
 from privserve.tls import ListContext
 from privserve.tls_stream import reason_of
@@ -92,6 +93,8 @@ class LaneClient:
         """context: whom to trust; `seconds` are for connecting to each party."""
         self._peers = peers
         self._seconds = seconds
+        self.model = ""
+        """Which the parties are to tell of; empty: the only one there is."""
         self._context = context
         context.set_alpn_protocols([PROTOCOL, "http/1.1"])
         self._connections: list[Connection | None] = [None] * len(peers)
@@ -111,11 +114,13 @@ class LaneClient:
         self._expired = 0.0
 
     def about(self) -> list[dict[str, Any]]:
-        """Return what each party says of itself and its model; connects where need be."""
+        """Return what each party says of itself and of `model`; connects where need be."""
+        model = self.model
         fresh = self._connect()
         if len(fresh) == len(self._peers):
             return [fresh[rank] for rank in range(len(self._peers))]
-        asked = self.begin(Kind.ABOUT, [b""] * len(self._peers))
+        wanted = json.dumps(about_of(model)).encode() if model else b""
+        asked = self.begin(Kind.ABOUT, [wanted] * len(self._peers))
         return [read_json(payload) for payload in self.finish(asked, self._seconds)]
 
     def _connect(self) -> dict[int, dict[str, Any]]:
@@ -128,7 +133,7 @@ class LaneClient:
                 connection = self._connections[rank]
                 if connection is not None and not connection.is_lost:
                     continue
-                connection = Connection(peer, rank, self._context, self._seconds)
+                connection = Connection(peer, rank, self._context, self._seconds, self.model)
                 self._connections[rank] = connection
                 self._selector.register(connection.stream.sock, selectors.EVENT_READ, connection)
                 said[rank] = connection.facts

@@ -39,11 +39,21 @@ class Peer:
         return self.addresses[0]
 
 
+def about_of(model: str) -> dict[str, str]:
+    """Return how a client says which model it wants to know of; empty: the only one there is."""
+    return {"model": model} if model else {}
+
+
 class Connection:
     """The lane to one party."""
 
-    def __init__(self, peer: Peer, rank: int, context: ListContext, seconds: float) -> None:
-        """Connect and say hello. Raises ClusterError, SpeaksHttpOnly, or what the party says."""
+    def __init__(
+        self, peer: Peer, rank: int, context: ListContext, seconds: float, model: str = ""
+    ) -> None:
+        """Connect and say hello. model: which the party is to tell of.
+
+        Raises ClusterError, SpeaksHttpOnly, or what the party says.
+        """
         self.peer = peer
         self.rank = rank
         self.lock = threading.Lock()
@@ -63,7 +73,8 @@ class Connection:
             context.refuse_revoked(self.stream.certificate())
             if self.stream.protocol != PROTOCOL:
                 raise SpeaksHttpOnly
-            hello = json_frame(Kind.HELLO, 0, {"authorization": peer.authorization})
+            said = {"authorization": peer.authorization, **about_of(model)}
+            hello = json_frame(Kind.HELLO, 0, said)
             raw.settimeout(seconds)
             raw.sendall(self.stream.encrypt(hello))
             self.facts = self._welcome(seconds)

@@ -2,7 +2,8 @@
 
 python -m privserve.launch --parties 3                    all parties on this machine
 python -m privserve.launch --party bob --config cluster.toml    one party, on its own host
-python -m privserve.launch --config cluster.toml          share a model on running parties
+python -m privserve.launch --config cluster.toml          share a model on running parties, beside
+                                                          others, or in place of one of its name
 python -m privserve.launch --init DIR --hosts a:4000,b:4000,c:4000    files for several hosts
 """
 
@@ -21,7 +22,7 @@ from zipfile import BadZipFile
 from privserve.addresses import join_address, split_address
 from privserve.config import party_names
 from privserve.engines import OPTIONS
-from privserve.errors import ConfigError
+from privserve.errors import ConfigError, ModelReplaced
 from privserve.exit_codes import exit_code
 from privserve.interrupts import keep_interrupts
 
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from privserve.model import SecureModel
 
 DEFAULT_DIRECTORY = Path(".privserve")
-DEFAULT_MODEL = Path("model.onnx")
 DEFAULT_PORT = 4000
 
 
@@ -53,12 +53,18 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--config", type=Path, metavar="FILE", help="the cluster.toml of an existing cluster"
     )
-    parser.add_argument("--model", type=Path, default=DEFAULT_MODEL, help=".onnx, .h5 or .keras")
+    parser.add_argument(
+        "--model",
+        action="append",
+        metavar="[NAME=]FILE",
+        help=".onnx, .h5 or .keras (default: model.onnx); again for several, which clients ask by "
+        "NAME, the file's name if it is left away",
+    )
     parser.add_argument(
         "--num-requests",
         type=int,
         metavar="N",
-        help="answer N rows (images), then end (default: no end)",
+        help="answer N rows (images) of each model, then end (default: no end)",
     )
     _add_sharing(parser)
     parser.add_argument("--host", default="localhost", help="where the parties listen")
@@ -263,6 +269,7 @@ def launch(options: argparse.Namespace) -> int:
     from privserve.credentials import Limits
     from privserve.engines import load_engine
     from privserve.model import DEFAULT_ENGINE, load_model
+    from privserve.serving import keep, named_files, serve_all
 
     engine = options.engine or DEFAULT_ENGINE
     ranges: dict[str, Any] = {
@@ -272,38 +279,50 @@ def launch(options: argparse.Namespace) -> int:
         "range_check": not options.no_range_check,
         "strict_inputs": options.open if options.strict_inputs is None else options.strict_inputs,
     }
-    if options.model == DEFAULT_MODEL and not DEFAULT_MODEL.exists():
-        raise ConfigError(
-            "there is no ./model.onnx; make one with `python scripts/convert.py model.h5` or name "
-            "a model with --model"
-        )
-    say(f"reading {options.model}")
-    model = load_model(options.model)
+    models = []
+    for name, path in named_files(options.model):
+        say(f"reading {path}")
+        models.append(load_model(path, name=name))
     if options.dry_run:
-        prepared = model.prepare(engine, **ranges)
-        summary = load_engine(prepared.engine).summary(prepared.description)
-        print("\n".join([summary, *prepared.report]))
+        for model in models:
+            prepared = model.prepare(engine, **ranges)
+            summary = load_engine(prepared.engine).summary(prepared.description)
+            print("\n".join([summary, *prepared.report]))
         return 0
     cluster, where = _cluster(options)
     try:
         if not options.config:
             say(f"starting {len(cluster.names)} parties")
             cluster.start(report=lambda line: say(f"  {line}"))
-        say(f"sharing '{model.name}' with the {engine} engine")
-        model.share(
-            cluster,
-            engine=engine,
-            **ranges,
-            force=options.force,
-            everybody=Limits() if options.open else None,
-            options=_batching(options),
-            report=lambda line: say(f"  {line}"),
-        )
-        _serve(model, options.num_requests, where)
-        model.stop()
+        for model in models:
+            say(f"sharing '{model.name}' with the {engine} engine")
+            model.share(
+                cluster,
+                engine=engine,
+                **ranges,
+                force=options.force,
+                everybody=Limits() if options.open else None,
+                options=_batching(options),
+                report=lambda line: say(f"  {line}"),
+            )
+        try:
+            serve_all(models, options.num_requests, where, say)
+        except ModelReplaced as error:
+            if options.config:
+                raise
+            say(f"{error}; the parties stay up until Ctrl-C")
+            keep(cluster)
+        _stop(models)
     finally:
+        if options.config:
+            _stop(models)  # the parties go on, and with them other models
         cluster.stop()
     return 0
+
+
+def _stop(models: Sequence[SecureModel]) -> None:
+    for model in models:
+        model.stop()
 
 
 def _batching(options: argparse.Namespace) -> dict[str, Any]:
@@ -323,19 +342,6 @@ def _cluster(options: argparse.Namespace) -> tuple[Cluster, Path]:
     workers = [Worker(join_address(options.host, port)) for port in ports]
     cluster = Cluster(*workers, directory=fresh_directory(DEFAULT_DIRECTORY))
     return cluster, DEFAULT_DIRECTORY / "cluster.toml"
-
-
-def _serve(model: SecureModel, limit: int | None, where: Path) -> None:
-    """Serve `limit` queries, or until Ctrl-C, and say how it goes."""
-    many = f"{limit} rows" if limit else "queries until Ctrl-C"
-    say(f"serving {many}; ask with: python scripts/query.py --config {where}")
-    answered = model.serve(
-        limit, report=lambda n: say(f"  answered {n}" + (f"/{limit}" if limit else ""))
-    )
-    if limit:
-        say(f"the limit of {limit} rows is reached")
-    else:
-        say(f"stopped after {answered} rows")
 
 
 def fresh_directory(directory: Path) -> Path:

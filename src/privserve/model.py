@@ -17,6 +17,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import converters
-from privserve import oip, sharing
+from privserve import oip, replacing, sharing
 from privserve.cluster import POLL_SECONDS, Cluster
 from privserve.config import PartyConfig
 from privserve.credentials import ClientTable, Limits
@@ -35,10 +36,12 @@ from privserve.errors import (
     ConfigError,
     InputError,
     ModelError,
+    ModelReplaced,
     QueryError,
     StaleSession,
     UnknownOpError,
 )
+from privserve.fitting import check_memory
 from privserve.fixedpoint import RingArray
 from privserve.inputs import Inputs, by_name
 
@@ -56,6 +59,8 @@ class SecureModel:
         self.name = name
         self._cluster: Cluster | None = None
         self._session = ""
+        self._replaces = ""
+        """The session in whose place this one is served, once it is."""
 
     def __enter__(self) -> SecureModel:
         return self
@@ -89,9 +94,8 @@ class SecureModel:
             "fraction_bits": fraction_bits,
             "range_check": range_check,
             "strict_inputs": strict_inputs,
+            **({} if calibration is None else {"calibration": self._samples(calibration)}),
         }
-        if calibration is not None:
-            options["calibration"] = self._samples(calibration)
         try:
             chosen = DEFAULT_ENGINE if engine == AUTO else engine
             return self._prepared(chosen, options)
@@ -151,8 +155,11 @@ class SecureModel:
         """Split the weights here and give each compute party one share of each.
 
         The dealer gets the public description only. Returns when all parties are ready to
-        serve. input_range: bounds on every input value, (-8, 8) when None; queries outside
-        it are refused by the client. calibration: inputs like those that will be asked, as
+        serve. Other models of the cluster stay. One that has this model's name (`load_model(...,
+        name=)`) is replaced: where it is being served it stays so until `serve` is called for this
+        one, so that nobody is refused meanwhile. input_range: bounds on every input value,
+        (-8, 8) when None; queries outside it are refused by the client. calibration: inputs like
+        those that will be asked, as
         for `Client.query_model`, for ottt to see what values a deep network's layers take;
         they stay in this process. range_check: whether a query that leaves a guessed range is
         refused (GuessedRangeError) instead of answered wrongly; without it deep networks send
@@ -178,8 +185,10 @@ class SecureModel:
         _tell(prepared, report)
         chosen = read_options(dict(options or {}))
         cluster.connect_anew()
+        replacing.make_way(cluster, prepared.engine, self.name, partial(_say, report))
+        before = replacing.holder(cluster, self.name)
         if not force:
-            _check_memory(cluster, prepared, chosen)
+            check_memory(cluster, prepared, chosen, self.name)
         compute = len(cluster.config.compute)
         split = {name: sharing.split(p, compute) for name, p in prepared.parameters.items()}
         message = {
@@ -189,11 +198,16 @@ class SecureModel:
             "options": chosen,
             "everybody": None if everybody is None else asdict(everybody),
         }
-        self._cluster, self._session = cluster, str(message["session"])
+        session = str(message["session"])
+        self._cluster, self._session, self._replaces = cluster, session, ""
         try:
             self._send(cluster, message, split)
             for party in cluster.config.parties:
-                self._wait_loaded(cluster, party, str(message["session"]))
+                self._wait_loaded(cluster, party, session)
+            if before is not None and self._is_served(cluster, before.session):
+                self._replaces = before.session
+            elif before is not None:
+                replacing.take_over(cluster, self.name, before.session, session)
         except BaseException:
             self.stop()
             raise
@@ -220,15 +234,28 @@ class SecureModel:
     def _wait_loaded(self, cluster: Cluster, party: PartyConfig, session: str) -> None:
         while True:
             cluster.check_processes()
-            status = cluster.call(party, "GET", "/privserve/status").json()
-            if status.get("session") != session:
-                self._cluster = None  # what is loaded there by now is not ours to stop
-                raise ClusterError(f"{party.name} was given another model meanwhile")
+            try:
+                path = "/privserve/status"
+                status = cluster.call(party, "GET", path, session=session).json()
+            except StaleSession:
+                raise ClusterError(
+                    f"{party.name} does not have the model any more: it was started again, or "
+                    "given others meanwhile"
+                ) from None
             if status["state"] in ("failed", "ended"):
                 raise ClusterError(f"the model could not be shared: {status['reason']}")
             if status["state"] == "loaded":
                 return
             time.sleep(POLL_SECONDS / 2)
+
+    def _is_served(self, cluster: Cluster, session: str) -> bool:
+        """Whether this session is served now."""
+        leader = cluster.config.compute[0]
+        try:
+            status = cluster.call(leader, "GET", "/privserve/status", session=session).json()
+        except StaleSession:
+            return False
+        return status["state"] == "loaded" and bool(status.get("serving"))
 
     def serve(
         self,
@@ -242,20 +269,30 @@ class SecureModel:
         and told how many are.
 
         report: called with the number answered so far whenever it grew. Returns how many
-        were answered. May be called again; the model stays shared. Raises ClusterError if
-        a party is lost.
+        were answered. May be called again; the model stays shared. Where another model of this
+        name was being served when this one was shared, this one takes its place now. Raises
+        ClusterError if a party is lost; ModelReplaced if another model takes this one's place.
         """
         cluster, leader = self._shared()
-        message = {"num_requests": num_requests}
-        cluster.call(leader, "POST", "/privserve/serve", session=self._session, json=message)
+        session, message = self._session, {"num_requests": num_requests}
+        cluster.call(leader, "POST", "/privserve/serve", session=session, json=message)
         answered = 0
         try:
+            if self._replaces:
+                replacing.take_over(cluster, self.name, self._replaces, session)
+                self._replaces = ""
             while True:
-                status = self._polled(cluster, leader)
+                status = self._polled(cluster, leader, session)
                 if status.get("answered", 0) > answered:
                     answered = status["answered"]
                     report(answered)
-                if status["state"] != "loaded":
+                is_over = status["state"] != "loaded"
+                if status.get("replaced") and (is_over or status["idle"]):
+                    raise ModelReplaced(
+                        f"serving ended: another model is shared as '{self.name}' and has taken "
+                        f"this one's place, which answered {answered} rows"
+                    )
+                if is_over:
                     raise ClusterError(f"serving ended: {status['reason']}")
                 if not status["serving"]:
                     return answered
@@ -263,20 +300,24 @@ class SecureModel:
                 time.sleep(POLL_SECONDS)
         except KeyboardInterrupt:
             with contextlib.suppress(ClusterError, QueryError):
-                path = "/privserve/stop"
-                stopped = cluster.call(leader, "POST", path, session=self._session).json()
-                answered = stopped["answered"]
+                answered = self.stop_serving()
             if num_requests is not None:
                 raise
             return answered
 
-    def _polled(self, cluster: Cluster, leader: PartyConfig) -> dict[str, Any]:
+    def stop_serving(self) -> int:
+        """Refuse further queries, so that `serve` returns; how many rows were answered."""
+        cluster, leader = self._shared()
+        stopped = cluster.call(leader, "POST", "/privserve/stop", session=self._session).json()
+        return int(stopped["answered"])
+
+    def _polled(self, cluster: Cluster, leader: PartyConfig, session: str) -> dict[str, Any]:
         """The leader's status. A poll that fails is no reason to end a cluster that serves."""
         deadline = time.monotonic() + POLL_PATIENCE_SECONDS
         while True:
             try:
                 path = "/privserve/status"
-                response = cluster.call(leader, "GET", path, session=self._session)
+                response = cluster.call(leader, "GET", path, session=session)
                 found: dict[str, Any] = response.json()
                 return found
             except StaleSession:
@@ -296,10 +337,11 @@ class SecureModel:
         return self._cluster, self._cluster.config.compute[0]
 
     def status(self) -> list[dict[str, Any]]:
-        """Return every party's state and counters."""
+        """Return every party's state, with this model's."""
         cluster, _ = self._shared()
-        config = cluster.config
-        return [cluster.call(p, "GET", "/privserve/status").json() for p in config.parties]
+        path, session = "/privserve/status", self._session
+        parties = cluster.config.parties
+        return [cluster.call(p, "GET", path, session=session).json() for p in parties]
 
     def stop(self) -> None:
         """Have every party forget its share; idempotent."""
@@ -307,10 +349,7 @@ class SecureModel:
         if cluster is None:
             return
         with contextlib.suppress(ClusterError):
-            for party in cluster.config.parties:
-                with contextlib.suppress(ClusterError, QueryError):
-                    path = f"/v2/repository/models/{self.name}/unload"
-                    cluster.call(party, "POST", path, session=self._session)
+            replacing.unload(cluster, self.name, self._session)
 
 
 def _way_out(error: UnknownOpError, engine: str) -> str:
@@ -321,39 +360,20 @@ def _way_out(error: UnknownOpError, engine: str) -> str:
     return "no engine has it; replace that layer by others and retrain, or cut it off the model"
 
 
-def _check_memory(cluster: Cluster, prepared: Prepared, options: Mapping[str, Any]) -> None:
-    """Raise ClusterError where parties on one host need more memory than it has."""
-    config = cluster.config
-    each, dealer = load_engine(prepared.engine).memory(
-        prepared.description, len(config.compute), **options
-    )
-    hosts: dict[str, list[PartyConfig]] = {}
-    for party in config.parties:
-        hosts.setdefault(party.endpoint[0], []).append(party)
-    for host, parties in hosts.items():
-        needed = sum(dealer if config.role(p.name) == "dealer" else each for p in parties)
-        facts = cluster.call(parties[0], "GET", "/privserve/status").json()
-        free = facts.get("memory_available")
-        if free is not None and needed > free:
-            names = " and ".join(p.name for p in parties)
-            raise ClusterError(
-                f"{names} at {host} would need about {needed / 1e9:.1f} GB of memory for this "
-                f"model, and {free / 1e9:.1f} GB are free there; the system would kill a party. "
-                "Use hosts with more memory, smaller inputs or a smaller model, or share it "
-                "anyway with force=True (--force)"
-            )
-
-
 def _tell(prepared: Prepared, report: Callable[[str], None] | None) -> None:
     """Say what errors to expect, and whatever was guessed."""
     notes = [f"note: {note}" for note in read_description(prepared.description)["notes"]]
     for line in (*prepared.report, *notes):
-        if report is not None:
-            report(line)
-        elif line in notes:
-            warnings.warn(line.removeprefix("note: "), stacklevel=4)
-        else:
-            print(line, flush=True)
+        _say(report, line, depth=5)
+
+
+def _say(report: Callable[[str], None] | None, line: str, depth: int = 4) -> None:
+    if report is not None:
+        report(line)
+    elif line.startswith("note: "):
+        warnings.warn(line.removeprefix("note: "), stacklevel=depth)
+    else:
+        print(line, flush=True)
 
 
 def load_model(

@@ -8,9 +8,11 @@ Inference Protocol: an id, the model's version, tensors, an error. A frame is
 
 The number is the client's, of the query that a frame is about; 0 where it is about none. Payloads:
 
-    HELLO     client: JSON {"authorization"}, first of all
-    WELCOME   party: JSON, what it says of itself and its model (as `/v2` and `/v2/models/{model}`)
-    ABOUT     client: nothing; the party answers with WELCOME, of this number
+    HELLO     client: JSON {"authorization", "model"}, first of all; "model" may be left out
+    WELCOME   party: JSON, what it says of itself (as `/v2`, with the "models" that this client may
+              ask) and of the wanted "model" (as `/v2/models/{model}`), or the "error" that says why
+              not; of the only model there is where none is named
+    ABOUT     client: nothing, or JSON {"model"}; the party answers with WELCOME, of this number
     QUERY     client: QUERY_HEAD, then this party's shares of all inputs, in the model's order
     ANSWER    party: ANSWER_HEAD, then its shares of all outputs, and of the guards' flags if any
     ERROR     party: JSON {"error", "code", "status"}; of number 0: the connection ends

@@ -151,11 +151,14 @@ def test_grpc_takes_typed_contents_and_answers_with_them(
 def test_tritonclient_reads_what_there_is(digits: Digits, triton: Any) -> None:
     _, client = triton
     assert client.is_server_live()
-    assert client.is_server_ready()
-    assert client.is_model_ready(MODEL)
-    assert client.is_model_ready(MODEL, "1")
-    assert not client.is_model_ready(MODEL, "2")
-    assert not client.is_model_ready("other")
+    assert not client.is_server_ready(), "it is shared, and not served"
+    assert not client.is_model_ready(MODEL)
+    with digits.serving():
+        assert client.is_server_ready()
+        assert client.is_model_ready(MODEL)
+        assert client.is_model_ready(MODEL, "1")
+        assert not client.is_model_ready(MODEL, "2")
+        assert not client.is_model_ready("other")
     server, model = client.get_server_metadata(), client.get_model_metadata(MODEL)
     if not isinstance(server, dict):
         assert server.name == "privserve-gateway"

@@ -59,16 +59,19 @@ def test_the_paths_of_the_protocol_are_there(digits: Digits, front: GatewayProce
     for path, key in {
         "/v2": "extensions",
         "/v2/health/live": "live",
-        "/v2/health/ready": "ready",
         model: "inputs",
         f"{model}/versions/1": "inputs",
-        f"{model}/ready": "ready",
-        f"{model}/versions/1/ready": "ready",
     }.items():
         status, _, said = ask(front.http, "GET", path)
         assert status == 200
         assert said[key]
+    ready = ("/v2/health/ready", f"{model}/ready", f"{model}/versions/1/ready")
+    for path in ready:
+        assert ask(front.http, "GET", path)[0] == 503, "it is shared, and not served"
     with digits.serving():
+        for path in ready:
+            status, _, said = ask(front.http, "GET", path)
+            assert (status, said["ready"]) == (200, True)
         for path in (f"{model}/infer", f"{model}/versions/1/infer"):
             status, _, said = ask(front.http, "POST", path, ONE)
             assert (status, said["model_version"]) == (200, "1")

@@ -33,11 +33,18 @@ def entry(key: ClientKey, party: str = "alice", **limits: object) -> Entry:
     return Entry(key.name, digest(key.credential(CLUSTER, party)), Limits(**limits))  # type: ignore[arg-type]
 
 
-def accounts(clock: Clock, *entries: Entry, everybody: Limits | None = None) -> Accounts:
+def accounts(clock: Clock, *entries: Entry, everybody: Limits | None = None) -> Known:
     made = Accounts(lambda: clock.seconds, lambda: clock.day)
     made.know(entries)
-    made.let_everybody_in(everybody)
-    return made
+    return Known(made, everybody)
+
+
+class Known:
+    """Accounts and how one model's session sees them."""
+
+    def __init__(self, made: Accounts, everybody: Limits | None) -> None:
+        self.counted = made.of_model("m", everybody)
+        self.admit, self.know, self.status = self.counted.admit, made.know, made.status
 
 
 def test_a_client_is_known_by_its_credential(clock: Clock) -> None:
@@ -100,8 +107,8 @@ def test_a_client_that_is_revoked_is_refused_at_once_also_if_it_waits(clock: Clo
         known.admit(LAB.authorization(CLUSTER, "alice"))
 
 
-def serving(known: Accounts, most: int = 100) -> LeaderQueue:
-    queue = LeaderQueue(2, most, 10, known)
+def serving(known: Known, most: int = 100) -> LeaderQueue:
+    queue = LeaderQueue(2, most, 10, known.counted)
     queue.serve(None)
     return queue
 

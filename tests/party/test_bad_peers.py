@@ -316,6 +316,7 @@ def test_a_party_cannot_push_out_what_others_sent(
 ) -> None:
     """The oldest went, whoever had sent them."""
     monkeypatch.setattr(Listener, "MAX_UNCLAIMED", 8)
+    monkeypatch.setattr(Listener, "LEAST_UNCLAIMED", 1)
     alice, bob, carol = parties.listeners
     wait = lanes._Wait(time.monotonic() + 10, threading.Event())
     me = alice._me

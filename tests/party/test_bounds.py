@@ -58,6 +58,28 @@ def test_what_waits_takes_a_bounded_amount_of_memory(monkeypatch: pytest.MonkeyP
     waiting.add(Pending("c", [np.zeros((6, 2), np.int64)], 6))
 
 
+def test_models_have_equal_parts_of_it_and_each_takes_one_query(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(pending, "MAX_PENDING_BYTES", 160)
+    models = [1]
+    waiting = PendingQueries(lambda: models[0])
+    for name in "abcd":
+        waiting.add(Pending(name, [np.zeros((2, 2), np.int64)], 2))
+    models[0] = 2  # another model is shared: this one holds more than its part now
+    with pytest.raises(NotServing, match="4 queries are waiting already"):
+        waiting.add(Pending("e", [np.zeros((1, 2), np.int64)], 1))
+    waiting.take("a")
+    waiting.take("b")
+    waiting.add(Pending("e", [np.zeros((1, 2), np.int64)], 1))
+    with pytest.raises(NotServing):
+        waiting.add(Pending("f", [np.zeros((1, 2), np.int64)], 1))
+    other = PendingQueries(lambda: models[0])
+    other.add(Pending("large", [np.zeros((10, 2), np.int64)], 10))
+    with pytest.raises(NotServing):
+        PendingQueries(lambda: 2).add(Pending("larger", [np.zeros((11, 2), np.int64)], 11))
+
+
 @pytest.mark.parametrize(
     ("shape", "rows"),
     [((2,), MAX_ROWS), ((28, 28, 1), MAX_ROWS), ((224, 224, 3), 55), ((1 << 24,), 1)],

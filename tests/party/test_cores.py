@@ -10,7 +10,7 @@ import pytest
 
 from privserve.certificates import write_cluster
 from privserve.config import ClusterConfig, read_config
-from privserve.party.cores import physical_first, stay_on_own_core
+from privserve.party.cores import own_cores, physical_first, stay_on_own_core
 
 
 def cluster(home: Path, *hosts: str) -> ClusterConfig:
@@ -66,3 +66,13 @@ def test_second_threads_of_a_core_come_last(tmp_path: Path) -> None:
         (place / "thread_siblings_list").write_text(f"{siblings}\n")
     assert physical_first([0, 1, 2, 3], tmp_path) == [0, 2, 1, 3]
     assert physical_first([7, 8], tmp_path) == [7, 8]
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs Linux")
+def test_sessions_of_several_models_stay_on_their_partys_cores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = cluster(tmp_path, "127.0.0.1", "127.0.0.1", "127.0.0.1")
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(100, 106)))
+    first, second = (own_cores(config, rank) for rank in (0, 1))
+    assert (first, second) == ([100, 102, 104], [101, 103, 105])

@@ -123,6 +123,7 @@ def test_what_failed_sessions_leave_behind_does_not_keep_new_ones_out(
     parties: Parties, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Listener, "MAX_UNCLAIMED", 2 * len(LANES))
+    monkeypatch.setattr(Listener, "LEAST_UNCLAIMED", 1)
     for number in range(5):
         # Nobody else takes part in these, so nobody claims what the dealer dials.
         for mesh in parties.listeners[2].open_lanes(f"failed {number}", LANES, 5).values():

@@ -16,6 +16,7 @@ from privserve.engines import RunStats
 from privserve.mesh import Mesh
 
 LANES = ("echo",)
+PROCESS_BYTES = 1 << 20
 NAME = "echo"
 CRASH, HANG = -1, -2
 SECRET = "share 8675309"
@@ -41,6 +42,10 @@ released = threading.Event()
 
 def frame_limits(description: Mapping[str, Any], **_: Any) -> Mapping[str, int]:
     return {}
+
+
+def memory(description: Mapping[str, Any], parties: int, **_: Any) -> tuple[int, int]:
+    return PROCESS_BYTES + 1000, PROCESS_BYTES + 500
 
 
 def fingerprint(description: Mapping[str, Any], **_: Any) -> str:

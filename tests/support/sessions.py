@@ -15,8 +15,10 @@ from privserve.config import Timeouts, read_config
 from privserve.errors import QueryError
 from privserve.party.lanes import Listener
 from privserve.party.pending import Pending
+from privserve.party.poller import Poller
 from privserve.party.roles import LeaderSession, open_session
 from privserve.party.session import Seat, Session, SessionSpec
+from privserve.party.wheel import Wheel
 
 QUICK = Timeouts(connect=5, peer=1.5, share=0.3)
 
@@ -33,6 +35,12 @@ class Sessions:
             for rank, (own, sock) in enumerate(zip(self.configs, socks, strict=True))
         ]
         self.all: list[Session] = []
+        self.wheels: list[Wheel] | None = None
+        """Of each party, where its sessions share a poller as a party's process has one."""
+
+    def share_pollers(self) -> None:
+        """Have the sessions that are started from now on drive one poller per party in turns."""
+        self.wheels = [Wheel(Poller()) for _ in self.listeners]
 
     def start(
         self,
@@ -46,7 +54,8 @@ class Sessions:
             spec = SessionSpec(name, "m", "echo", echo_engine.DESCRIPTION, shares or {}, options)
             config = self.configs[rank]
             party = config.parties[rank]
-            seat = Seat(config, party, self.listeners[rank], timeouts)
+            wheel = self.wheels[rank] if self.wheels else None
+            seat = Seat(config, party, self.listeners[rank], timeouts, None, wheel)
             self.all.append(open_session(seat, spec))
             self.all[-1].start()
         for session in self.all:
@@ -73,6 +82,8 @@ class Sessions:
             session.end("the test is over")
         for listener in self.listeners:
             listener.close()
+        for wheel in self.wheels or []:
+            wheel.poller.close()
 
 
 def answer(asked: list[Pending]) -> np.ndarray:

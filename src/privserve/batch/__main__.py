@@ -49,6 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--config", type=Path, default=Settings.config, help="the cluster.toml")
     parser.add_argument("--key", type=Path, help="client.key (default: beside cluster.toml)")
+    parser.add_argument("--model", metavar="NAME", help="which, where several are shared")
     parser.add_argument(
         "--columns",
         default="",
@@ -111,6 +112,7 @@ def parse(arguments: Sequence[str] | None = None) -> Settings:
         output=options.output,
         config=options.config,
         key=options.key,
+        model=options.model,
         columns=tuple(filter(None, options.columns.split(","))),
         logits=options.logits,
         rows_per_query=options.rows_per_query,

@@ -109,9 +109,11 @@ def served(asker: Asker, patience: Patience) -> ServedModel:
 class ClusterAsker:
     """One cluster."""
 
-    def __init__(self, config: Path, key: Path | None, timeout: float, logits: bool) -> None:
+    def __init__(
+        self, config: Path, key: Path | None, timeout: float, logits: bool, model: str | None = None
+    ) -> None:
         """See `Client`."""
-        self._client = Client(config, key=key, timeout=timeout)
+        self._client = Client(config, key=key, timeout=timeout, model=model)
         self._logits = logits
 
     def model(self, *, again: bool = False) -> ServedModel:

@@ -27,6 +27,8 @@ class Settings:
     output: Path
     config: Path = Path(".privserve/cluster.toml")
     key: Path | None = None
+    model: str | None = None
+    """Its name, where the cluster has several."""
     columns: tuple[str, ...] = ()
     """Of Parquet; see `parquet.columns_for`."""
     logits: bool = False
@@ -46,7 +48,9 @@ class Settings:
 
 def cluster_asker(settings: Settings) -> ClusterAsker:
     """Return who asks the cluster of the settings."""
-    return ClusterAsker(settings.config, settings.key, settings.timeout, settings.logits)
+    return ClusterAsker(
+        settings.config, settings.key, settings.timeout, settings.logits, settings.model
+    )
 
 
 def source_for(settings: Settings, model: ServedModel) -> Source:

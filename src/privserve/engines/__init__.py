@@ -82,6 +82,9 @@ class EngineModule(Protocol):
         Parties whose fingerprints differ must not run together.
         """
 
+    PROCESS_BYTES: int
+    """What a process takes for the engine itself, once for all sessions; `memory` counts it in."""
+
     def memory(
         self, description: Mapping[str, Any], parties: int, **options: Any
     ) -> tuple[int, int]:
@@ -118,6 +121,19 @@ ENGINES = {
     "ottt": "privserve.engines.ottt",
     "crypten": "privserve.engines.crypten.engine",
 }
+
+
+ALONE = frozenset(["crypten"])
+"""Engines of which a process holds one session at a time: they keep global state."""
+
+
+def is_alone(engine: str, model: str) -> str:
+    """Say that there is a model of this engine, and that there can be no other one."""
+    return (
+        f"the {engine} engine keeps global state, so that a party holds one model of it at a time, "
+        f"and '{model}' is one; stop that first (python -m privserve.models stop {model}), or "
+        "share this one with --engine ottt"
+    )
 
 
 OPTIONS: Mapping[str, tuple[int, int]] = {

@@ -15,7 +15,7 @@ from privserve.gateway.grpc_messages import ONEOF, SERVICE, message_classes
 from privserve.gateway.metadata import VERSION, model_facts, server_facts
 from privserve.gateway.refusals import GRPC_CODES, note_bug, status_of, text_of
 from privserve.gateway.tensors import ANSWERED, Numbers, checked_shape, from_bytes, from_list
-from privserve.gateway.upstream import Upstream
+from privserve.gateway.upstreams import Upstreams
 
 MAX_MESSAGE_BYTES = 256 << 20
 CONTENTS = {
@@ -37,7 +37,7 @@ Handler = Callable[[Any, grpc.aio.ServicerContext], Awaitable[Any]]
 
 
 def create_server(
-    upstream: Upstream, address: str, tls: tuple[bytes, bytes] | None
+    upstream: Upstreams, address: str, tls: tuple[bytes, bytes] | None
 ) -> tuple[grpc.aio.Server, int]:
     """Return a server that is not started yet, and its port.
 
@@ -102,7 +102,7 @@ def _refusing(method: Handler) -> Handler:
 class _Service:
     """The calls. One that its caller cancels, or whose deadline passes, is cancelled by gRPC."""
 
-    def __init__(self, upstream: Upstream, messages: Mapping[str, Any]) -> None:
+    def __init__(self, upstream: Upstreams, messages: Mapping[str, Any]) -> None:
         self._upstream = upstream
         self.messages = messages
 
@@ -111,16 +111,17 @@ class _Service:
         return self.messages["ServerLiveResponse"](live=True)
 
     async def server_ready(self, request: Any, context: grpc.aio.ServicerContext) -> Any:
-        """Say whether the parties share a model now."""
-        return self.messages["ServerReadyResponse"](ready=await self._upstream.ready())
+        """Say whether a model is being served now."""
+        return self.messages["ServerReadyResponse"](ready=bool(await self._upstream.served()))
 
     async def server_metadata(self, request: Any, context: grpc.aio.ServicerContext) -> Any:
         """Say what this is."""
         return self.messages["ServerMetadataResponse"](**server_facts())
 
     async def model_ready(self, request: Any, context: grpc.aio.ServicerContext) -> Any:
-        """Say whether the parties share this model now."""
-        ready = await self._upstream.ready(request.name, request.version)
+        """Say whether this model is being served now."""
+        is_named = request.version in ("", VERSION)
+        ready = is_named and request.name in await self._upstream.served()
         return self.messages["ModelReadyResponse"](ready=ready)
 
     async def model_metadata(self, request: Any, context: grpc.aio.ServicerContext) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 from collections.abc import Awaitable, Collection
 from typing import Any, NamedTuple
@@ -18,10 +19,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from privserve.errors import InputError, PrivserveError, QueryError
 from privserve.gateway.bodies import ClientGone, read_body
 from privserve.gateway.messages import Asked, read_request, write_answer
-from privserve.gateway.metadata import model_facts, server_facts
+from privserve.gateway.metadata import index_entry, model_facts, server_facts
 from privserve.gateway.refusals import note_bug, status_of, text_of
 from privserve.gateway.tensors import Numbers
-from privserve.gateway.upstream import MAX_QUERIES, Upstream
+from privserve.gateway.upstream import MAX_QUERIES
+from privserve.gateway.upstreams import Upstreams
 from privserve.oip import HEADER_LENGTH
 from privserve.served_model import ServedModel
 
@@ -56,7 +58,7 @@ class _Heads(NamedTuple):
     """How much of it is JSON; None: all."""
 
 
-def create_app(upstream: Upstream, origins: Collection[str] = ()) -> ASGIApp:
+def create_app(upstream: Upstreams, origins: Collection[str] = ()) -> ASGIApp:
     """Return the ASGI application. origins: whose pages a browser may ask from."""
     front, infer = _Front(upstream), _Infer(upstream)
     model, version = "/v2/models/{model}", "/v2/models/{model}/versions/{version}"
@@ -64,6 +66,7 @@ def create_app(upstream: Upstream, origins: Collection[str] = ()) -> ASGIApp:
         Route(f"{model}/infer", infer, methods=["POST"]),
         Route(f"{version}/infer", infer, methods=["POST"]),
         Route("/v2", front.server_metadata),
+        Route("/v2/repository/index", front.index, methods=["POST"]),
         Route("/v2/health/live", front.live),
         Route("/v2/health/ready", front.ready),
         Route(model, front.model_metadata),
@@ -135,9 +138,9 @@ async def _on_bug(request: Request, error: Exception) -> Response:
 
 
 class _Front:
-    """What is told of the gateway and its model."""
+    """What is told of the gateway and its models."""
 
-    def __init__(self, upstream: Upstream) -> None:
+    def __init__(self, upstream: Upstreams) -> None:
         self._upstream = upstream
 
     async def server_metadata(self, request: Request) -> Response:
@@ -149,8 +152,8 @@ class _Front:
         return JSONResponse({"live": True})
 
     async def ready(self, request: Request) -> Response:
-        """Say whether the parties share a model now."""
-        ready = await self._upstream.ready()
+        """Say whether a model is being served now."""
+        ready = bool(await self._upstream.served())
         return JSONResponse({"live": True, "ready": ready}, 200 if ready else 503)
 
     async def model_metadata(self, request: Request) -> Response:
@@ -159,15 +162,32 @@ class _Front:
         return JSONResponse(model_facts(model))
 
     async def model_ready(self, request: Request) -> Response:
-        """Say that the parties share the model of this name now, or refuse with why not."""
+        """Say that the model of this name is being served now, or refuse with why not."""
         model = await self._upstream.model(*_asked_model(request.scope), now=True)
+        await self._upstream.check_served(model.name)
         return JSONResponse({"name": model.name, "ready": True})
+
+    async def index(self, request: Request) -> Response:
+        """List the models, and whether each is being served now."""
+        heads = _read_heads(request.scope)
+        body = await read_body(request.receive, heads.length, heads.encoding, HEAD_BYTES)
+        try:
+            asked = json.loads(bytes(body)) if body else {}
+        except (ValueError, RecursionError):
+            asked = None
+        fields = asked if isinstance(asked, dict) else {"ready": None}
+        only_ready = fields.pop("ready", False)
+        if not isinstance(only_ready, bool) or fields:
+            raise InputError("the body of this call holds 'ready', true or false, or nothing")
+        names, served = await self._upstream.names(), await self._upstream.served()
+        entries = [index_entry(name, is_served=name in served) for name in names]
+        return JSONResponse([e for e in entries if e["state"] == "READY" or not only_ready])
 
 
 class _Infer:
     """Inference: plain ASGI, since everything else waits for it."""
 
-    def __init__(self, upstream: Upstream) -> None:
+    def __init__(self, upstream: Upstreams) -> None:
         self._upstream = upstream
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -1,4 +1,4 @@
-"""What the gateway says of itself and of the model behind it, as the protocol has it."""
+"""What the gateway says of itself and of the models behind it, as the protocol has it."""
 
 from __future__ import annotations
 
@@ -13,12 +13,18 @@ PLATFORM = "privserve"
 VERSION = "1"
 """Of every model: the one that is served. It stays when the model is shared anew, which an
 application need not know of; a party's versions are sessions."""
-EXTENSIONS = ("binary_tensor_data",)
+EXTENSIONS = ("binary_tensor_data", "model_repository")
 
 
 def server_facts() -> dict[str, Any]:
     """Return the gateway's name, version and extensions."""
     return {"name": NAME, "version": __version__, "extensions": list(EXTENSIONS)}
+
+
+def index_entry(name: str, *, is_served: bool) -> dict[str, str]:
+    """Return a model's entry in the repository's index."""
+    state, reason = ("READY", "") if is_served else ("UNAVAILABLE", "its owner does not serve it")
+    return {"name": name, "version": VERSION, "state": state, "reason": reason}
 
 
 def model_facts(model: ServedModel) -> dict[str, Any]:

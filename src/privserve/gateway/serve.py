@@ -21,7 +21,7 @@ from privserve.async_client import AsyncClient
 from privserve.config import ClusterConfig, read_config
 from privserve.errors import ConfigError
 from privserve.gateway.http_front import create_app
-from privserve.gateway.upstream import Upstream
+from privserve.gateway.upstreams import Upstreams
 
 if TYPE_CHECKING:
     import grpc.aio
@@ -57,8 +57,11 @@ def run(settings: Settings) -> None:
 
 
 async def _serve(settings: Settings, config: ClusterConfig) -> None:
-    async with AsyncClient(config, key=settings.key, timeout=settings.timeout) as client:
-        upstream = Upstream(client, settings.timeout, say)
+    def connect(model: str | None) -> AsyncClient:
+        return AsyncClient(config, key=settings.key, timeout=settings.timeout, model=model)
+
+    upstream = Upstreams(connect, settings.timeout, say)
+    try:
         http = _http_server(settings, upstream)
         with contextlib.closing(
             bind(split_address(settings.http), "the gateway", "--http")
@@ -66,11 +69,13 @@ async def _serve(settings: Settings, config: ClusterConfig) -> None:
             grpc_server, grpc_port = _grpc_server(settings, upstream)
             _introduce(settings, config, sock.getsockname()[1], grpc_port)
             await _until_stopped(upstream, http, sock, grpc_server)
+    finally:
+        await upstream.close()
     say("stopped")
 
 
 async def _until_stopped(
-    upstream: Upstream,
+    upstream: Upstreams,
     http: uvicorn.Server,
     sock: socket.socket,
     grpc_server: grpc.aio.Server | None,
@@ -95,7 +100,7 @@ async def _until_stopped(
             await grpc_server.stop(SHUTDOWN_SECONDS)
 
 
-def _http_server(settings: Settings, upstream: Upstream) -> uvicorn.Server:
+def _http_server(settings: Settings, upstream: Upstreams) -> uvicorn.Server:
     certificate, key = settings.tls or (None, None)
     config = uvicorn.Config(
         create_app(upstream, settings.origins),
@@ -120,7 +125,7 @@ def _http_server(settings: Settings, upstream: Upstream) -> uvicorn.Server:
     return uvicorn.Server(config)
 
 
-def _grpc_server(settings: Settings, upstream: Upstream) -> tuple[grpc.aio.Server | None, int]:
+def _grpc_server(settings: Settings, upstream: Upstreams) -> tuple[grpc.aio.Server | None, int]:
     """The gRPC server and its port, where one is asked for."""
     if settings.grpc is None:
         return None, 0
@@ -145,7 +150,7 @@ def _introduce(settings: Settings, config: ClusterConfig, http_port: int, grpc_p
     say("privserve gateway: THIS PROCESS SEES ALL INPUTS AND ANSWERS IN PLAINTEXT.")
     say("  Run it at the organisation whose data they are, never on a party's host.")
     say(f"  cluster {config.cluster} ({config.path}): {parties}")
-    say("  asking which model they serve")
+    say("  asking which models they serve")
     secured = settings.tls is not None
     host = split_address(settings.http)[0]
     say(f"  HTTP at {'https' if secured else 'http'}://{join_address(host, http_port)}")

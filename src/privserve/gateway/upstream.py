@@ -1,7 +1,7 @@
-"""The cluster behind the gateway: what it serves, why it does not, and queries of any length.
+"""One model of the cluster behind the gateway: why it is away, and queries of any length.
 
-The gateway outlives both. While the cluster is away every request is refused at once, with the
-reason, and the parties are asked again and again until they are back.
+The gateway outlives both. While the model is away every request for it is refused at once, with the
+reason; see `upstreams` for who looks when it is back.
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ from privserve.served_model import ServedModel
 
 MAX_QUERIES = 16
 """Of one request, whose rows they share."""
-RETRY_SECONDS = 1.0
 READY_SECONDS = 5.0
 """Who asks whether the cluster is ready waits no longer for it."""
 GRACE_SECONDS = 0.5
@@ -38,28 +37,34 @@ GRACE_SECONDS = 0.5
 
 
 class Upstream:
-    """The cluster, through one client of it. For one event loop."""
+    """One model, through one client of the cluster. For one event loop."""
 
-    def __init__(self, client: AsyncClient, seconds: float, tell: Callable[[str], None]) -> None:
-        """seconds: that a query may take; `tell` is called with each change, for people to read."""
+    def __init__(
+        self,
+        client: AsyncClient,
+        seconds: float,
+        tell: Callable[[str], None],
+        lost: Callable[[], None],
+    ) -> None:
+        """seconds: that a query may take; `tell` is called with each change, for people to read,
+        and `lost` whenever the model is to be looked for."""
         self._client = client
         self._seconds = seconds
         self._tell = tell
+        self._note_lost = lost
         self._away = "it was not reached yet"
         """Why there is no use in asking; empty while there is."""
-        self._is_lost = asyncio.Event()
-        self._is_lost.set()
         self._asking: asyncio.Task[ServedModel] | None = None
         self._told = ""
 
-    async def watch(self) -> None:
-        """Look for the cluster whenever it is lost, for as long as the gateway runs."""
-        while True:
-            await self._is_lost.wait()
-            try:
-                await self.ask()
-            except PrivserveError:
-                await asyncio.sleep(RETRY_SECONDS)
+    @property
+    def is_away(self) -> bool:
+        """Whether requests are refused at once."""
+        return bool(self._away)
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._client.close()
 
     async def ask(self) -> ServedModel:
         """Ask the parties now what they serve. Raises what they, or the network, refuse with."""
@@ -75,7 +80,6 @@ class Upstream:
             self._lose(error)
             raise
         self._away = ""
-        self._is_lost.clear()
         self._say(f"serving '{model.name}' of the cluster")
         return model
 
@@ -86,7 +90,7 @@ class Upstream:
 
     def _lose(self, error: PrivserveError) -> None:
         self._away = str(error)
-        self._is_lost.set()
+        self._note_lost()
         self._say(f"not serving now: {error}")
 
     def _say(self, state: str) -> None:
@@ -94,17 +98,8 @@ class Upstream:
             self._told = state
             self._tell(state)
 
-    async def ready(self, name: str | None = None, version: str = "") -> bool:
-        """Return whether the parties share a model now; or this one."""
-        try:
-            async with asyncio.timeout(READY_SECONDS):
-                model = await self.ask()
-        except (PrivserveError, TimeoutError):
-            return False
-        return name is None or (name == model.name and version in ("", VERSION))
-
     async def model(self, name: str, version: str = "", *, now: bool = False) -> ServedModel:
-        """Return what is served; raises QueryError where that is not `name`, or is away.
+        """Return the model, called `name`; raises QueryError for another version, or if it is away.
 
         now: ask the parties, also where it is known.
         """
@@ -118,8 +113,6 @@ class Upstream:
             raise NotServing(f"the cluster answers no queries now: {self._away}")
         else:
             model = self._client.model or await self.ask()
-        if name != model.name:
-            raise QueryError(f"there is no model {name!r} here, but '{model.name}'", 404)
         if version not in ("", VERSION):
             raise QueryError(
                 f"model '{name}' has no version {version!r}, but '{VERSION}'; or name none", 404

@@ -1,4 +1,4 @@
-"""What a party tells of itself and of its model: the Open Inference Protocol's calls but for infer.
+"""What a party tells of itself and its models: the Open Inference Protocol's calls but for infer.
 
 With Triton's extensions for a model's configuration, statistics and the repository's index.
 """
@@ -6,7 +6,7 @@ With Triton's extensions for a model's configuration, statistics and the reposit
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -29,8 +29,8 @@ async def live(party: Party, request: Request) -> Response:
 
 
 async def ready(party: Party, request: Request) -> Response:
-    """Say whether the party takes part in a loaded session."""
-    is_ready = party.status()["state"] == "loaded"
+    """Say whether the party takes part in a loaded session, of any model."""
+    is_ready = bool(party.models.loaded())
     return Json({"ready": is_ready}, 200 if is_ready else 503)
 
 
@@ -56,23 +56,31 @@ async def configuration(party: Party, request: Request) -> Response:
 
 
 async def statistics(party: Party, request: Request) -> Response:
-    """Say how many queries were answered, and how long they took; for clients only.
-
-    One model is served, so that its statistics are those of all models.
-    """
+    """Say how many queries were answered, and how long they took; for the model's clients only."""
     session = _session(party, request)
-    party.accounts.admit(request.headers.get("Authorization", ""))
-    facts = session.statistics.facts(session.spec.model, session.spec.id)
-    return Json({"model_stats": [facts]})
+    session.accounts.admit(request.headers.get("Authorization", ""))
+    return Json({"model_stats": [_statistics(session)]})
+
+
+async def all_statistics(party: Party, request: Request) -> Response:
+    """Say it of all models that are loaded and that the client may ask."""
+    shown = request.headers.get("Authorization", "")
+    party.compute_session()  # or why there is none
+    party.admit(shown)
+    return Json({"model_stats": [_statistics(session) for session in party.may_ask(shown)]})
+
+
+def _statistics(session: ComputeSession) -> dict[str, Any]:
+    return session.statistics.facts(session.spec.model, session.spec.id)
 
 
 async def repository_index(party: Party, request: Request) -> Response:
-    """List the model that is shared, if one is, and in which state it is here."""
+    """List the models that are shared, and in which state each of their sessions is here."""
     message = json_object((await read_body(request, MAX_INDEX_BYTES)).data)
     only_ready = message.pop("ready", False)
     if message or not isinstance(only_ready, bool):
         raise InputError("the body of this call holds 'ready', true or false, or nothing")
-    entries = [index_entry(party.session)] if party.session is not None else []
+    entries = [index_entry(*listed) for listed in party.models.listed()]
     return Json([e for e in entries if e["state"] == "READY" or not only_ready])
 
 

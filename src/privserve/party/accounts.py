@@ -1,8 +1,9 @@
 """A party's clients: who is admitted, and at the leader how much each has had.
 
 Every compute party checks the credential of each query; the leader alone counts, since it alone
-decides what runs. What a client has had stays counted when a model is shared again, and is
-forgotten when the leader's process ends.
+decides what runs. What a client has had, of all models together, stays counted when a model is
+shared again, and is forgotten when the leader's process ends. Those who are no clients are let in
+for each model by itself, and counted for each name of a model.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from privserve.credentials import ANONYMOUS, Entry, Limits, digest, shown
-from privserve.errors import UnknownClient
+from privserve.errors import QueryError, UnknownClient
 
 MINUTE = 60.0
 
@@ -46,7 +47,6 @@ class Accounts:
         self._now = now
         self._today = today
         self._entries: dict[str, Entry] = {}
-        self._anonymous: Limits | None = None
         self._usage: dict[str, _Usage] = {}
         self._lock = threading.Lock()
 
@@ -55,17 +55,16 @@ class Accounts:
         with self._lock:
             self._entries = {entry.name: entry for entry in entries}
 
-    def let_everybody_in(self, limits: Limits | None) -> None:
-        """Let all others have this much together, without a credential; None: nothing."""
-        with self._lock:
-            self._anonymous = limits
+    def of_model(self, model: str, everybody: Limits | None = None) -> Counted:
+        """What concerns one session of a model. everybody: see `SessionSpec`."""
+        return Counted(self, model, everybody)
 
-    def admit(self, header: str) -> str:
-        """The name of the client that sends this Authorization header; raises UnknownClient."""
+    def admit(self, header: str, model: str, everybody: Limits | None) -> str:
+        """See `Counted.admit`."""
         found = shown(header)
         with self._lock:
-            if found is None and self._anonymous is not None:
-                limits, name = self._anonymous, ANONYMOUS
+            if found is None and everybody is not None:
+                limits, name = everybody, ANONYMOUS
             else:
                 entry = self._entries.get(found[0]) if found else None
                 # Compared also where there is no such client: it takes the same time.
@@ -79,18 +78,22 @@ class Accounts:
                 limits, name = entry.limits, entry.name
         if limits.is_over(self._today()):
             raise UnknownClient(f"client '{name}' was let in until {limits.expires} only")
+        if not limits.may_ask(model):
+            raise QueryError(_not_among(name, model, limits), 403)
         return name
 
-    def refusal(self, name: str, rows: int, ahead: int = 0) -> str | None:
-        """Why this client may not have this many rows now; None where it may.
-
-        ahead: rows of its that are about to be answered.
-        """
+    def refusal(
+        self, name: str, rows: int, ahead: int, model: str, everybody: Limits | None
+    ) -> str | None:
+        """See `Counted.refusal`."""
         with self._lock:
-            limits = self._limits(name)
-            if limits is None:
+            is_known = name in self._entries
+            limits = self._entries[name].limits if is_known else everybody
+            if limits is None or not (is_known or name == ANONYMOUS):
                 return f"client '{name}' is not let in any more"
-            usage = self._usage.get(name, NONE)
+            if not limits.may_ask(model):
+                return _not_among(name, model, limits)
+            usage = self._usage.get(_key(name, model), NONE)
             if limits.rows_per_query is not None and rows > limits.rows_per_query:
                 return f"client '{name}' may ask {limits.rows_per_query} rows per query, not {rows}"
             if limits.rows is not None and usage.rows + ahead + rows > limits.rows:
@@ -105,31 +108,30 @@ class Accounts:
                     )
             return None
 
-    def charge(self, name: str, rows: int) -> None:
+    def charge(self, name: str, rows: int, model: str) -> None:
         """Count rows that were answered."""
         with self._lock:
-            usage = self._usage.setdefault(name, _Usage())
+            usage = self._usage.setdefault(_key(name, model), _Usage())
             usage.rows += rows
             usage.recent.append((self._now(), rows))
             usage.recent_rows += rows
             self._recent(usage)
 
     def status(self) -> dict[str, Any]:
-        """By client: the rows that it had, and its limits."""
+        """By client: the rows that it had, and its limit."""
         with self._lock:
-            named = {name: entry.limits for name, entry in self._entries.items()}
-            if self._anonymous is not None:
-                named[ANONYMOUS] = self._anonymous
             return {
-                name: {"rows": self._usage.get(name, NONE).rows, "limit": limits.rows}
-                for name, limits in named.items()
+                name: {"rows": self._had(name), "limit": entry.limits.rows}
+                for name, entry in self._entries.items()
             }
 
-    def _limits(self, name: str) -> Limits | None:
-        if name == ANONYMOUS and name not in self._entries:
-            return self._anonymous
-        entry = self._entries.get(name)
-        return entry.limits if entry else None
+    def anonymous(self, model: str, everybody: Limits) -> dict[str, Any]:
+        """The rows that those had of a model who are no clients, and their limit."""
+        with self._lock:
+            return {"rows": self._had(_key(ANONYMOUS, model)), "limit": everybody.rows}
+
+    def _had(self, key: str) -> int:
+        return self._usage.get(key, NONE).rows
 
     def _recent(self, usage: _Usage) -> int:
         """Rows of the last minute; drops older ones."""
@@ -146,3 +148,46 @@ class Accounts:
             if freed >= left:
                 return f"in {max(1, round(at + MINUTE - self._now()))} s"
         return "later"
+
+
+@dataclass(frozen=True)
+class Counted:
+    """The accounts as one session of a model sees them. Thread-safe."""
+
+    _accounts: Accounts
+    _model: str
+    _everybody: Limits | None
+
+    def admit(self, header: str) -> str:
+        """The name of the client that sends this Authorization header.
+
+        Raises UnknownClient, and QueryError (403) for a client that may not ask this model.
+        """
+        return self._accounts.admit(header, self._model, self._everybody)
+
+    def refusal(self, name: str, rows: int, ahead: int = 0) -> str | None:
+        """Why this client may not have this many rows now; None where it may.
+
+        ahead: rows of its that are about to be answered.
+        """
+        return self._accounts.refusal(name, rows, ahead, self._model, self._everybody)
+
+    def charge(self, name: str, rows: int) -> None:
+        """Count rows that were answered."""
+        self._accounts.charge(name, rows, self._model)
+
+    def anonymous(self) -> dict[str, Any] | None:
+        """What those had who are no clients; None where they are not let in."""
+        if self._everybody is None:
+            return None
+        return self._accounts.anonymous(self._model, self._everybody)
+
+
+def _key(name: str, model: str) -> str:
+    """What usage is counted under: a client's name, or all others of one model."""
+    return f"{ANONYMOUS} {model}" if name == ANONYMOUS else name
+
+
+def _not_among(name: str, model: str, limits: Limits) -> str:
+    may = ", ".join(f"'{one}'" for one in limits.models or ())
+    return f"client '{name}' may ask {may}, and not '{model}'; ask the model owner to let it"

@@ -18,24 +18,40 @@ TOPOLOGY = Path("/sys/devices/system/cpu")
 
 
 def stay_on_own_core(config: ClusterConfig, rank: int) -> int | None:
-    """Bind the calling thread to the core of compute party `rank`; returns it.
+    """Bind the calling thread to the first of `own_cores`; returns it.
 
-    Does nothing and returns None where the party has its machine for itself, where there are
-    fewer cores than parties, and where the system does not offer it (Linux does).
+    Does nothing and returns None where there is none.
+    """
+    cores = own_cores(config, rank)[:1]
+    return cores[0] if stay_on(cores) else None
+
+
+def own_cores(config: ClusterConfig, rank: int) -> list[int]:
+    """Return the cores of compute party `rank`, of those that the calling thread may use.
+
+    The one of its own comes first; sessions of several models have the others as well. Empty where
+    the party has its machine for itself, where there are fewer cores than parties, and where the
+    system does not offer it (Linux does).
     """
     if not hasattr(os, "sched_setaffinity"):
-        return None
+        return []
     hosts = [party.endpoint[0] for party in config.compute]
     neighbours = [other for other, host in enumerate(hosts) if host == hosts[rank]]
     cores = physical_first(sorted(os.sched_getaffinity(0)))
     if len(neighbours) < 2 or len(cores) < len(neighbours):
-        return None
-    core = cores[neighbours.index(rank)]
+        return []
+    return cores[neighbours.index(rank) :: len(neighbours)]
+
+
+def stay_on(cores: Sequence[int]) -> bool:
+    """Bind the calling thread to these cores, if there are any; whether it is."""
+    if not cores:
+        return False
     try:
-        os.sched_setaffinity(0, {core})
+        os.sched_setaffinity(0, cores)
     except OSError:  # a container may forbid it; it is only slower without
-        return None
-    return core
+        return False
+    return True
 
 
 def physical_first(cores: Sequence[int], topology: Path = TOPOLOGY) -> list[int]:

@@ -28,6 +28,7 @@ from privserve.party.outcome import Outcome
 from privserve.party.pending import Pending
 from privserve.party.queries import MAX_ID
 from privserve.party.roles import ComputeSession
+from privserve.party.session import REPLACED
 
 if TYPE_CHECKING:
     from privserve.party.party import Party
@@ -73,13 +74,13 @@ async def infer_any(party: Party, request: Request) -> Response:
 
 async def infer(party: Party, request: Request) -> Response:
     """Take one share of a query and answer with one share of its prediction."""
-    session = party.compute_session(request.path_params["model"])
-    if request.path_params["version"] != session.spec.id:
-        raise StaleSession(
-            "the model was shared anew since this query was encoded; read the model's "
-            "description again"
-        )
-    client = party.accounts.admit(request.headers.get("Authorization", ""))
+    model, version = request.path_params["model"], request.path_params["version"]
+    found = party.models.find(version)
+    if found is None or found.spec.model != model:
+        party.compute_session(model)  # or why there is no such model
+        raise StaleSession(REPLACED)
+    session = party.queried(version)
+    client = session.accounts.admit(request.headers.get("Authorization", ""))
     description, length = session.spec.description, request.headers.get(oip.HEADER_LENGTH)
     each = 8 * sum(math.prod(t["shape"]) for t in description["inputs"])
     size = each * max_rows(description) + HEADER_ALLOWANCE

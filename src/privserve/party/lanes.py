@@ -166,7 +166,9 @@ class Listener:
     """Accepts party channels and hands each to the session that waits for it."""
 
     MAX_UNCLAIMED = 256
-    """In equal parts for the other parties."""
+    """In equal parts for the other parties, of at least LEAST_UNCLAIMED."""
+    LEAST_UNCLAIMED = 32
+    """Room for the lanes of several sessions that are set up at a time."""
     MAX_GIVEN_UP = 64
     UNCLAIMED_SECONDS = 60.0
     """How long a connection that its peer closed may still tell a session so."""
@@ -263,7 +265,8 @@ class Listener:
             # Sessions that failed on this side leave theirs behind; the sender's oldest go, so
             # that no party can push out what the others sent.
             theirs = [known for known in self._arrived if known.sender == hello.sender]
-            most = self.MAX_UNCLAIMED // (len(self._config.parties) - 1)
+            others = len(self._config.parties) - 1
+            most = max(self.MAX_UNCLAIMED // others, self.LEAST_UNCLAIMED)
             oldest = theirs[: max(0, len(theirs) + 1 - most)]
             for known in [hello] if hello in self._arrived else oldest:
                 self._arrived.pop(known).channel.release()

@@ -1,4 +1,4 @@
-"""What a party tells everybody of itself and of its model."""
+"""What a party tells everybody of itself and of its models."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from privserve import __version__, oip
 from privserve.description import Description, TensorDescription
+from privserve.party.models import Place
 from privserve.party.session import Session, SessionSpec
 
 if TYPE_CHECKING:
@@ -20,9 +21,11 @@ MAX_QUERY_BYTES = 64 << 20
 
 
 def party_facts(party: Party) -> dict[str, Any]:
-    """Return which party this is, its role, and what is served; JSON-able."""
-    session = party.session
-    loaded = session is not None and session.state == "loaded"
+    """Return which party this is, its role, and its models; JSON-able.
+
+    The leader, and no other one, says which of these are being served.
+    """
+    served = party.served()
     return {
         "name": "privserve",
         "version": __version__,
@@ -31,7 +34,8 @@ def party_facts(party: Party) -> dict[str, Any]:
         "boot": party.owner.boot,
         "role": party.role,
         "compute_parties": [p.name for p in party.config.compute],
-        "models": [session.spec.model] if loaded and session is not None else [],
+        "models": [session.spec.model for session in party.models.loaded()],
+        **({} if served is None else {"serving": served}),
     }
 
 
@@ -82,13 +86,23 @@ STATES = {"loaded": "READY", "loading": "LOADING"}
 """Triton's words for a session's state; UNAVAILABLE for all others."""
 
 
-def index_entry(session: Session) -> dict[str, str]:
-    """Return a model's entry in the repository's index; JSON-able."""
+ON_ITS_WAY = {
+    Place.COMING: ("LOADING", "it is set up beside the one that has its name, which is served yet"),
+    Place.DRAINING: ("UNLOADING", "another one has its name; it answers the queries that it has"),
+}
+"""The state and the reason of a session that is set up and does not have its model's name."""
+
+
+def index_entry(place: Place, session: Session) -> dict[str, str]:
+    """Return a session's entry in the repository's index; JSON-able."""
+    state, reason = STATES.get(session.state, "UNAVAILABLE"), session.reason
+    if session.state == "loaded":
+        state, reason = ON_ITS_WAY.get(place, (state, reason))
     return {
         "name": session.spec.model,
         "version": session.spec.id,
-        "state": STATES.get(session.state, "UNAVAILABLE"),
-        "reason": session.reason,
+        "state": state,
+        "reason": reason,
     }
 
 

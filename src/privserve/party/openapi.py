@@ -11,6 +11,7 @@ from http import HTTPStatus
 from typing import Any
 
 from privserve import __version__, oip
+from privserve.credentials import MODEL_NAME, MOST_MODELS
 from privserve.credentials import SCHEME as CLIENT_SCHEME
 from privserve.owner_calls import SCHEME as OWNER_SCHEME
 from privserve.party.infer import DEFAULTS, MAX_TIMEOUT
@@ -93,6 +94,12 @@ LIMIT: Schema = {"type": ["integer", "null"], "minimum": 1}
 LIMITS: dict[str, Schema] = {
     **_alike(LIMIT, "rows", "rows_per_minute", "rows_per_query"),
     "expires": {"type": ["string", "null"], "format": "date"},
+    "models": {
+        "type": ["array", "null"],
+        "items": {"type": "string", "pattern": f"^{MODEL_NAME.pattern}$"},
+        "minItems": 1,
+        "maxItems": MOST_MODELS,
+    },
 }
 ANYTHING = _object({}, more=True)
 
@@ -103,9 +110,10 @@ SCHEMAS: dict[str, Schema] = {
     "Server": _object(
         {
             **_alike(TEXT, "name", "version", "party", "boot"),
-            **_alike(_array(TEXT), "extensions", "compute_parties", "models"),
+            **_alike(_array(TEXT), "extensions", "compute_parties", "models", "serving"),
             "role": {"enum": ["compute", "dealer"]},
-        }
+        },
+        ["serving"],
     ),
     "Model": _object(
         {
@@ -146,7 +154,7 @@ SCHEMAS: dict[str, Schema] = {
         _object(
             {
                 **_alike(TEXT, "name", "version", "reason"),
-                "state": {"enum": ["READY", "LOADING", "UNAVAILABLE"]},
+                "state": {"enum": ["READY", "LOADING", "UNLOADING", "UNAVAILABLE"]},
             }
         )
     ),
@@ -178,7 +186,8 @@ SCHEMAS: dict[str, Schema] = {
     ),
     "Load": _object(
         {
-            **_alike(TEXT, "session", "engine"),
+            "session": {"type": "string", "pattern": "^[0-9a-f]{32}$"},
+            "engine": TEXT,
             **_alike(ANYTHING, "options", "description"),
             "clients": _array(ANYTHING),
             "everybody": {"anyOf": [_object(LIMITS, list(LIMITS), more=True), {"type": "null"}]},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import re
 from typing import TYPE_CHECKING, Any
 
 from starlette.requests import Request
@@ -23,6 +24,8 @@ from privserve.party.session import SessionSpec
 if TYPE_CHECKING:
     from privserve.party.party import Party
 
+SESSION = re.compile("[0-9a-f]{32}")
+"""Queries name it in 16 bytes."""
 MAX_MODEL_BYTES = 8 << 30
 MAX_CLIENTS_BYTES = 8 << 20
 MAX_SERVE_BYTES = 64 << 10
@@ -32,52 +35,67 @@ MODEL_SECONDS = 3600.0
 
 async def load(party: Party, request: Request) -> Response:
     """Begin a session with a share of a model; the dealer gets the description only."""
-    body = await _signed_body(party, request, MAX_MODEL_BYTES, MODEL_SECONDS)
+    _, body = await _signed_body(party, request, MAX_MODEL_BYTES, MODEL_SECONDS)
     length, model = request.headers.get(oip.HEADER_LENGTH), request.path_params["model"]
-    await asyncio.to_thread(_load, party, body, length, model)
-    return Json(party.status(), 202)
+    session = await asyncio.to_thread(_load, party, body, length, model)
+    return Json(party.status(session), 202)
 
 
 async def unload(party: Party, request: Request) -> Response:
-    """End the session; the shares are forgotten."""
-    await _signed_body(party, request, 0)
-    await asyncio.to_thread(party.unload)
-    return Json(party.status())
+    """End the model's sessions, or the one that is named; their shares are forgotten."""
+    permission, _ = await _signed_body(party, request, 0)
+    model = request.path_params["model"]
+    await asyncio.to_thread(party.models.unload, model, permission.session)
+    return Json(party.status(permission.session))
+
+
+async def switch(party: Party, request: Request) -> Response:
+    """Give the session that is named its model's name; the one that has it drains."""
+    permission, _ = await _signed_body(party, request, 0)
+    if not permission.session:
+        raise InputError("this call has to name the session that is to have its model's name")
+    await asyncio.to_thread(party.models.switch, permission.session)
+    return Json(party.status(permission.session))
 
 
 async def serve(party: Party, request: Request) -> Response:
     """Answer the next `num_requests` queries; null is no limit. Leader only."""
-    message = json_object(await _signed_body(party, request, MAX_SERVE_BYTES))
+    permission, body = await _signed_body(party, request, MAX_SERVE_BYTES)
+    message = json_object(body)
     count = message.get("num_requests")
     if count is not None and (type(count) is not int or count < 1):
         raise InputError("'num_requests' must be a positive whole number or null")
-    party.leader().queue.serve(count)
-    return Json(party.status())
+    party.leader(permission.session).queue.serve(count)
+    return Json(party.status(permission.session))
 
 
 async def stop(party: Party, request: Request) -> Response:
     """Refuse further queries; the model stays shared. Leader only."""
-    await _signed_body(party, request, 0)
-    party.leader().queue.stop()
-    return Json(party.status())
+    permission, _ = await _signed_body(party, request, 0)
+    party.leader(permission.session).queue.stop()
+    return Json(party.status(permission.session))
 
 
 async def status(party: Party, request: Request) -> Response:
-    """Describe the state of party and session, and what the queries cost."""
-    await _signed_body(party, request, 0)
-    return Json(party.status())
+    """Describe the state of party and models, and what the queries of one of them cost.
+
+    Which one is said by the session that is signed; it need not be where there is one model.
+    """
+    permission, _ = await _signed_body(party, request, 0)
+    return Json(party.status(permission.session))
 
 
 async def clients(party: Party, request: Request) -> Response:
     """Know other clients from now on; queries that wait are judged when their turn comes."""
-    body = await _signed_body(party, request, MAX_CLIENTS_BYTES)
+    _, body = await _signed_body(party, request, MAX_CLIENTS_BYTES)
     party.accounts.know(await asyncio.to_thread(_entries, body))
     return Json(party.status())
 
 
 async def revoked(party: Party, request: Request) -> Response:
     """Take the authority's list of revoked certificates, from the next connection on."""
-    message = json_object(await _signed_body(party, request, MAX_CLIENTS_BYTES))
+    _, body = await _signed_body(party, request, MAX_CLIENTS_BYTES)
+    message = json_object(body)
     listed = _text(message, "revoked", MAX_CLIENTS_BYTES, lines=True)
     await asyncio.to_thread(party.take_revoked, listed)
     return Json(party.status())
@@ -90,42 +108,47 @@ def _permission(party: Party, request: Request) -> Permission:
         target += f"?{query.decode('latin-1')}"
     header = request.headers.get("Authorization", "")
     permission = party.owner.check(header, request.method, target)
-    session = party.session
-    if permission.session and (session is None or session.spec.id != permission.session):
+    if permission.session and party.models.find(permission.session) is None:
         raise StaleSession("another model was shared here since; this call is about that one")
     return permission
 
 
 async def _signed_body(
     party: Party, request: Request, limit: int, seconds: float = BODY_SECONDS
-) -> bytearray:
-    """The body of a call that the owner signed; read only after the signature was checked."""
+) -> tuple[Permission, bytearray]:
+    """A call that the owner signed, and its body; read only after the signature was checked."""
     permission = _permission(party, request)
     body = (await read_body(request, limit, seconds)).data
     permission.check(await asyncio.to_thread(lambda: hashlib.sha256(body).hexdigest()))
-    return body
+    return permission, body
 
 
-def _load(party: Party, body: bytearray, length: str | None, model: str) -> None:
-    """Read the body of a call that loads `model`, all of it, before anything is changed."""
+def _load(party: Party, body: bytearray, length: str | None, model: str) -> str:
+    """Read the body of a call that loads `model`, all of it, before anything is changed.
+
+    Returns the session's id.
+    """
     message, shares = oip.parse_message(body, length, "inputs")
     if party.role == "dealer" and shares:
         raise InputError("the dealer must never be sent a share")
+    if not model.isprintable():
+        raise InputError("a model's name must be printable")
+    entries, everybody = read_entries(message.get("clients")), message.get("everybody")
+    session = message.get("session")
+    if not isinstance(session, str) or not SESSION.fullmatch(session):
+        raise InputError("'session' must be 32 hexadecimal digits, which no other session has")
     spec = SessionSpec(
-        id=_text(message, "session", MAX_ID),
+        id=session,
         model=model,
         engine=_text(message, "engine", MAX_ID),
         options=read_options(message.get("options")),
         description=read_description(message.get("description")),
         shares=shares,
+        everybody=None if everybody is None else checked_limits(_object(message, "everybody")),
     )
-    if not model.isprintable():
-        raise InputError("a model's name must be printable")
-    entries, everybody = read_entries(message.get("clients")), message.get("everybody")
-    anonymous = None if everybody is None else checked_limits(_object(message, "everybody"))
     party.accounts.know(entries)
-    party.accounts.let_everybody_in(anonymous)
     party.load(spec)
+    return spec.id
 
 
 def _entries(body: bytearray) -> list[Entry]:

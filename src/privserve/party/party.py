@@ -1,24 +1,26 @@
-"""What one party is to its front: its place in the cluster, and at most one session."""
+"""What one party is to its front: its place in the cluster, and its models' sessions."""
 
 from __future__ import annotations
 
 import socket
 import ssl
-import threading
-from pathlib import Path
 from typing import Any
 
 from privserve.authority import check_revoked, days_left
 from privserve.config import ClusterConfig, Timeouts
-from privserve.errors import NotServing, QueryError
+from privserve.credentials import ANONYMOUS
+from privserve.errors import NotServing, QueryError, StaleSession, UnknownClient, several_models
 from privserve.files import write_file
 from privserve.owner_calls import Verifier
 from privserve.party.accounts import Accounts
 from privserve.party.lanes import Listener
+from privserve.party.memory import available_memory, promised_memory
+from privserve.party.models import Models
 from privserve.party.poller import Poller
 from privserve.party.query_lanes import QueryLanes
 from privserve.party.roles import ComputeSession, LeaderSession, open_session
-from privserve.party.session import Seat, Session, SessionSpec
+from privserve.party.session import REPLACED, Seat, Session, SessionSpec
+from privserve.party.wheel import Wheel
 from privserve.tls import REVOKED_FILE
 
 
@@ -32,49 +34,58 @@ class Party:
         self.owner = Verifier(config.owner, config.cluster, name)
         self._listener = Listener(config, self.me)
         self.accounts = Accounts()
-        self._session: Session | None = None
-        self._lock = threading.Lock()
         poller = Poller()
+        seat = Seat(config, self.me, self._listener, timeouts, self.accounts, Wheel(poller))
+        self.models = Models(name, lambda spec: open_session(seat, spec))
         self.lanes = QueryLanes(self, poller)
         self.contexts: list[ssl.SSLContext] = [self.lanes.context]
         """Of the front, which show this party's certificate."""
-        self._seat = Seat(config, self.me, self._listener, timeouts, self.accounts, poller)
 
     def meet(self, connection: socket.socket) -> None:
         """Take a connection that another party, or who says so, has made."""
         self._listener.welcome(connection)
 
-    @property
-    def session(self) -> Session | None:
-        """The current session, if a model was ever shared."""
-        return self._session
-
     def load(self, spec: SessionSpec) -> None:
-        """Begin a session with `spec`, ending the one before; returns before it is ready."""
-        with self._lock:
-            if self._session is not None:
-                self._session.end("the model owner shares another model")
-            self._session = open_session(self._seat, spec)
-            self._session.start()
+        """Begin a session with `spec`; returns before it is ready. See `Models.load`."""
+        self.models.load(spec)
 
-    def unload(self) -> None:
-        """End the session; shares and randomness are forgotten."""
-        with self._lock:
-            if self._session is not None:
-                self._session.end("the model owner stopped the model")
+    def leader(self, session_id: str = "") -> LeaderSession:
+        """Return the leader's session, of this id or the only loaded one.
 
-    def leader(self) -> LeaderSession:
-        """Return the leader's loaded session; raises QueryError at any other party."""
-        session = self._session
-        if session is None or session.state != "loaded":
+        Raises QueryError at any other party, and where there is none, or several.
+        """
+        session = self.models.find(session_id) if session_id else self._only_loaded()
+        if session is None or (session.state != "loaded" and not session_id):
             raise NotServing("no model is shared; the model owner has to call share()", 409)
+        if session.state != "loaded":
+            raise NotServing(f"the model is not shared: {session.reason or session.state}", 409)
         if not isinstance(session, LeaderSession):
             leader = self.config.compute[0]
             raise QueryError(f"{leader.name} at {leader.address} leads; ask it to serve", 409)
         return session
 
+    def _only_loaded(self) -> Session | None:
+        loaded = self.models.loaded()
+        if len(loaded) > 1:
+            raise QueryError(f"the call has to name a session: {_several(loaded)} are shared", 409)
+        return loaded[0] if loaded else None
+
     def compute_session(self, model: str | None = None) -> ComputeSession:
-        """Return the loaded session, to describe it or to query it; NotServing without one."""
+        """Return the loaded session of a model, to describe it or to query it.
+
+        model: its name; None: any. Raises NotServing where none is loaded, and QueryError for a
+        name that is not there.
+        """
+        self._refuse_at_dealer()
+        loaded = self.models.loaded()
+        session = self.models.current(model) if model is not None else None
+        if session is None and loaded:
+            if model is not None:
+                raise QueryError(f"there is no model '{model}'; {_several(loaded)} served", 404)
+            session = loaded[0]
+        return _usable(session or self.models.only())
+
+    def _refuse_at_dealer(self) -> None:
         if self.role == "dealer":
             compute = " and ".join(f"{p.name} ({p.address})" for p in self.config.compute)
             raise QueryError(
@@ -82,31 +93,95 @@ class Party:
                 f"send the shares to {compute}",
                 403,
             )
-        session = self._session
-        if session is None:
-            raise NotServing("no model is shared; the model owner has to call share() first")
-        if session.state == "loading":
-            raise NotServing("the model is still being set up; try again in a moment")
-        if session.state != "loaded":
-            raise NotServing(f"{session.reason}; the model owner has to share the model again")
-        if model is not None and model != session.spec.model:
-            raise QueryError(f"there is no model '{model}'; '{session.spec.model}' is served", 404)
-        assert isinstance(session, ComputeSession)
-        return session
 
-    def status(self) -> dict[str, Any]:
-        """Return public facts about the party."""
-        session = self._session
+    def chosen(self, model: str | None, authorization: str) -> ComputeSession:
+        """Return the session of a model for this client, who need not name the only one it has.
+
+        Raises as `compute_session` does, and QueryError where the client has to choose.
+        """
+        if model is None:
+            loaded = self.models.loaded()
+            mine = self.may_ask(authorization)
+            if len(loaded) > 1 and len(mine) == 1:
+                return mine[0]
+            if len(loaded) > 1:
+                raise QueryError(several_models([s.spec.model for s in mine or loaded]), 409)
+        return self.compute_session(model)
+
+    def may_ask(self, authorization: str) -> list[ComputeSession]:
+        """Return the loaded models that a client may ask, by what it shows."""
+        found = []
+        for session in self.models.loaded():
+            if isinstance(session, ComputeSession):
+                try:
+                    session.accounts.admit(authorization)
+                except QueryError:
+                    continue
+                found.append(session)
+        return found
+
+    def served(self) -> list[str] | None:
+        """Return the names of the models that are being served; None where that is not known."""
+        if self.me.name != self.config.compute[0].name:
+            return None  # the leader decides
+        found = self.models.loaded()
+        return [s.spec.model for s in found if isinstance(s, LeaderSession) and s.queue.serving]
+
+    def admit(self, authorization: str) -> None:
+        """Raise UnknownClient for who may ask none of the models that are loaded, if any is."""
+        loaded = [s for s in self.models.loaded() if isinstance(s, ComputeSession)]
+        refused: UnknownClient | None = None
+        for session in loaded:
+            try:
+                session.accounts.admit(authorization)
+            except UnknownClient as error:
+                refused = error
+            except QueryError:
+                return  # it is known, and is told at its query what it may not ask
+            else:
+                return
+        if refused is not None:
+            raise refused
+
+    def queried(self, session_id: str) -> ComputeSession:
+        """Return the session that a query names; raises StaleSession where that is over.
+
+        One that drains is returned too: its leader decides what becomes of the query.
+        """
+        self._refuse_at_dealer()
+        session = self.models.find(session_id)
+        if session is not None and session.is_alive and self.models.is_asked(session):
+            return _usable(session)
+        # Where there are models the client is to find the one that it may ask, or why it may not.
+        if not self.models.loaded():
+            self.compute_session(None if session is None else session.spec.model)
+        raise StaleSession(REPLACED)
+
+    def status(self, session_id: str = "") -> dict[str, Any]:
+        """Return public facts about the party, its models, and one of them in full.
+
+        That is the session of this id; or the only one, where none is named.
+        """
+        listed = self.models.listed()
+        one = self.models.find(session_id) if session_id else self.models.only()
+        clients = self.accounts.status()
         facts = {
             "party": self.me.name,
             "role": self.role,
-            "state": "idle",
+            "state": "loaded" if self.models.loaded() else "idle",
             "memory_available": available_memory(),
-            "clients": self.accounts.status(),
+            "memory_promised": promised_memory(session for _, session in listed),
+            "clients": clients,
             "lanes": self.lanes.status(),
             "certificate_days_left": round(self.certificate_days_left(), 1),
+            "models": [{**session.facts(), "place": place} for place, session in listed],
         }
-        return {**facts, **session.status()} if session is not None else facts
+        if one is None:
+            return facts
+        told = one.status()
+        if told.get("anonymous") is not None:
+            clients[ANONYMOUS] = told["anonymous"]
+        return {**facts, **told, "place": self.models.place(one)}
 
     def certificate_days_left(self) -> float:
         """Return for how many days this party's certificate is good."""
@@ -126,32 +201,38 @@ class Party:
             return b""
 
     def take_revoked(self, signed: str) -> None:
-        """Keep the authority's list of revoked certificates, and end the session.
+        """Keep the authority's list of revoked certificates, and end all sessions.
 
-        Its channels may be with somebody who is on the list. Raises ConfigError for a list that
+        Their channels may be with somebody who is on the list. Raises ConfigError for a list that
         the cluster's authority did not sign.
         """
         listed = check_revoked(signed.encode(), self.config.ca).pem
         write_file(self.config.ca.parent / REVOKED_FILE, listed)
         self.read_certificates()
-        with self._lock:
-            if self._session is not None:
-                self._session.end("the model owner revoked a party's certificate")
+        self.models.end_all("the model owner revoked a party's certificate")
 
     def close(self) -> None:
-        """End the session, and talk to no other party any more."""
-        with self._lock:
-            if self._session is not None:
-                self._session.end(f"{self.me.name} was shut down")
+        """End all sessions, and talk to no other party any more."""
+        self.models.end_all(f"{self.me.name} was shut down")
         self._listener.close()
         self.lanes.close()
 
 
-def available_memory() -> int | None:
-    """Return the bytes that this host could give a process without swapping; None: unknown."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    found = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
-    return int(found[0]) * 1024 if found else None
+def _usable(session: Session | None) -> ComputeSession:
+    """The session, if it is loaded; raises NotServing."""
+    if session is None:
+        raise NotServing("no model is shared; the model owner has to call share() first")
+    if session.state == "loading":
+        raise NotServing("the model is still being set up; try again in a moment")
+    if session.state != "loaded":
+        raise NotServing(f"{session.reason}; the model owner has to share the model again")
+    assert isinstance(session, ComputeSession)
+    return session
+
+
+def _names(sessions: list[Session]) -> str:
+    return ", ".join(f"'{session.spec.model}'" for session in sessions)
+
+
+def _several(sessions: list[Session]) -> str:
+    return f"{_names(sessions)} {'is' if len(sessions) == 1 else 'are'}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,6 +18,8 @@ MAX_PENDING = 1024
 MAX_PENDING_PER_CLIENT = 256
 """So that one client's queries, or halves of queries, leave room for the others'."""
 MAX_PENDING_BYTES = 256 << 20
+"""At a party, in equal parts for its models, so that none of them can crowd out another; but where
+nothing waits for a model, a query of this size is taken."""
 
 
 @dataclass(eq=False)
@@ -63,7 +66,9 @@ class Pending:
 class PendingQueries:
     """Queries that wait at this party, by id."""
 
-    def __init__(self) -> None:
+    def __init__(self, parts: Callable[[], int] = lambda: 1) -> None:
+        """parts: for how many models the party has memory now."""
+        self._parts = parts
         self._pending: dict[str, Pending] = {}
         self._of: Counter[str] = Counter()
         self._bytes = 0
@@ -72,7 +77,7 @@ class PendingQueries:
         """Hold `query`; raises QueryError for an id in use and for a full queue."""
         if query.id in self._pending:
             raise QueryError(f"a query with id '{query.id}' is already waiting", 409)
-        if len(self._pending) >= MAX_PENDING or self._bytes + query.nbytes > MAX_PENDING_BYTES:
+        if len(self._pending) >= MAX_PENDING or self._is_full(self._bytes + query.nbytes):
             raise NotServing(
                 f"{len(self._pending)} queries are waiting already; try again later, or ask fewer "
                 "rows at a time"
@@ -85,6 +90,10 @@ class PendingQueries:
         self._pending[query.id] = query
         self._of[query.client] += 1
         self._bytes += query.nbytes
+
+    def _is_full(self, held: int) -> bool:
+        part = MAX_PENDING_BYTES // self._parts() if self._pending else MAX_PENDING_BYTES
+        return held > part
 
     def __len__(self) -> int:
         return len(self._pending)

@@ -1,9 +1,9 @@
 """What a compute party waits for while no query runs: sockets, and calls from other threads.
 
-One thread at a time *drives* a poller, which is whoever holds its `turn`. While a session serves,
+One thread at a time *drives* a poller, which is whoever holds its `turn`. While one session serves,
 that is the session's thread: it reads queries, runs them and writes answers itself, since handing
-a query from thread to thread costs more than reading it. While there is no session, and while a
-batch runs for long, the poller's own thread stands in.
+a query from thread to thread costs more than reading it. While there is no session, or several (see
+`wheel`), and while a batch runs for long, the poller's own thread stands in.
 """
 
 from __future__ import annotations
@@ -32,6 +32,11 @@ class Poller:
         """Held by whoever drives; all but `call` and `wake` are for the driving thread."""
         self.is_attached = False
         """Whether a session's thread drives, or will when its batch is done."""
+        self.is_shared = False
+        """Whether who is attached is about to leave; see `share`."""
+        self._is_away = False
+        self._left = threading.Event()
+        """Set when the stand-in has to look now, and not only after STAND_IN_SECONDS."""
         self._selector = selectors.DefaultSelector()
         self._bell, self._ring = socket.socketpair()
         for end in (self._bell, self._ring):
@@ -71,8 +76,10 @@ class Poller:
 
     def wake(self) -> None:
         """End a poll that waits, or the next one; what is to be seen then is there already."""
-        if threading.get_ident() == self._driver:
-            return  # it does not wait, and looks before it does
+        if threading.get_ident() != self._driver:
+            self._interrupt()  # else: it does not wait, and looks before it does
+
+    def _interrupt(self) -> None:
         self._woken = True
         if self._asleep:
             with contextlib.suppress(OSError):  # it rings already, or is closed
@@ -107,40 +114,60 @@ class Poller:
 
     def _stand_in(self) -> None:
         while not self._closed.is_set():
-            if not self.is_attached:
+            if self._is_free:
                 with self.turn:
-                    if not self.is_attached and not self._closed.is_set():
+                    if self._is_free and not self._closed.is_set():
                         self.poll()
-            elif not self._closed.wait(STAND_IN_SECONDS) and self.turn.acquire(blocking=False):
+            elif self._left.wait(STAND_IN_SECONDS):
+                self._left.clear()
+            elif self.turn.acquire(blocking=False):
                 try:
                     self.poll(0)
                 finally:
                     self.turn.release()
 
+    @property
+    def _is_free(self) -> bool:
+        """Whether the stand-in may wait for as long as nothing happens."""
+        return not self.is_attached or (self.is_shared and self._is_away)
+
+    def share(self, is_shared: bool) -> None:
+        """Say whether who is attached is about to leave, which it is told otherwise."""
+        self.is_shared = is_shared
+        self._left.set()
+
     @contextlib.contextmanager
     def attached(self) -> Iterator[None]:
         """Drive for as long as the block runs."""
         self.is_attached = True
-        self.wake()
+        self._interrupt()  # whoever drove last, which may have been this thread
         try:
             with self.turn:
                 yield
         finally:
             self.is_attached = False
+            self._left.set()
 
     @contextlib.contextmanager
     def away(self) -> Iterator[None]:
         """Let the stand-in drive while the block runs, which takes long perhaps."""
+        self._is_away = True
         self.turn.release()
+        if self.is_shared:
+            self._left.set()
         try:
             yield
         finally:
-            self.turn.acquire()
+            self._is_away = False
+            if not self.turn.acquire(blocking=False):
+                self._interrupt()  # the stand-in may wait without end
+                self.turn.acquire()
 
     def close(self) -> None:
         """End the stand-in and free the descriptors; only once no other thread drives."""
         self._closed.set()
-        self.wake()
+        self._left.set()
+        self._interrupt()
         self._thread.join()
         self._selector.close()
         self._bell.close()

@@ -15,8 +15,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from privserve.credentials import ANONYMOUS
-from privserve.errors import BY_CODE, DeadlinePassed, LimitReached, NotServing, QueryError
-from privserve.party.accounts import Accounts
+from privserve.errors import (
+    BY_CODE,
+    DeadlinePassed,
+    LimitReached,
+    NotServing,
+    QueryError,
+    StaleSession,
+)
+from privserve.party.accounts import Counted
 from privserve.party.pending import MAX_PENDING, Pending, PendingQueries
 from privserve.party.turns import Admission, Piece, Turns
 
@@ -63,15 +70,17 @@ class LeaderQueue:
         compute_parties: int,
         max_rows: int,
         share_timeout: float,
-        accounts: Accounts | None = None,
+        accounts: Counted | None = None,
         wake: Callable[[], None] = lambda: None,
+        parts: Callable[[], int] = lambda: 1,
     ) -> None:
         """max_rows: of one batch. share_timeout: seconds until a query that has not reached
         every party is refused. accounts: what each client may have; None limits nobody.
-        wake: called whenever there may be something new to run or to refuse."""
+        wake: called whenever there may be something new to run or to refuse. parts: for how many
+        models this party has memory."""
         self._lock = threading.RLock()
         self._wake = wake
-        self.pending = PendingQueries()
+        self.pending = PendingQueries(parts)
         self.answered = 0
         self._n = compute_parties
         self._max_rows = max_rows
@@ -84,6 +93,7 @@ class LeaderQueue:
         """By client: rows of queries of which some run or ran, and which are not finished."""
         self._remaining: int | None = 0
         self._serving = False
+        self._is_draining = False
         self._limit: int | None = None
         self._why_not = Refusal(
             "",
@@ -107,6 +117,8 @@ class LeaderQueue:
     def serve(self, num_requests: int | None) -> None:
         """Answer the next `num_requests` rows (a request is one row); without end when None."""
         with self._lock:
+            if self._is_draining:
+                raise QueryError("another model is shared under this name; serve that", 409)
             if self._serving:
                 raise QueryError("the model is being served already; stop that first", 409)
             self._serving = True
@@ -120,13 +132,30 @@ class LeaderQueue:
             if self._serving:
                 self._close(NotServing, "the model owner stopped serving; the model stays shared")
 
+    def drain(self, reason: str) -> None:
+        """Answer what has reached any party; refuse what comes as meant for another session."""
+        with self._lock:
+            self._is_draining = True
+            self._why_not = Refusal("", StaleSession.code, StaleSession.status, reason)
+            self._wake()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no query waits or runs, and the followers were told of all that was refused."""
+        with self._lock:
+            return not (self._arrivals or self._begun.total() or self._outbox)
+
+    def _takes(self, query_id: str) -> bool:
+        """Whether a share of this query is taken, or refused with `_why_not`."""
+        return self._serving and (not self._is_draining or query_id in self._arrivals)
+
     def submit(self, query: Pending) -> None:
         """Take the leader's own share of a query."""
         with self._lock:
             known = self._remembered.get(query.id)
             if known is not None:
                 raise known.error()
-            if not self._serving:
+            if not self._takes(query.id):
                 refusal = replace(self._why_not, id=query.id)
                 self._refuse(refusal)
                 raise refusal.error()
@@ -148,7 +177,7 @@ class LeaderQueue:
                 self._wake()
             elif rows == GONE:
                 self.withdraw(query_id)
-            elif not self._serving:  # the follower need not hold its share
+            elif not self._takes(query_id):  # the follower need not hold its share
                 self._refuse(replace(self._why_not, id=query_id))
             else:
                 self._arrive(query_id, rank, rows, client)
@@ -191,6 +220,8 @@ class LeaderQueue:
 
     def _close(self, kind: type[QueryError], reason: str) -> None:
         self._serving = False
+        if self._is_draining:  # those whom the limit leaves out are to ask the other session
+            kind, reason = StaleSession, self._why_not.reason
         self._why_not = Refusal("", kind.code, kind.status, reason)
         for query_id in list(self._arrivals):
             self._refuse(replace(self._why_not, id=query_id))
@@ -262,6 +293,8 @@ class LeaderQueue:
         return Admission.RUN
 
     def _refused(self, query: Pending, kind: type[QueryError], why: str) -> Admission:
+        if self._is_draining and kind is LimitReached:  # it may fit into the other one's limit
+            kind, why = StaleSession, self._why_not.reason
         self._refuse(Refusal(query.id, kind.code, kind.status, why))
         return Admission.REFUSED
 

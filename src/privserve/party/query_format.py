@@ -12,7 +12,11 @@ from privserve.description import Description
 from privserve.errors import InputError, StaleSession
 from privserve.party.metadata import max_rows
 from privserve.party.pending import Pending
+from privserve.party.session import REPLACED
 from privserve.query_frames import QUERY_HEAD
+
+SESSION = slice(16, 32)
+"""Where QUERY_HEAD has a session's id."""
 
 
 @dataclass(frozen=True)
@@ -46,10 +50,7 @@ class QueryFormat:
             raise InputError("the frame is too short for a query")
         query_id, session, rows, milliseconds, masks = QUERY_HEAD.unpack_from(payload)
         if session != self.session:
-            raise StaleSession(
-                "the model was shared anew since this query was encoded; read the model's "
-                "description again"
-            )
+            raise StaleSession(REPLACED)
         if masks:
             raise InputError("this party deals no masks ahead")
         if not 1 <= rows <= self.max_rows:
@@ -64,3 +65,10 @@ class QueryFormat:
             start += rows * size
         deadline = time.monotonic() + milliseconds / 1000 if milliseconds else None
         return Pending(query_id.hex(), inputs, rows, client, deadline)
+
+
+def session_of(payload: memoryview) -> str:
+    """Return the id of the session that a query's frame names; raises InputError."""
+    if len(payload) < QUERY_HEAD.size:
+        raise InputError("the frame is too short for a query")
+    return bytes(payload[SESSION]).hex()

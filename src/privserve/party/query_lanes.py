@@ -13,18 +13,17 @@ from __future__ import annotations
 import socket
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from privserve.errors import InputError, NotServing, PrivserveError, QueryError
-from privserve.party.greeting import ClientLane, Greeter, log_place
+from privserve.errors import InputError, NotServing, PrivserveError
+from privserve.party.greeting import HELLO_BYTES, ClientLane, Greeter, log_place
 from privserve.party.metadata import model_facts, party_facts
 from privserve.party.outcome import Outcome
 from privserve.party.pending import MAX_PENDING_BYTES, MAX_PENDING_PER_CLIENT
 from privserve.party.poller import READABLE, WRITABLE, Poller
-from privserve.party.query_format import QueryFormat
-from privserve.party.roles import ComputeSession
+from privserve.party.query_format import session_of
 from privserve.query_frames import (
     ANSWER_HEAD,
     Frame,
@@ -64,7 +63,6 @@ class QueryLanes:
         self._has_mail = False
         self._lock = threading.Lock()
         self._is_closed = False
-        self._formatted: ComputeSession | None = None
         self._held = 0
         self._plain = memoryview(bytearray(CHUNK_BYTES))
         self._arrived = memoryview(bytearray(CHUNK_BYTES))
@@ -90,40 +88,40 @@ class QueryLanes:
         try:
             if kind != Kind.HELLO:
                 raise InputError("a lane begins with a hello, and waits for the answer")
-            lane.authorization = str(read_json(memoryview(hello)).get("authorization") or "")
-            session = self._party.session
-            if self._party.role == "compute" and session is not None and session.state == "loaded":
-                self._party.accounts.admit(lane.authorization)
+            said = read_json(memoryview(hello))
+            lane.authorization = str(said.get("authorization") or "")
+            self._party.admit(lane.authorization)
         except PrivserveError as error:
             self._refuse(lane, error)
             return
-        self._tell(lane, 0)
+        self._tell(lane, 0, said)
         if lane.stream.has_arrived:  # right behind the hello: the socket will not tell
             self._poller.call(partial(self._guarded, self._ready, lane, READABLE))
         if len(self._lanes) > MAX_LANES:
             idle = next((other for other in self._lanes if not other.asked), lane)
             self._drop(idle, "too many")
 
-    def _tell(self, lane: ClientLane, number: int) -> None:
-        """Tell the client what is served, and let it send queries of the size that this takes."""
-        self._post(lane, json_frame(Kind.WELCOME, number, self._facts()))
-        session = self._party.session
-        if isinstance(session, ComputeSession):
-            lane.reader.limit = self._format(session).largest
+    def _tell(self, lane: ClientLane, number: int, said: Mapping[str, Any]) -> None:
+        """Tell the client what is served, and let it send queries of the size that this takes.
 
-    def _format(self, session: ComputeSession) -> QueryFormat:
-        """The format of the session's queries, worked out once."""
-        if self._formatted is not session:
-            self._query_format = QueryFormat.of(session.spec.id, session.spec.description)
-            self._formatted = session
-        return self._query_format
-
-    def _facts(self) -> dict[str, Any]:
-        facts = {**party_facts(self._party), "revoked": self._party.revoked().decode()}
+        said: which model it wants to know of, under "model"; nothing: the only one there is.
+        """
+        mine = self._party.may_ask(lane.authorization)
+        facts = party_facts(self._party)
+        if mine:
+            facts["models"] = [session.spec.model for session in mine]
+        facts["revoked"] = self._party.revoked().decode()
         try:
-            return {**facts, "model": model_facts(self._party.compute_session().spec)}
-        except QueryError as error:
-            return {**facts, "error": _said(error)}
+            model = said.get("model")
+            if model is not None and not isinstance(model, str):
+                raise InputError("'model' must be a model's name")
+            chosen = self._party.chosen(model, lane.authorization)
+            facts["model"] = model_facts(chosen.spec)
+        except PrivserveError as error:
+            facts["error"] = _said(error)
+        self._post(lane, json_frame(Kind.WELCOME, number, facts))
+        sizes = [session.query_format.largest for session in mine]
+        lane.reader.limit = max([HELLO_BYTES, *sizes])
 
     def _guarded(self, act: Callable[..., None], *given: Any) -> None:
         """Act; what is not foreseen costs one lane, and not the thread that serves all."""
@@ -184,7 +182,7 @@ class QueryLanes:
         elif kind == Kind.PING:
             self._post(lane, frame(Kind.PONG, number))
         elif kind == Kind.ABOUT:
-            self._tell(lane, number)
+            self._tell(lane, number, read_json(payload) if payload else {})
         elif kind != Kind.PONG:
             raise InputError(f"a client sends no frame of the kind {kind}")
 
@@ -194,9 +192,9 @@ class QueryLanes:
         try:
             if len(lane.asked) >= MAX_PENDING_PER_CLIENT:
                 raise NotServing("too many queries wait for their answers on this lane")
-            session = self._party.compute_session()
-            client = self._party.accounts.admit(lane.authorization)
-            query = self._format(session).read(payload, client)
+            session = self._party.queried(session_of(payload))
+            client = session.accounts.admit(lane.authorization)
+            query = session.query_format.read(payload, client)
             lane.asked[number] = (query, session)
             session.submit(query)
         except PrivserveError as error:

@@ -6,36 +6,32 @@ on the arrivals lane which have reached them; all compute parties run the engine
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import time
 from abc import abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
-from typing import Any, TypeVar
+from functools import cached_property, partial
+from typing import Any
 
 import numpy as np
 
 from privserve.engines import Compute, load_engine
-from privserve.errors import (
-    BadFrame,
-    NotServing,
-    PeerLost,
-    QueryError,
-    TooManyRows,
-)
+from privserve.errors import BadFrame, NotServing, PeerLost, QueryError, TooManyRows
+from privserve.party.accounts import Accounts
 from privserve.party.answers import AnswerCoins
-from privserve.party.channel import Channel
-from privserve.party.cores import stay_on_own_core
-from privserve.party.messages import MOST_NOTES, Note, Order, framed, hear, read_notes, read_order
+from privserve.party.cores import own_cores
+from privserve.party.messages import MOST_NOTES, Note, Order, framed, read_notes, read_order
 from privserve.party.pending import Pending, PendingQueries
+from privserve.party.polling import PollingSession
 from privserve.party.queries import GONE, LeaderQueue
+from privserve.party.query_format import QueryFormat
 from privserve.party.session import (
     ARRIVALS,
     CAUSE_SECONDS,
     ORDERS,
+    REPLACED,
     Seat,
     Session,
     SessionSpec,
@@ -43,8 +39,6 @@ from privserve.party.session import (
 from privserve.party.statistics import RunTime, Statistics
 from privserve.party.turns import Piece
 from privserve.prg import Prg
-
-T = TypeVar("T")
 
 MAX_BATCH = 128
 """Rows that run together, where the model owner says nothing else."""
@@ -61,11 +55,14 @@ class DealerSession(Session):
         self._loaded()
         engine.deal(self.spec.description, lanes, **self.spec.options)
 
+    def _rouse(self) -> None:
+        """Nothing is called at the dealer."""
+
     def _refuse_all(self, error: QueryError) -> None:
         """Nothing ever waits at the dealer."""
 
 
-class ComputeSession(Session):
+class ComputeSession(PollingSession):
     """What leader and followers have in common: the engine and its counters."""
 
     def __init__(self, seat: Seat, spec: SessionSpec) -> None:
@@ -73,8 +70,17 @@ class ComputeSession(Session):
         self._compute: Compute | None = None
         self._coins: AnswerCoins | None = None
         self.statistics = Statistics()
-        self._lost: PeerLost | None = None
-        """Why a peer is heard no more, which whoever drives the poller found."""
+        self.accounts = (seat.accounts or Accounts()).of_model(spec.model, spec.everybody)
+
+    @cached_property
+    def query_format(self) -> QueryFormat:
+        """What the frame of a query has to hold."""
+        return QueryFormat.of(self.spec.id, self.spec.description)
+
+    @property
+    @abstractmethod
+    def is_idle(self) -> bool:
+        """Whether no query waits here or runs."""
 
     @abstractmethod
     def submit(self, query: Pending) -> None:
@@ -91,48 +97,12 @@ class ComputeSession(Session):
             self.spec.description, self.spec.shares, lanes, **self.spec.options
         )
         self._coins = AnswerCoins(self.spec.description["outputs"], Prg())
-        # After the engine has begun its own threads, which would inherit it.
-        stay_on_own_core(self._config, self._config.rank(self._me.name))
+        # After the engine has begun its own threads, which would inherit what it chooses.
+        self._cores = own_cores(self._config, self._config.rank(self._me.name))
         # The engine has arranged its own copies; a large network's shares need not stay.
         self.spec = replace(self.spec, shares={})
         self._before = self._counters()
         self._loaded()
-
-    @contextlib.contextmanager
-    def _hearing(
-        self, lane: str, read: Callable[[Any], T], takes: Mapping[int, Callable[[T], None]]
-    ) -> Iterator[None]:
-        """Drive the poller, and give each message of these peers on a lane to its taker."""
-        channels = [self._lanes[lane].channels[peer] for peer in takes]
-        with self._poller.attached():
-            try:
-                for channel, take in zip(channels, takes.values(), strict=True):
-                    channel.set_timeout(self._timeouts.peer)
-                    heard = partial(self._heard, channel, read, take)
-                    self._poller.register(channel.fileno(), heard)
-                yield
-            finally:
-                for channel in channels:
-                    self._poller.unregister(channel.fileno())
-
-    def _heard(
-        self, channel: Channel, read: Callable[[Any], T], take: Callable[[T], None], events: int
-    ) -> None:
-        within = self._timeouts.peer
-        try:
-            take(hear(channel, read, within))
-            while channel.has_arrived:
-                take(hear(channel, read, within))
-        except PeerLost as error:
-            self._poller.unregister(channel.fileno())
-            self._lost = error
-            self._poller.wake()
-
-    def _poll(self, seconds: float | None) -> None:
-        """Wait until there may be something to do; raises PeerLost."""
-        self._poller.poll(seconds)
-        if self._lost is not None:
-            raise self._lost
 
     def _counters(self) -> tuple[int, int, int]:
         """(frames and bytes sent to compute parties, bytes received from the dealer)."""
@@ -186,8 +156,12 @@ class ComputeSession(Session):
         self._coins.draw_ahead()
         return True
 
+    def facts(self) -> dict[str, Any]:
+        """Return the session's state, whether anything waits, and what the anonymous had."""
+        return {**super().facts(), "idle": self.is_idle, "anonymous": self.accounts.anonymous()}
+
     def status(self) -> dict[str, Any]:
-        """Return the session's state, with what its queries cost so far."""
+        """Return its facts, with what its queries cost so far."""
         facts = super().status()
         compute = self._compute  # the session's thread forgets it in the end
         ran = self.statistics.runs()
@@ -222,8 +196,23 @@ class LeaderSession(ComputeSession):
         rows = spec.options.get("max_batch", MAX_BATCH)
         self._max_delay = spec.options.get("max_delay_ms", 0) / 1000
         self.queue = LeaderQueue(
-            self._n, rows, seat.timeouts.share, seat.accounts, self._poller.wake
+            self._n,
+            rows,
+            seat.timeouts.share,
+            None if seat.accounts is None else self.accounts,
+            self._rouse,
+            lambda: self.parts,
         )
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no query waits here or runs, nor is anything left to be told of one."""
+        return self.queue.is_idle
+
+    def drain(self) -> None:
+        """Answer what has come in; refuse the rest, whose clients find the other session."""
+        super().drain()
+        self.queue.drain(REPLACED)
 
     def submit(self, query: Pending) -> None:
         """Queue the leader's share of a query."""
@@ -238,10 +227,10 @@ class LeaderSession(ComputeSession):
         """Let a query go whose client left."""
         self.queue.withdraw(query.id)
 
-    def status(self) -> dict[str, Any]:
-        """Return the session's state, with the leader's counts."""
+    def facts(self) -> dict[str, Any]:
+        """Return the session's facts, with the leader's counts."""
         return {
-            **super().status(),
+            **super().facts(),
             "serving": self.queue.serving,
             "limit": self.queue.limit,
             "answered": self.queue.answered,
@@ -251,11 +240,14 @@ class LeaderSession(ComputeSession):
     def _serve(self) -> None:
         self._set_up()
         takes = {peer: partial(self._take_notes, peer) for peer in range(1, self._n)}
-        with self._hearing(ARRIVALS, read_notes, takes):
-            wait: float | None = 0
+        with self._at_wheel():
             while not self._ended.is_set():
-                self._poll(wait)
-                wait = self._lead()
+                self._choose_poller()
+                with self._hearing(ARRIVALS, read_notes, takes):
+                    wait: float | None = 0
+                    while self._stays:
+                        self._poll(wait)
+                        wait = self._lead()
 
     def _lead(self) -> float | None:
         """Run and refuse what there is now; for how long nothing is to be done of itself."""
@@ -294,11 +286,20 @@ class FollowerSession(ComputeSession):
 
     def __init__(self, seat: Seat, spec: SessionSpec) -> None:
         super().__init__(seat, spec)
-        self._pending = PendingQueries()
+        self._pending = PendingQueries(lambda: self.parts)
+        self._is_running = False
         self._notes: list[tuple[str, int, str]] = []
         """What the leader is to be told of queries: id, rows or GONE, client."""
         self._orders: deque[Order] = deque()
         self._lock = threading.Lock()
+        self._sending = threading.Lock()
+        """Held by whoever sends notes: for a moment two pollers may have been called to."""
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no query waits here or runs."""
+        with self._lock:
+            return not (self._pending or self._notes or self._is_running)
 
     def submit(self, query: Pending) -> None:
         """Hold this party's share of a query and tell the leader."""
@@ -322,27 +323,33 @@ class FollowerSession(ComputeSession):
 
     def _send_notes(self) -> None:
         """Tell the leader of all that came in since it was told last."""
-        with self._lock:
-            notes, self._notes = self._notes, []
         channel = self._lanes[ARRIVALS].channels[0]
-        try:
-            for at in range(0, len(notes), MOST_NOTES):
-                channel.send(framed(notes[at : at + MOST_NOTES]))
-        except PeerLost as error:
-            # Half a frame may be under way: the leader is to see the end, not what comes after it.
-            channel.close()
-            self._lost = error
-            self._poller.wake()
+        with self._sending:
+            with self._lock:
+                notes, self._notes = self._notes, []
+            try:
+                for at in range(0, len(notes), MOST_NOTES):
+                    channel.send(framed(notes[at : at + MOST_NOTES]))
+            except PeerLost as error:
+                # Half a frame may be under way: the leader is to see the end, not what follows.
+                channel.close()
+                self._lost = error
+                self._rouse()
 
     def _serve(self) -> None:
         # Notes are sent by the front, which answers nobody while it waits.
         self._lanes[ARRIVALS].set_timeout(NOTE_SECONDS)
         self._set_up()
-        with self._hearing(ORDERS, read_order, {0: self._orders.append}):
+        with self._at_wheel():
             while not self._ended.is_set():
-                self._poll(None)
-                while self._orders:
-                    self._obey(self._orders.popleft())
+                self._choose_poller()
+                with self._hearing(ORDERS, read_order, {0: self._orders.append}):
+                    wait: float | None = 0
+                    while self._stays:
+                        self._poll(wait)
+                        while self._orders:
+                            self._obey(self._orders.popleft())
+                        wait = None
 
     def _obey(self, order: Order) -> None:
         """Refuse and run what the leader says; raises BadFrame for what cannot be run."""
@@ -354,10 +361,12 @@ class FollowerSession(ComputeSession):
             # Before any is taken: a query that nobody holds would never be answered.
             self._check(order)
             batch = [self._piece(*rows) for rows in order.run]
+            self._is_running = bool(batch)
         if batch and not self._run(batch):
             with self._lock:
                 for query, _, _ in batch:
                     self._pending.take(query.id)
+        self._is_running = False
 
     def _check(self, order: Order) -> None:
         channel = self._lanes[ORDERS].channels[0]

@@ -50,8 +50,7 @@ class Call:
     def name(self) -> str:
         """What tells it from all others."""
         versioned = "_version" if "{version}" in self.path and "infer" not in self.path else ""
-        everywhere = "_all" if self.path == "/v2/models/stats" else ""
-        return f"{self.handler.__name__}{versioned}{everywhere}"
+        return f"{self.handler.__name__}{versioned}"
 
 
 MODEL, VERSION = "/v2/models/{model}", "/v2/models/{model}/versions/{version}"
@@ -68,13 +67,19 @@ def _of_model(suffix: str, handler: Handler, gives: str) -> list[Call]:
 
 def _stats(path: str) -> Call:
     refuses = (401, *OF_MODEL)
-    return Call("GET", path, about.statistics, "Statistics", refuses, Who.CLIENT)
+    handler = about.all_statistics if path == "/v2/models/stats" else about.statistics
+    return Call("GET", path, handler, "Statistics", refuses, Who.CLIENT)
 
 
 def _owners(
-    method: str, path: str, handler: Handler, takes: str | None = None, status: int = 200
+    method: str,
+    path: str,
+    handler: Handler,
+    takes: str | None = None,
+    status: int = 200,
+    also: tuple[int, ...] = (),
 ) -> Call:
-    return Call(method, path, handler, "Status", SIGNED, Who.OWNER, takes, status)
+    return Call(method, path, handler, "Status", (*SIGNED, *also), Who.OWNER, takes, status)
 
 
 CALLS: list[Call] = [
@@ -98,7 +103,8 @@ CALLS: list[Call] = [
         takes="IndexRequest",
     ),
     _owners("POST", "/v2/repository/models/{model}/load", owners_calls.load, "Load", 202),
-    _owners("POST", "/v2/repository/models/{model}/unload", owners_calls.unload),
+    _owners("POST", "/v2/repository/models/{model}/unload", owners_calls.unload, also=(404,)),
+    _owners("POST", "/privserve/switch", owners_calls.switch, also=(503,)),
     _owners("POST", "/privserve/serve", owners_calls.serve, "Serve"),
     _owners("POST", "/privserve/stop", owners_calls.stop),
     _owners("GET", "/privserve/status", owners_calls.status),

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from privserve.config import ClusterConfig, PartyConfig, Timeouts
+from privserve.credentials import Limits
 from privserve.description import Description
 from privserve.engines import load_engine
 from privserve.errors import (
@@ -29,6 +30,7 @@ from privserve.errors import (
     PeerLost,
     PrivserveError,
     QueryError,
+    StaleSession,
 )
 from privserve.fixedpoint import RingArray
 from privserve.party.accounts import Accounts
@@ -36,7 +38,7 @@ from privserve.party.agreement import compare, facts
 from privserve.party.channel import Channel
 from privserve.party.lanes import LaneMesh, Listener
 from privserve.party.messages import Over, framed, hear, read_facts, read_sign
-from privserve.party.poller import Poller
+from privserve.party.wheel import Wheel
 
 log = logging.getLogger("privserve")
 
@@ -47,6 +49,7 @@ WATCH = "watch"  # everyone to everyone: signs of life, and why a session ends
 HEARTBEAT_SECONDS = 2.0
 CAUSE_SECONDS = 5.0
 """At most this long a broken channel waits for the watcher to say why: an instant, but for load."""
+REPLACED = "the model was shared anew since this query was encoded; read its description again"
 MAX_REASON = 2000
 """Characters: it goes into logs and answers, and a peer may have written it."""
 
@@ -61,6 +64,8 @@ class SessionSpec:
     description: Description
     shares: Mapping[str, RingArray] = field(repr=False)
     options: dict[str, Any] = field(default_factory=dict)
+    everybody: Limits | None = None
+    """What those may ask, together, who are no clients; None: nothing."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +77,8 @@ class Seat:
     listener: Listener
     timeouts: Timeouts
     accounts: Accounts | None = None
-    poller: Poller | None = None
-    """What reads the party's query lanes; None: the session has one of its own."""
+    wheel: Wheel | None = None
+    """Of what reads the party's query lanes; None: each session has a poller of its own."""
 
     @property
     def rank(self) -> int:
@@ -95,8 +100,12 @@ class Session(ABC):
         self._timeouts = seat.timeouts
         self._n = len(seat.config.compute)
         self._lanes: dict[str, LaneMesh] = {}
-        self._is_guest = seat.poller is not None
-        self._poller = seat.poller or Poller()
+        self.memory: int | None = None
+        """About how many bytes the model takes here, the engine included; None: not known yet."""
+        self.engine_memory = 0
+        """Of these, what the engine takes once for all its sessions."""
+        self.is_replaced = False
+        """Whether another session has its model's name."""
         self._ended = threading.Event()
         self._end_lock = threading.Lock()
         self._wake, self._woken = socket.socketpair()
@@ -114,14 +123,29 @@ class Session(ABC):
                 thread.join(10)
 
     def status(self) -> dict[str, Any]:
-        """Return public facts about the session, JSON-able."""
+        """Return all that its owner is told of the session, JSON-able."""
+        return self.facts()
+
+    def facts(self) -> dict[str, Any]:
+        """Return public facts about the session, JSON-able and short."""
         return {
             "session": self.spec.id,
             "model": self.spec.model,
             "engine": self.spec.engine,
             "state": self.state,
             "reason": self.reason,
+            "memory": self.memory,
+            "replaced": self.is_replaced,
         }
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it is set up, or being set up."""
+        return self.state in ("loading", "loaded")
+
+    def drain(self) -> None:
+        """Let another session have the model's name: what was taken is answered, no more is."""
+        self.is_replaced = True
 
     # -- life ---------------------------------------------------------------------------
 
@@ -130,6 +154,9 @@ class Session(ABC):
             engine = load_engine(self.spec.engine)
             lanes = [WATCH, ORDERS, ARRIVALS, *engine.LANES]
             limits = engine.frame_limits(self.spec.description, **self.spec.options)
+            each, dealer = engine.memory(self.spec.description, self._n, **self.spec.options)
+            self.engine_memory = engine.PROCESS_BYTES
+            self.memory = dealer if self._config.role(self._me.name) == "dealer" else each
             self._lanes = self._listener.open_lanes(
                 self.spec.id, lanes, self._timeouts.connect, self._ended, limits, WATCH
             )
@@ -214,6 +241,10 @@ class Session(ABC):
         """Set up and do the role's work until the session is over."""
 
     @abstractmethod
+    def _rouse(self) -> None:
+        """Have the session's thread look, where it waits for calls of other threads."""
+
+    @abstractmethod
     def _refuse_all(self, error: QueryError) -> None:
         """Answer everything that waits with `error`."""
 
@@ -248,7 +279,7 @@ class Session(ABC):
             self._ended.set()
         log.info("%s: session over: %s", self._me.name, reason)
         self.ready.set()
-        self._poller.wake()
+        self._rouse()
         with contextlib.suppress(OSError):
             self._woken.send(b"x")
         self._say_goodbye()
@@ -263,6 +294,8 @@ class Session(ABC):
             watcher.join(2)
 
     def _over(self) -> QueryError:
+        if self.is_replaced:  # its clients are to find the other one by themselves
+            return StaleSession(REPLACED)
         return NotServing(f"{self.reason}; the model owner has to share the model again")
 
     def _release(self) -> None:
@@ -277,8 +310,6 @@ class Session(ABC):
         self.spec = replace(self.spec, shares={})  # where set-up failed they are here still
         self._wake.close()
         self._woken.close()
-        if not self._is_guest:
-            self._poller.close()
 
     # -- signs of life --------------------------------------------------------------------
 

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from privserve.engines.ottt.compute import LANES, Compute
     from privserve.engines.ottt.dealer import deal
-    from privserve.engines.ottt.limits import fingerprint, frame_limits, memory
+    from privserve.engines.ottt.limits import PROCESS_BYTES, fingerprint, frame_limits, memory
     from privserve.engines.ottt.owner import OPS, check, prepare, summary
 
 _HOMES = {
     "LANES": "compute",
     "OPS": "owner",
+    "PROCESS_BYTES": "limits",
     "Compute": "compute",
     "check": "owner",
     "deal": "dealer",
@@ -30,6 +31,7 @@ _HOMES = {
 __all__ = [
     "LANES",
     "OPS",
+    "PROCESS_BYTES",
     "Compute",
     "check",
     "deal",

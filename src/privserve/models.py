@@ -1,0 +1,86 @@
+"""See which models a cluster has, and stop one: python -m privserve.models
+
+python -m privserve.models --config cluster.toml            list them
+python -m privserve.models --config cluster.toml stop NAME  have every party forget one
+
+Run where the model owner's files are. `launch --config cluster.toml --model FILE` adds a model, or
+replaces the one that has its name.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from privserve.cluster import Cluster
+from privserve.exit_codes import exit_code
+from privserve.shared_models import SharedModel
+from privserve.text_table import table
+
+DEFAULT_CONFIG = Path(".privserve/cluster.toml")
+HEAD = ("model", "engine", "state", "served", "answered", "limit", "memory")
+NUMBERS = range(4, 7)
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Return the options, checked."""
+    parser = argparse.ArgumentParser(
+        prog="python -m privserve.models",
+        description="See which models a cluster has, and stop one.",
+    )
+    parser.add_argument("--config", type=Path, default=DEFAULT_CONFIG, help="the cluster.toml")
+    commands = parser.add_subparsers(dest="command")
+    about = "show the models, and what each takes of memory at a compute party (default)"
+    commands.add_parser("list", help=about, description=about)
+    about = "have every party forget a model; others go on"
+    stop = commands.add_parser("stop", help=about, description=about)
+    stop.add_argument("name")
+    return parser.parse_args(arguments)
+
+
+def run(options: argparse.Namespace) -> str:
+    """Do what was asked for; returns what to tell."""
+    cluster = Cluster.connect(options.config, wait=False)
+    try:
+        if options.command == "stop":
+            cluster.stop_model(options.name)
+            return f"'{options.name}' is stopped at all parties"
+        return listed(cluster.models())
+    finally:
+        cluster.stop()
+
+
+def listed(models: Sequence[SharedModel]) -> str:
+    """The models as a table, and below it why those are over that are."""
+    if not models:
+        return "no model is shared"
+    rows = [HEAD, *(_row(model) for model in models)]
+    reasons = [f"{m.name}: {m.reason}" for m in models if m.reason]
+    return "\n".join([*table(rows, right=NUMBERS), *reasons])
+
+
+def _row(model: SharedModel) -> tuple[str, ...]:
+    is_own = model.place == "current" or not model.is_alive
+    state = model.state if is_own else f"{model.state}, {model.place}"
+    known = [size for size in model.memory.values() if size is not None]
+    memory = f"{max(known) / 1e9:.2f} GB" if known and model.is_alive else "-"
+    limit = "-" if model.limit is None else f"{model.limit:,}"
+    served = "yes" if model.serving else "no"
+    return (model.name, model.engine, state, served, f"{model.answered:,}", limit, memory)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    options = parse(arguments)
+
+    def work() -> int:
+        print(run(options))
+        return 0
+
+    return exit_code(work)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
