@@ -157,8 +157,7 @@ def test_a_bound_on_a_querys_rows_is_kept_to_from_then_on() -> None:
 
 
 def test_a_rate_that_is_limited_is_waited_for() -> None:
-    accounts = Accounts()
-    accounts.let_everybody_in(Limits(rows_per_minute=10))
+    accounts = Accounts().of_model("m", Limits(rows_per_minute=10))
     accounts.charge(ANONYMOUS, 9)
     said = accounts.refusal(ANONYMOUS, 8)
     assert said is not None

@@ -391,7 +391,7 @@ def test_the_owners_calls_need_the_owners_signature(
 
 
 def test_a_share_that_is_sent_to_the_dealer_is_refused(fronts: Fronts) -> None:
-    message = {"session": "s", "engine": "crypten", "description": {}, "options": {}}
+    message = {"session": 16 * "5e", "engine": "crypten", "description": {}, "options": {}}
     parts, headers = oip.format_message(message, {"w": np.ones(3, np.int64)}, "inputs")
     response = fronts.carol.post(
         "/v2/repository/models/digits-model/load",
@@ -404,7 +404,7 @@ def test_a_share_that_is_sent_to_the_dealer_is_refused(fronts: Fronts) -> None:
 
 
 BAD_LOADS = {
-    "no session": ({"session": None}, "'session' must be a text"),
+    "no session": ({"session": None}, "'session' must be 32 hexadecimal digits"),
     "no engine": ({"engine": 3}, "'engine' must be a text"),
     "no description": ({"description": "x"}, "'description' must be an object"),
     "a malformed description": ({"description": {"inputs": []}}, "'inputs' must be a list"),
@@ -416,7 +416,13 @@ BAD_LOADS = {
 def test_a_malformed_load_is_refused_and_the_model_stays(
     fronts: Fronts, changes: dict, complaint: str
 ) -> None:
-    message = {"session": "s", "engine": "crypten", "description": {}, "options": {}, **changes}
+    message = {
+        "session": 16 * "5e",
+        "engine": "crypten",
+        "description": {},
+        "options": {},
+        **changes,
+    }
     response = fronts.bob.post(
         "/v2/repository/models/digits-model/load",
         json={**message, "inputs": []},

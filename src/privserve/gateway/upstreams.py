@@ -110,10 +110,10 @@ class Upstreams:
 
         now: ask the parties, also where it is known.
         """
+        if self._away and not now:
+            raise NotServing(f"the cluster answers no queries now: {self._away}")
         is_new = name not in self._by_name
         if now or is_new:
-            if self._away and not now:
-                raise NotServing(f"the cluster answers no queries now: {self._away}")
             try:
                 async with asyncio.timeout(READY_SECONDS):
                     names = await self.names()

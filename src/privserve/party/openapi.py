@@ -272,7 +272,7 @@ def _operation(call: Call) -> dict[str, Any]:
         operation["security"] = [{call.who.value: []}]
     if call.takes is not None:
         operation["requestBody"] = {
-            "required": call.takes != "IndexRequest",
+            "required": call.takes not in ("IndexRequest", "Serve"),
             "content": _content(call.takes),
         }
     operation["responses"] = {

@@ -133,7 +133,7 @@ def _load(party: Party, body: bytearray, length: str | None, model: str) -> str:
         raise InputError("the dealer must never be sent a share")
     if not model.isprintable():
         raise InputError("a model's name must be printable")
-    entries, everybody = read_entries(message.get("clients")), message.get("everybody")
+    everybody = message.get("everybody")
     session = message.get("session")
     if not isinstance(session, str) or not SESSION.fullmatch(session):
         raise InputError("'session' must be 32 hexadecimal digits, which no other session has")
@@ -146,7 +146,7 @@ def _load(party: Party, body: bytearray, length: str | None, model: str) -> str:
         shares=shares,
         everybody=None if everybody is None else checked_limits(_object(message, "everybody")),
     )
-    party.accounts.know(entries)
+    party.accounts.know(read_entries(message.get("clients")))
     party.load(spec)
     return spec.id
 
