@@ -51,7 +51,7 @@ def stranger(cluster: ps.Cluster, home: Path, model: str) -> ps.Client:
     """A client with the cluster's certificate and no key."""
     ca = home / "ca.pem"
     shutil.copy(cluster.config.ca, ca)
-    addresses = [party.http for party in cluster.config.compute]
+    addresses = [party.address for party in cluster.config.compute]
     return ps.Client(addresses, ca=ca, timeout=20, model=model)
 
 

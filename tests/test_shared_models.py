@@ -60,7 +60,7 @@ class FakeCluster:
 
     def __init__(self, promised: int = 0, *models: dict[str, Any]) -> None:
         names = ("alice", "bob", "carol")
-        parties = [SimpleNamespace(name=n, http_address=("host", 1)) for n in names]
+        parties = [SimpleNamespace(name=n, endpoint=("host", 1)) for n in names]
         self.config = SimpleNamespace(
             parties=parties,
             compute=parties[:2],
