@@ -149,7 +149,7 @@ def test_a_model_is_replaced_under_load_and_nobody_sees_it(cluster: ps.Cluster) 
             wait_until(lambda: ended, "the old one's serve() has ended")
             asking.stop()
             assert not still
-            (told,) = [m for m in cluster.models() if m.name == "four"]
+            (told,) = [m for m in cluster.models() if m.name == "four" and m.place == "current"]
             assert (told.answered, told.limit) == (asking.counts[1], 100_000)
     (error,) = ended
     assert isinstance(error, ps.ClusterError)

@@ -74,6 +74,6 @@ def replace_under_requests(
     with served(cluster, after):
         asking.wait_for(1)
         asking.stop()
-        (told,) = [m for m in cluster.models() if m.name == "four"]
+        (told,) = [m for m in cluster.models() if m.name == "four" and m.place == "current"]
         assert told.answered == asking.counts[1]
     after.stop()

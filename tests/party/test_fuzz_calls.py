@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import hashlib
 import json
 import random
 import struct
@@ -23,6 +24,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import pytest
@@ -51,12 +53,14 @@ class Material:
         self.shares = {n: sharing.split(p, 2) for n, p in self.prepared.parameters.items()}
         self.clients = ClientTable.read(stage.config)
         self.version = "none"
+        # One for all loads: what lonely sessions dial is kept for a minute, for each of them.
+        self.session = uuid4().hex
         self.input = str(self.prepared.description["inputs"][0]["name"])
         self.output = str(self.prepared.description["outputs"][0]["name"])
 
-    def message(self, party: str, session: str = "s") -> dict[str, Any]:
+    def message(self, party: str, session: str = "") -> dict[str, Any]:
         return {
-            "session": session,
+            "session": session or self.session,
             "engine": self.prepared.engine,
             "description": self.prepared.description,
             "options": {"max_batch": 64},
@@ -237,7 +241,8 @@ def load_everywhere(stage: Stage, material: Material, usual: int) -> None:
     for number in cases(usual):
         said: list[Any] = []
         with case(number, lambda: said) as draw:  # noqa: B023 - said at once
-            session = f"{number}-{draw.random()}"
+            stage.unload()
+            session = hashlib.sha256(f"{number}-{draw.random()}".encode()).hexdigest()[:32]
             description = json.loads(json.dumps(material.prepared.description))
             description = changed(draw, description) if draw.random() < 0.7 else description
             said.append(description)

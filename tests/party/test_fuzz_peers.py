@@ -14,6 +14,7 @@ What it takes more than one bad frame for is in test_bad_peers. The lane of the 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import random
 import socket
@@ -255,7 +256,7 @@ class Play:
         """One session with one bad frame; all is as it should be afterwards."""
         lane = draw.choice(LANES[self.rogue.name])
         plan = self.rogue.plan = Plan(draw, lane, draw.choice([0, 0, 1, 1, 2, 3, 5, 8]))
-        session_id = f"{number}-{draw.random()}"
+        session_id = hashlib.sha256(f"{number}-{draw.random()}".encode()).hexdigest()[:32]
         self.load(session_id)
         message = self.material.message(self.rogue.name, session_id)
         spec = SessionSpec(

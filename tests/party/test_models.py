@@ -130,9 +130,9 @@ def test_to_stop_a_name_stops_all_its_sessions(models: Models) -> None:
     assert not any(session.is_alive for session in sessions)
     assert places(models) == [("2", "current")], "what had the name is listed with its reason"
     models.unload("a")
-    assert places(models) == []
-    with pytest.raises(QueryError, match="there is no model 'a' here; there are: none") as error:
-        models.unload("a")
+    assert places(models) == [("2", "current")], "nor does it matter that it is over already"
+    with pytest.raises(QueryError, match="there is no model 'b' here; there are: 'a'") as error:
+        models.unload("b")
     assert error.value.status == 404
 
 
@@ -164,7 +164,9 @@ def test_a_session_cannot_be_shared_twice(models: Models) -> None:
         with pytest.raises(QueryError, match="was here before"):
             share(models, name, "1")
     models.unload("a")
-    models.unload("a")
+    with pytest.raises(QueryError, match="was here before"):
+        share(models, "a", "1")
+    share(models, "a", "2")
     with pytest.raises(QueryError, match="was here before"):
         share(models, "a", "1")
 

@@ -2,8 +2,8 @@
 
 Of the sessions of one name one is *current*: clients are told of it. Another one may be *coming*:
 it is set up while the current one goes on serving, until the owner switches. The one before is
-*draining* then: it answers what it has, and is unloaded. A session that is over stays listed with
-its reason until its name is given to another one, or it is unloaded as well.
+*draining* then: it answers what it has, and is unloaded. A current session that is over stays
+listed with its reason until its name is given to another one; of those the last MAX_MODELS do.
 """
 
 from __future__ import annotations
@@ -182,12 +182,11 @@ class Models:
 
     def _unload(self, session: Session) -> None:
         model = session.spec.model
-        if self._current.get(model) is session and session.is_alive:
-            session.end(STOPPED)  # and stays listed with that
+        if self._current.get(model) is session:
+            session.end(STOPPED)  # if another party's end was not faster
             return
-        for known in (self._current, self._coming):
-            if known.get(model) is session:
-                del known[model]
+        if self._coming.get(model) is session:
+            del self._coming[model]
         if session in self._draining:
             self._draining.remove(session)
         self._retire(session, SUPERSEDED if session.is_replaced else STOPPED)
