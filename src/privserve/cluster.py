@@ -199,8 +199,10 @@ class Cluster:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                # Ctrl-C in a terminal is for the launching program, which then stops us.
-                start_new_session=True,
+                # Ctrl-C in a terminal is for the launching program, which then stops us. A session
+                # of its own would do that too, but Linux shares the cores out between those, and
+                # what is made ahead for queries (see `engines.ottt.refill`) would hold others up.
+                process_group=0,
                 env={**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")},
             )
         except OSError as error:

@@ -300,7 +300,9 @@ def test_what_are_no_keys_are_not_taken_for_keys(mesh: MemoryMesh) -> None:
         dealt_keys(mesh)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("frame", [b"", b"1234567", CREDIT.pack(-1), CREDIT.pack(1 << 62)])
+@pytest.mark.parametrize(
+    "frame", [b"", b"1234567", CREDIT.pack(-1, False), CREDIT.pack(1 << 62, True)]
+)
 def test_what_is_no_number_of_packs_ends_the_dealing(frame: bytes) -> None:
     wire = Wire(2)
     wire.queues[0, 2].put(frame)

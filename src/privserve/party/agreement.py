@@ -17,7 +17,7 @@ from typing import Any
 from privserve.engines import load_engine
 from privserve.errors import ClusterError
 
-WIRE = 4
+WIRE = 5
 """What parties say to each other, in which order; grows with every change of it."""
 
 OTHER_CODE = ("privserve", "wire")

@@ -1,22 +1,22 @@
-"""A compute party: its session's set-up, and the thread that keeps its pool of packs full."""
+"""A compute party: its session's set-up, and its evaluation of batches with packs of its pool."""
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 import numpy as np
 
-from privserve.engines.ottt.dealer import CREDIT, LANE, dealt_keys
+from privserve.engines.ottt.dealer import LANE, dealt_keys
 from privserve.engines.ottt.jit import compile_kernels
-from privserve.engines.ottt.layout import PIECE_BYTES, PackLayout, PackPiece, lay_out
+from privserve.engines.ottt.layout import PIECE_BYTES, PackLayout, lay_out
 from privserve.engines.ottt.online import Evaluation, Holdings
 from privserve.engines.ottt.ops.arrangement import HeldWeight
-from privserve.engines.ottt.ops.linear import geometries, hold, masks_of_weights, precompute
+from privserve.engines.ottt.ops.linear import geometries, hold, masks_of_weights
 from privserve.engines.ottt.ops.opening import LACKING, lacking_memory, received_words
 from privserve.engines.ottt.pool import Pool
+from privserve.engines.ottt.refill import Refill
 from privserve.engines.ottt.stats import Stats
 from privserve.errors import ClusterError, InputError, ModelError, TooManyRows
 from privserve.fixedpoint import RingArray
@@ -70,7 +70,7 @@ class Compute:
 
     description: of the program; shares: of its parameters, by name; meshes: "online" among
     the compute parties, "deal" with the dealer. pool_queries and pool_bytes bound the pool.
-    Construction is collective: it opens W - B, starts the pool's thread and waits for
+    Construction is collective: it opens W - B, starts the pool's threads and waits for
     `ready_packs` packs, so the first query meets no cold start.
     """
 
@@ -99,7 +99,6 @@ class Compute:
         self._sizes: dict[int, Evaluation] = {}
 
         setup_key, pack_key = dealt_keys(self._dealer)
-        self._stream = Prg(pack_key)
         self._weights = self._open_weights(shares, Prg(setup_key))
         parameters = {
             op.attributes["parameter"]: shares[op.attributes["parameter"]]
@@ -116,8 +115,10 @@ class Compute:
             stats=self.stats,
             checks=self._common_stream() if self.program.guards else None,
         )
-        self._thread = threading.Thread(target=self._fill_pool, name="packs", daemon=True)
-        self._thread.start()
+        self._refill = Refill(
+            self.pool, self.layout, self._weights, Prg(pack_key), self._dealer, self.stats
+        )
+        self._refill.start()
         self.pool.wait_for(min(ready_packs, slots))
 
     def _common_stream(self) -> Prg:
@@ -172,51 +173,6 @@ class Compute:
             )
             start += share.size
         return weights
-
-    # The pool's thread.
-
-    def _fill_pool(self) -> None:
-        try:
-            least = max(1, self.pool.slots // 4)
-            while room := self.pool.room(least, self.pool.slots // 2):
-                if self._rank == 0:
-                    self._dealer.send(self._parties, CREDIT.pack(room))
-                while room and not (self.pool.closed and self._rank):
-                    room -= self._make_packs(room)
-            if self._rank == 0:
-                self._dealer.send(self._parties, CREDIT.pack(0))
-        except BaseException as failure:
-            self.pool.fail(failure)
-
-    def _make_packs(self, most: int) -> int:
-        """Fill some next slots, `most` of them at most, piece by piece."""
-        count = min(most, self.layout.packs_per_message)
-        for piece in self.layout.pieces:
-            self._fill_piece(piece, count)
-        if self._rank == 0:
-            self.stats.bytes_dealt += 8 * count * self.layout.corrected_words
-        self.pool.publish(count)
-        return count
-
-    def _fill_piece(self, piece: PackPiece, count: int) -> None:
-        """A piece of the next `count` packs: its words, then every Z_i of it."""
-        packs, first = self.pool.packs, self.pool.made
-        rows = [
-            packs[(first + k) % self.pool.slots][piece.start : piece.start + piece.words]
-            for k in range(count)
-        ]
-        drawn = piece.words if self._rank else piece.mask_words
-        for row in rows:
-            self._stream.fill(row[:drawn].data)
-        for frame in piece.frames(count) if self._rank == 0 else ():
-            size = count * (frame.stop - frame.start)
-            dealt = self._dealer.recv(self._parties)
-            words = received_words(self._dealer, self._parties, dealt, size)
-            for row, corrected in zip(rows, words.reshape(count, -1), strict=True):
-                row[piece.mask_words :][frame] = corrected
-        for index in range(piece.first, piece.last):
-            if index in self._weights:
-                precompute(self._weights[index], packs, first, count)
 
     # The online phase.
 
@@ -286,7 +242,7 @@ class Compute:
         raise lacking_memory(batch)
 
     def close(self) -> None:
-        """End the pool's thread and forget the session's packs."""
+        """End the pool's threads and forget the session's packs."""
         self._broken = True
         self.pool.close()
-        self._thread.join(timeout=10)
+        self._refill.join()

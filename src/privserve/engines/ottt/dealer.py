@@ -2,7 +2,8 @@
 
 It sends each party two keys when a session begins. From then on parties 1..n-1 draw their
 parts of every pack from their own streams, and party 0 draws its masks and is sent the
-rest. All that ever comes back is how many packs party 0 has room for.
+rest. All that ever comes back is how many packs party 0 has room for, and whether it needs them
+soon: what it does not is made in spare time (see `refill`).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import math
 import struct
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,7 @@ from privserve.engines.ottt.ops import TUPLE_OPS
 from privserve.engines.ottt.ops.check import bind_zeros
 from privserve.engines.ottt.ops.linear import masks_of_weights
 from privserve.engines.ottt.ops.opening import DealerStep, Place
+from privserve.engines.ottt.spare_time import step_back
 from privserve.errors import BadFrame, PeerLost
 from privserve.fixedpoint import RingArray
 from privserve.mesh import Mesh
@@ -29,8 +32,9 @@ from privserve.program import Program
 from privserve.validation import read_program
 
 LANE = "deal"
-CREDIT = struct.Struct("<q")
-"""Party 0 to the dealer: room for this many further packs; 0 ends the session."""
+CREDIT = struct.Struct("<q?")
+"""Party 0 to the dealer: room for this many further packs, and whether they are needed soon; none
+ends the session."""
 MAX_CREDIT = 1 << 40
 """No pool is as large: what is more is no number of packs."""
 
@@ -147,29 +151,38 @@ def deal(
                     masks[index] = share
         maker = PackMaker(program, keys, masks, piece_bytes)
         del masks
-        while stop is None or not stop.is_set():
-            room = _credit(mesh)
-            if room == 0:
-                return
-            while room and (stop is None or not stop.is_set()):
-                count = min(room, maker.layout.packs_per_message)
-                for piece, corrections in zip(maker.layout.pieces, maker.make(count), strict=True):
-                    for frame in piece.frames(count):
-                        mesh.send(0, corrections[:, frame].data.cast("B"))
-                room -= count
+        with ThreadPoolExecutor(1, "spare", initializer=step_back) as spare:
+            while stop is None or not stop.is_set():
+                count, is_urgent = _credit(mesh)
+                if count == 0:
+                    return
+                if is_urgent:
+                    _send_packs(maker, mesh, count, stop)
+                else:
+                    spare.submit(_send_packs, maker, mesh, count, stop).result()
     except BadFrame:
         raise
     except PeerLost:
         return
 
 
-def _credit(mesh: Mesh) -> int:
-    """For how many further packs party 0 has room."""
+def _send_packs(maker: PackMaker, mesh: Mesh, count: int, stop: threading.Event | None) -> None:
+    """Make the next `count` packs and send party 0 their corrections."""
+    while count and (stop is None or not stop.is_set()):
+        part = min(count, maker.layout.packs_per_message)
+        for piece, corrections in zip(maker.layout.pieces, maker.make(part), strict=True):
+            for frame in piece.frames(part):
+                mesh.send(0, corrections[:, frame].data.cast("B"))
+        count -= part
+
+
+def _credit(mesh: Mesh) -> tuple[int, bool]:
+    """For how many further packs party 0 has room, and whether queries wait for them."""
     frame = mesh.recv(0)
-    room = int(CREDIT.unpack(frame)[0]) if len(frame) == CREDIT.size else -1
-    if not 0 <= room <= MAX_CREDIT:
+    count, is_urgent = CREDIT.unpack(frame) if len(frame) == CREDIT.size else (-1, False)
+    if not 0 <= count <= MAX_CREDIT:
         raise mesh.bad_frame(0, "what is no number of packs")
-    return room
+    return count, is_urgent
 
 
 def dealt_keys(mesh: Mesh) -> tuple[bytes, bytes]:
