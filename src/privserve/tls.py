@@ -53,8 +53,9 @@ def revoked_files(ca: Path, state: Path | None = None) -> list[Path]:
 def trust(context: ssl.SSLContext, ca: Path, state: Path | None = None) -> None:
     """Have `context` trust the authority of `ca`, but for what it revoked, with TLS 1.3 only.
 
-    Of several lists, see `revoked_files`, OpenSSL goes by the one that was signed last. May be called again when the files changed; handshakes from then on go by them. Raises
-    OSError (ssl.SSLError among them) where a file cannot be used.
+    Of several lists, see `revoked_files`, OpenSSL goes by the one that was signed last. May be
+    called again when the files changed; handshakes from then on go by them. Raises OSError
+    (ssl.SSLError among them) where a file cannot be used.
     """
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.load_verify_locations(ca)

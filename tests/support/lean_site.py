@@ -35,7 +35,7 @@ def needed() -> set[str]:
 
 
 def make_lean_site(directory: Path) -> Path:
-    """Fill `directory` with links to those distributions' files: a site-packages like the image's."""
+    """Fill `directory` with links to those distributions' files: as the image has them."""
     for name in needed():
         distribution = importlib.metadata.distribution(name)
         for top in {file.parts[0] for file in distribution.files or () if ".." not in file.parts}:
