@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from privserve.party.memory import available_memory
+from privserve.party.free_memory import available_memory
 
 MIB = 1 << 20
 
