@@ -121,7 +121,9 @@ def test_a_list_that_cannot_be_kept_is_refused(
     alice: ClusterConfig, authority: Authority, tmp_path: Path
 ) -> None:
     party = Party(replace(alice, state=tmp_path / "gone"), "alice", Timeouts())
-    with pytest.raises(QueryError, match=r"alice cannot keep .* in .*gone .*start it with --state"):
+    with pytest.raises(
+        QueryError, match=r"alice cannot keep .* in .*gone .*start it with --state-dir"
+    ):
         party.take_revoked(authority.revoked([]).decode())
     party.close()
 
@@ -132,11 +134,11 @@ def test_a_state_directory_that_is_none_ends_the_party_with_its_cause(
     make_config(tmp_path / "owner", ["localhost:1", "localhost:2", "localhost:3"])
     config = str(tmp_path / "owner" / "bob" / "cluster.toml")
     missing = str(tmp_path / "missing")
-    assert launch.main(["--party", "bob", "--config", config, "--state", missing]) == 2
+    assert launch.main(["--party", "bob", "--config", config, "--state-dir", missing]) == 2
     assert f"{missing} is no directory that bob may write" in capsys.readouterr().err
     with pytest.raises(SystemExit):
-        launch.main(["--state", missing])
-    assert "--state goes with --party" in capsys.readouterr().err
+        launch.main(["--state-dir", missing])
+    assert "--state-dir goes with --party" in capsys.readouterr().err
 
 
 def test_a_party_whose_files_are_read_only_says_that_it_can_keep_no_list(
@@ -150,7 +152,7 @@ def test_a_party_whose_files_are_read_only_says_that_it_can_keep_no_list(
         run_party(home, "bob")
     assert stop.called
     assert "bob cannot write" in caplog.text
-    assert "with --state" in caplog.text
+    assert "with --state-dir" in caplog.text
 
 
 class _Stop:
@@ -168,7 +170,7 @@ def _running(made: Path, name: str) -> Iterator[None]:
     home, config = made.parent / name, read_config(made)
     (home / "state").mkdir(exist_ok=True)
     command = [sys.executable, "-m", "privserve.launch", "--party", name, "--config"]
-    command += [str(home / "cluster.toml"), "--state", str(home / "state")]
+    command += [str(home / "cluster.toml"), "--state-dir", str(home / "state")]
     process = subprocess.Popen(command)
     try:
         endpoint = config.parties[config.rank(name)].endpoint

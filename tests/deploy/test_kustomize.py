@@ -139,7 +139,7 @@ def test_what_a_party_has_to_remember_outlives_its_pod(manifests: list[Manifest]
     assert mounted["state"]["mountPath"] == "/var/lib/privserve"
     assert not any("subPath" in mount for mount in mounted.values())  # never renewed
     image = (ROOT / "deploy" / "party" / "Dockerfile").read_text()
-    assert '"--state", "/var/lib/privserve"' in image
+    assert '"--state-dir", "/var/lib/privserve"' in image
     assert f"NUMBA_CACHE_DIR={mounted['kernels']['mountPath']}" in image
     assert f'"{mounted["files"]["mountPath"]}/cluster.toml"' in image
 

@@ -42,7 +42,7 @@ def parties(
             home = owner.parent / name
             (home / "state").mkdir()
             command = ["-m", "privserve.party", "--name", name, "--config"]
-            command += [str(home / "cluster.toml"), "--state", str(home / "state")]
+            command += [str(home / "cluster.toml"), "--state-dir", str(home / "state")]
             running[name] = subprocess.Popen([*python, *command], env=environment, cwd=home)
             stack.callback(running[name].wait, 20)
             stack.callback(running[name].send_signal, signal.SIGTERM)

@@ -41,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
         help="where it listens, where that is not its address (repeat for several)",
     )
     parser.add_argument(
-        "--state",
+        "--state-dir",
         type=Path,
         metavar="DIR",
         help="where it keeps what it is told, where that is not beside the cluster.toml: the "
@@ -65,7 +65,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     def work() -> int:
         run_party(
-            replace(read_config(options.config), state=options.state),
+            replace(read_config(options.config), state=options.state_dir),
             options.name,
             _sockets(options.name, options.listen_fd, options.listen),
             options.lifeline_fd,

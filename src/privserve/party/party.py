@@ -212,7 +212,7 @@ class Party:
         except OSError as error:
             raise QueryError(
                 f"{self.me.name} cannot keep the list of revoked certificates in {kept.parent} "
-                f"({error.strerror}); start it with --state and a directory that it may write"
+                f"({error.strerror}); start it with --state-dir and a directory that it may write"
             ) from None
         self.read_certificates()
         self.models.end_all("the model owner revoked a party's certificate")

@@ -101,11 +101,11 @@ def _check_state(config: ClusterConfig, name: str) -> None:
     """Refuse a state directory that cannot be used; say what a read-only directory means."""
     if config.state is not None:
         if not config.state.is_dir() or not os.access(config.state, os.W_OK):
-            raise ConfigError(f"--state: {config.state} is no directory that {name} may write")
+            raise ConfigError(f"--state-dir: {config.state} is no directory that {name} may write")
     elif not os.access(config.ca.parent, os.W_OK):
         log.warning(
             "%s cannot write %s, so it cannot keep a list of revoked certificates; name a "
-            "directory that it may write with --state",
+            "directory that it may write with --state-dir",
             name,
             config.ca.parent,
         )
