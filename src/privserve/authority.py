@@ -7,6 +7,7 @@ hosts and send a request (PKCS #10), or are handed keys that the owner made.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import hashlib
 import ipaddress
@@ -24,7 +25,7 @@ from cryptography.x509.oid import NameOID
 from privserve.config import ClusterConfig, identity
 from privserve.errors import ConfigError
 from privserve.files import write_file
-from privserve.tls import REVOKED_FILE
+from privserve.tls import REVOKED_FILE, revoked_files
 
 VALID_DAYS = 90
 AUTHORITY_DAYS = 3650
@@ -218,6 +219,22 @@ def known_revoked(ca: Path) -> Revoked | None:
     except FileNotFoundError:
         return None
     return check_revoked(pem, ca)
+
+
+def newest_revoked(ca: Path, state: Path | None) -> bytes:
+    """Return the list that a party goes by, PEM; empty where there is none.
+
+    One that the authority did not sign counts only where there is no other: TLS does not go by
+    it either, and whoever checks it says so.
+    """
+    found = [file.read_bytes() for file in revoked_files(ca, state) if file.exists()]
+    newest: Revoked | None = None
+    for pem in found if len(found) > 1 else ():
+        with contextlib.suppress(ConfigError):
+            listed = check_revoked(pem, ca)
+            if newest is None or listed.is_newer(newest):
+                newest = listed
+    return newest.pem if newest is not None else b"".join(found[-1:])
 
 
 # -- what was issued ------------------------------------------------------------------------

@@ -101,6 +101,8 @@ class ClusterConfig:
     owner: bytes
     """The model owner's Ed25519 public key, 32 bytes."""
     path: Path
+    state: Path | None = None
+    """A directory that a party keeps in what it is told while it runs; None: that of `path`."""
 
     @property
     def compute(self) -> tuple[PartyConfig, ...]:

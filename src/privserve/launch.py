@@ -51,6 +51,12 @@ def _parser() -> argparse.ArgumentParser:
         help="with --party: where it listens, where that is not its address (may be repeated)",
     )
     parser.add_argument(
+        "--state-dir",
+        type=Path,
+        metavar="DIR",
+        help="with --party: where it keeps revoked certificates' list (default: beside --config)",
+    )
+    parser.add_argument(
         "--config", type=Path, metavar="FILE", help="the cluster.toml of an existing cluster"
     )
     parser.add_argument(
@@ -159,8 +165,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--parties launches a new cluster; leave --config and --party away")
     if options.party and not options.config:
         parser.error("--party needs --config, the cluster.toml that was made for that party")
-    if options.listen and not options.party:
-        parser.error("--listen goes with --party")
+    for option in ("listen", "state_dir"):
+        if getattr(options, option) and not options.party:
+            parser.error(f"--{option.replace('_', '-')} goes with --party")
     if bool(options.init) != bool(options.hosts):
         parser.error("--init and --hosts go together")
     if options.invite and not options.init:
@@ -205,11 +212,12 @@ def read_samples(path: Path | None) -> Any:
         raise ConfigError(f"--calibration: {path} is no .npy or .npz file: {error}") from None
 
 
-def run_one_party(name: str, config: Path, listen: Sequence[str]) -> int:
+def run_one_party(name: str, config: Path, listen: Sequence[str], state: Path | None) -> int:
     """Run one party of an existing cluster until it is interrupted."""
     from privserve.party.__main__ import main as party_main
 
     where = [f"--listen={address}" for address in listen]
+    where += [f"--state-dir={state}"] if state is not None else []
     return party_main(["--name", name, "--config", str(config), *where])
 
 
@@ -364,7 +372,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     options = parse(arguments)
     if options.party:
-        return run_one_party(options.party, options.config, options.listen)
+        return run_one_party(options.party, options.config, options.listen, options.state_dir)
     warnings.showwarning = _show_warning  # type: ignore[assignment]
     keep_interrupts()  # `kill` and a closed terminal end the cluster as Ctrl-C does
 

@@ -42,15 +42,24 @@ class ListContext(ssl.SSLContext):
             raise ssl.SSLCertVerificationError(1, REVOKED)
 
 
-def trust(context: ssl.SSLContext, ca: Path) -> None:
+def revoked_files(ca: Path, state: Path | None = None) -> list[Path]:
+    """Where lists may lie: beside `ca`, put there by people, and in `state`, kept by a party.
+
+    The last one is where a party keeps what it is told.
+    """
+    return [place / REVOKED_FILE for place in (ca.parent, state) if place is not None]
+
+
+def trust(context: ssl.SSLContext, ca: Path, state: Path | None = None) -> None:
     """Have `context` trust the authority of `ca`, but for what it revoked, with TLS 1.3 only.
 
-    May be called again when the files changed; handshakes from then on go by them. Raises
-    OSError (ssl.SSLError among them) where a file cannot be used.
+    Of several lists, see `revoked_files`, OpenSSL goes by the one that was signed last. May be
+    called again when the files changed; handshakes from then on go by them. Raises OSError
+    (ssl.SSLError among them) where a file cannot be used.
     """
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.load_verify_locations(ca)
-    revoked = ca.parent / REVOKED_FILE
-    if revoked.exists():
-        context.load_verify_locations(revoked)
-        context.verify_flags |= ssl.VerifyFlags.VERIFY_CRL_CHECK_LEAF
+    for revoked in revoked_files(ca, state):
+        if revoked.exists():
+            context.load_verify_locations(revoked)
+            context.verify_flags |= ssl.VerifyFlags.VERIFY_CRL_CHECK_LEAF

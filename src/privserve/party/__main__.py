@@ -12,7 +12,7 @@ import argparse
 import logging
 import socket
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from privserve.addresses import bind, split_address
@@ -41,6 +41,13 @@ def main(arguments: list[str] | None = None) -> int:
         help="where it listens, where that is not its address (repeat for several)",
     )
     parser.add_argument(
+        "--state-dir",
+        type=Path,
+        metavar="DIR",
+        help="where it keeps what it is told, where that is not beside the cluster.toml: the "
+        "list of revoked certificates",
+    )
+    parser.add_argument(
         "--listen-fd", type=int, action="append", default=[], help=argparse.SUPPRESS
     )
     parser.add_argument("--lifeline-fd", type=int, help=argparse.SUPPRESS)
@@ -58,7 +65,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     def work() -> int:
         run_party(
-            read_config(options.config),
+            replace(read_config(options.config), state=options.state_dir),
             options.name,
             _sockets(options.name, options.listen_fd, options.listen),
             options.lifeline_fd,

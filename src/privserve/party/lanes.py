@@ -53,7 +53,7 @@ def server_context(config: ClusterConfig, me: PartyConfig) -> ssl.SSLContext:
     context.num_tickets = 0
     context.set_alpn_protocols([PROTOCOL])
     context.verify_mode = ssl.CERT_REQUIRED
-    trust(context, config.ca)
+    trust(context, config.ca, config.state)
     context.load_cert_chain(me.cert, me.key)
     return context
 
@@ -62,7 +62,7 @@ def client_context(config: ClusterConfig, me: PartyConfig) -> ssl.SSLContext:
     """Return a TLS 1.3 context for the dialling side, with this party's certificate."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.set_alpn_protocols([PROTOCOL])
-    trust(context, config.ca)
+    trust(context, config.ca, config.state)
     context.load_cert_chain(me.cert, me.key)
     return context
 
@@ -205,7 +205,7 @@ class Listener:
     def read_certificates(self) -> None:
         """Go by the certificate files as they are now, from the next connection on."""
         for context in (self._server, self._client):
-            trust(context, self._config.ca)
+            trust(context, self._config.ca, self._config.state)
             context.load_cert_chain(self._me.cert, self._me.key)
 
     def _accept(self, sock: socket.socket) -> None:

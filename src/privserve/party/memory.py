@@ -1,4 +1,4 @@
-"""How much memory a party's host has left, and how much its models are still going to take."""
+"""How much memory a party takes, and how much its models are still going to take."""
 
 from __future__ import annotations
 
@@ -7,16 +7,6 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from privserve.party.session import Session
-
-
-def available_memory() -> int | None:
-    """Return the bytes that this host could give a process without swapping; None: unknown."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    found = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
-    return int(found[0]) * 1024 if found else None
 
 
 def used_memory() -> int | None:

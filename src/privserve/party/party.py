@@ -6,22 +6,23 @@ import socket
 import ssl
 from typing import Any
 
-from privserve.authority import check_revoked, days_left
+from privserve.authority import check_revoked, days_left, newest_revoked
 from privserve.config import ClusterConfig, Timeouts
 from privserve.credentials import ANONYMOUS
 from privserve.errors import NotServing, QueryError, StaleSession, UnknownClient, several_models
 from privserve.files import write_file
 from privserve.owner_calls import Verifier
 from privserve.party.accounts import Accounts
+from privserve.party.free_memory import available_memory
 from privserve.party.lanes import Listener
-from privserve.party.memory import available_memory, promised_memory
+from privserve.party.memory import promised_memory
 from privserve.party.models import Models
 from privserve.party.poller import Poller
 from privserve.party.query_lanes import QueryLanes
 from privserve.party.roles import ComputeSession, LeaderSession, open_session
 from privserve.party.session import REPLACED, Seat, Session, SessionSpec
 from privserve.party.wheel import Wheel
-from privserve.tls import REVOKED_FILE
+from privserve.tls import revoked_files
 
 
 class Party:
@@ -195,19 +196,24 @@ class Party:
 
     def revoked(self) -> bytes:
         """Return the authority's list of revoked certificates, PEM; empty where there is none."""
-        try:
-            return (self.config.ca.parent / REVOKED_FILE).read_bytes()
-        except FileNotFoundError:
-            return b""
+        return newest_revoked(self.config.ca, self.config.state)
 
     def take_revoked(self, signed: str) -> None:
         """Keep the authority's list of revoked certificates, and end all sessions.
 
         Their channels may be with somebody who is on the list. Raises ConfigError for a list that
-        the cluster's authority did not sign.
+        the cluster's authority did not sign, QueryError where it cannot be kept: it would be
+        forgotten when this process ends.
         """
         listed = check_revoked(signed.encode(), self.config.ca).pem
-        write_file(self.config.ca.parent / REVOKED_FILE, listed)
+        kept = revoked_files(self.config.ca, self.config.state)[-1]
+        try:
+            write_file(kept, listed)
+        except OSError as error:
+            raise QueryError(
+                f"{self.me.name} cannot keep the list of revoked certificates in {kept.parent} "
+                f"({error.strerror}); start it with --state-dir and a directory that it may write"
+            ) from None
         self.read_certificates()
         self.models.end_all("the model owner revoked a party's certificate")
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import math
+import os
 import resource
 import signal
 import socket
@@ -26,7 +27,7 @@ from privserve.party.http import create_app
 from privserve.party.lanes import PROTOCOL as PARTIES
 from privserve.party.party import Party
 from privserve.query_frames import PROTOCOL as QUERIES
-from privserve.tls import REVOKED_FILE
+from privserve.tls import revoked_files
 
 log = logging.getLogger("privserve")
 
@@ -64,6 +65,7 @@ def run_party(
             raise ConfigError(
                 f"{file} is missing; copy the directory that was made for {name} as a whole"
             )
+    _check_state(config, name)
     sockets = sockets or [bind(split_address(address), name, "--listen") for address in me.listen]
     try:
         party = Party(config, name, timeouts or Timeouts())
@@ -93,6 +95,20 @@ def run_party(
         asyncio.run(_serve(server, party, sockets, lifeline))
     finally:
         party.close()
+
+
+def _check_state(config: ClusterConfig, name: str) -> None:
+    """Refuse a state directory that cannot be used; say what a read-only directory means."""
+    if config.state is not None:
+        if not config.state.is_dir() or not os.access(config.state, os.W_OK):
+            raise ConfigError(f"--state-dir: {config.state} is no directory that {name} may write")
+    elif not os.access(config.ca.parent, os.W_OK):
+        log.warning(
+            "%s cannot write %s, so it cannot keep a list of revoked certificates; name a "
+            "directory that it may write with --state-dir",
+            name,
+            config.ca.parent,
+        )
 
 
 async def _serve(
@@ -148,7 +164,8 @@ async def _serve(
 
 async def _watch_certificates(party: Party) -> None:
     """Read renewed certificates without a restart; warn when the end comes near."""
-    files, warned = (party.me.cert, party.config.ca.parent / REVOKED_FILE), math.inf
+    lists = revoked_files(party.config.ca, party.config.state)
+    files, warned = (party.me.cert, *lists), math.inf
     seen = [_changed(file) for file in files]
     while True:
         try:
