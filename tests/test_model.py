@@ -82,6 +82,8 @@ def test_another_model_takes_the_place_of_the_first(tag: str, small: ps.SecureMo
                         client.query_model(SMALL)
                 expected = model.converted.predict(x)
                 np.testing.assert_allclose(client.query_model(x), expected, atol=1e-2)
+            if model is small:
+                model.stop()
 
 
 def test_a_model_that_is_not_shared_cannot_be_served(small: ps.SecureModel) -> None:

@@ -95,7 +95,7 @@ def serving(
         yield thread
     finally:
         with contextlib.suppress(ps.ClusterError, ps.QueryError):
-            cluster.call(leader, "POST", "/privserve/stop")
+            cluster.call(leader, "POST", "/privserve/stop", session=model._session)
         thread.join(20)
         assert not thread.is_alive(), "serve() did not return"
 
