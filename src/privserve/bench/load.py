@@ -6,10 +6,11 @@ An open loop asks at the moments of a Poisson process at 50 and 80 % of the capa
 and rows have with the most clients, and counts latency from the moment at which a query was due.
 
 All answers are compared with the float model's; only right ones count, and a wrong one makes the
-exit code 1. Each client has connections of its own; they are spread over a few processes, each of
-which is a client of the cluster by itself, without limits. The owner polls the leader ten times a
-second, as it always does. Restrict it (--clients 1,8 --rows 1 --seconds 5 --loop closed --rounds 1)
-to alternate two checkouts.
+exit code 1. Clients ask over lanes, over HTTP, or as applications do that ask a gateway. Each has
+connections of its own; they are spread over a few processes, each of which is a client of the
+cluster by itself, without limits. The owner polls the leader ten times a second, as it always
+does. Restrict it (--clients 1,8 --rows 1 --seconds 5 --loop closed --rounds 1) to alternate two
+checkouts.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ import numpy as np
 
 from privserve.bench.load_client import WAYS, WRONG, Order, Samples
 from privserve.bench.load_crowd import Crowd, shares
+from privserve.bench.load_gateway import gateway
 from privserve.bench.load_report import Point, figures, medians, plot, table
 from privserve.bench.options import among, numbers, positive, row_sizes
 from privserve.bench.report import figure
@@ -217,11 +219,14 @@ def run(options: argparse.Namespace) -> list[Point]:
         most = max(options.clients + [OPEN_CLIENTS] * ("open" in options.loop))
         keys = let_in(cluster, min(options.processes, most))
         model.share(cluster, engine=options.engine, input_range=INPUT_RANGE, report=say)
-        with (
-            served(cluster, model) as check,
-            Crowd(cluster.config.path, keys, samples, check) as crowd,
-        ):
-            return measure(crowd, {**cluster.process_ids, "owner": os.getpid()}, options)
+        with contextlib.ExitStack() as stack:
+            check = stack.enter_context(served(cluster, model))
+            counted = {**cluster.process_ids, "owner": os.getpid()}
+            if "gateway" in options.ways:
+                way = gateway(cluster.config.path, keys[0], model.name)
+                counted["gateway"] = stack.enter_context(way)
+            crowd = stack.enter_context(Crowd(cluster.config.path, keys, samples, check))
+            return measure(crowd, counted, options)
 
 
 def spread_text(points: Sequence[Point], engine: str) -> str:

@@ -27,6 +27,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from privserve.bench.load_gateway import GatewayAsker
 from privserve.client import Client
 from privserve.errors import PrivserveError, QueryError
 from privserve.prg import Prg
@@ -54,6 +55,7 @@ class Asker(Protocol):
 WAYS: dict[str, Callable[[Path, Path], Asker]] = {
     "lane": lambda config, key: Client(config, key=key),
     "http": lambda config, key: Client(config, key=key, http=True),
+    "gateway": GatewayAsker,
 }
 """How clients may ask: by name, what makes one of a cluster.toml and a client's key."""
 
