@@ -256,7 +256,8 @@ class Play:
         """One session with one bad frame; all is as it should be afterwards."""
         lane = draw.choice(LANES[self.rogue.name])
         plan = self.rogue.plan = Plan(draw, lane, draw.choice([0, 0, 1, 1, 2, 3, 5, 8]))
-        session_id = hashlib.sha256(f"{number}-{draw.random()}".encode()).hexdigest()[:32]
+        seed = f"{self.rogue.name}-{number}-{draw.random()}"
+        session_id = hashlib.sha256(seed.encode()).hexdigest()[:32]
         self.load(session_id)
         message = self.material.message(self.rogue.name, session_id)
         spec = SessionSpec(
