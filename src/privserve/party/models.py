@@ -70,6 +70,12 @@ class Models:
         """Return the session of this id, also one that is over."""
         return self._by_id.get(session_id) or self._past.get(session_id)
 
+    def known(self) -> list[Session]:
+        """Return all sessions that are remembered, also those that are listed no more."""
+        found = {s.spec.id: s for s in list(self._by_id.values())}
+        # Whoever leaves those is here before.
+        return list({**found, **{s.spec.id: s for s in list(self._past.values())}}.values())
+
     def current(self, model: str) -> Session | None:
         """Return the session that has this name."""
         return self._current.get(model)
@@ -206,8 +212,8 @@ class Models:
     def _retire(self, session: Session, reason: str) -> None:
         """End a session and list it no more."""
         session.end(reason)
-        self._by_id.pop(session.spec.id, None)
         self._past[session.spec.id] = session
+        self._by_id.pop(session.spec.id, None)
         while len(self._past) > MAX_PAST:
             self._past.popitem(last=False)
 

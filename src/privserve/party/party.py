@@ -21,6 +21,7 @@ from privserve.party.poller import Poller
 from privserve.party.query_lanes import QueryLanes
 from privserve.party.roles import ComputeSession, LeaderSession, open_session
 from privserve.party.session import REPLACED, Seat, Session, SessionSpec
+from privserve.party.statistics import Statistics
 from privserve.party.wheel import Wheel
 from privserve.tls import revoked_files
 
@@ -35,6 +36,8 @@ class Party:
         self.owner = Verifier(config.owner, config.cluster, name)
         self._listener = Listener(config, self.me)
         self.accounts = Accounts()
+        self.unplaced = Statistics()
+        """Of queries that named no session which could take them: how they were refused."""
         poller = Poller()
         seat = Seat(config, self.me, self._listener, timeouts, self.accounts, Wheel(poller))
         self.models = Models(name, lambda spec: open_session(seat, spec))
