@@ -15,7 +15,7 @@ from privserve.owner_calls import Verifier
 from privserve.party.accounts import Accounts
 from privserve.party.free_memory import available_memory
 from privserve.party.lanes import Listener
-from privserve.party.memory import promised_memory
+from privserve.party.memory import promised_memory, used_memory
 from privserve.party.models import Models
 from privserve.party.poller import Poller
 from privserve.party.query_lanes import QueryLanes
@@ -173,6 +173,7 @@ class Party:
             "party": self.me.name,
             "role": self.role,
             "state": "loaded" if self.models.loaded() else "idle",
+            "memory_used": used_memory(),
             "memory_available": available_memory(),
             "memory_promised": promised_memory(session for _, session in listed),
             "clients": clients,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import logging
 import math
 import os
@@ -177,6 +178,13 @@ async def _open_metrics(party: Party, sock: socket.socket) -> MetricsDoor:
 
     door = await MetricsDoor.open(party, sock)
     address = join_address(*sock.getsockname()[:2])
+    if not ipaddress.ip_address(sock.getsockname()[0]).is_loopback:
+        log.warning(
+            "%s: whoever reaches http://%s/metrics reads the names of models and clients, and how "
+            "much each asks: it is plain HTTP, and asks for no key",
+            party.me.name,
+            address,
+        )
     log.info("%s: metrics are at http://%s/metrics", party.me.name, address)
     return door
 
