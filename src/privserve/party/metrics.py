@@ -51,6 +51,8 @@ class PartyCollector(Collector):
         self._party = party
         self._tallies = Tallies(party.models)
         self._version = str(__version__)
+        is_leader = party.me.name == party.config.compute[0].name
+        self._role = "leader" if is_leader else "follower" if party.role == "compute" else "dealer"
 
     def describe(self) -> Iterator[Metric]:
         """Return nothing: which models there are is not known before."""
@@ -62,10 +64,10 @@ class PartyCollector(Collector):
         yield from self._of_party(listed)
         yield from _sessions(listed)
         yield from _traffic(counts)
-        if self._party.role == "compute":
+        if self._role != "dealer":
             yield from self._of_queries(counts)
             yield from _gauges(listed)
-        if self._party.me.name == self._party.config.compute[0].name:
+        if self._role == "leader":
             yield from _of_leader(listed)
             yield from self._of_clients(listed)
 
@@ -73,7 +75,7 @@ class PartyCollector(Collector):
         party, days = self._party, None
         with contextlib.suppress(OSError, ValueError):  # it may be half copied just now
             days = party.certificate_days_left()
-        about = {"party": party.me.name, "role": party.role, "version": self._version}
+        about = {"party": party.me.name, "role": self._role, "version": self._version}
         yield _gauge(
             "party_info", "Which party this is.", tuple(about), [(tuple(about.values()), 1)]
         )
