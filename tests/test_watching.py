@@ -7,6 +7,7 @@ import contextlib
 import json
 import re
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -67,7 +68,7 @@ def test_the_numbers_are_those_that_were_asked(
     watched: tuple[ps.Cluster, ps.SecureModel],
 ) -> None:
     cluster, model = watched
-    before = {name: scrape(cluster, name) for name in PARTIES}
+    before, began = {name: scrape(cluster, name) for name in PARTIES}, time.monotonic()
     assert before["alice"]("privserve_serving", model="model") == 0
     default = ps.Client(cluster.config.path, timeout=20)
     with serving(cluster, model), default, as_lab(cluster) as lab:
@@ -102,6 +103,7 @@ def test_the_numbers_are_those_that_were_asked(
         stages = ("queue", "packs", "exchanges", "compute")
         parts = [after("privserve_stage_seconds_sum", stage=stage, **of) for stage in stages]
         assert 0 < sum(parts) <= whole, "a query took what its stages took, and a bit more"
+        assert whole < 5 * (time.monotonic() - began), "five queries, in seconds"
         assert parts[2] > 0, "exchanges take time"
         assert parts[3] > 0, "and so does computing"
         assert after("privserve_exchanges_total", **of) > 0

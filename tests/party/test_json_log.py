@@ -92,7 +92,8 @@ def test_an_exception_is_told_by_its_place_and_not_by_what_it_says(kept: Kept) -
 def test_warnings_are_lines_as_well(kept: Kept) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("always")
-        logging.captureWarnings(True)
+        logging.captureWarnings(False)  # pytest has put its own in between
+        log_as_json("bob")
         warnings.warn("old settings", stacklevel=1)
     assert "old settings" in kept.last()["event"]
 
