@@ -11,6 +11,7 @@ FORBIDDEN = {
     "privserve": ("numpy", "torch", "onnx", "numba", "httpx", "converters"),
     "privserve.party.__main__": (
         *("torch", "onnx", "numba", "httpx", "converters", "prometheus_client"),
+        "opentelemetry",
     ),
     "privserve.engines": ("torch", "onnx", "numba", "httpx"),
     "privserve.client": ("torch", "onnx", "numba", "converters", "privserve.party"),

@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from scraped import json_lines, log_of, metrics_url, parsed, scrape
+from scraped import json_lines, log_of, metrics_url, scrape
 from serving import ROOT, SMALL, client_headers, free_workers, serving, small_model, wait_until
 from several import net, numbers_for
 
@@ -221,10 +221,11 @@ def test_a_party_may_be_scraped_while_queries_run_and_counts_never_fall(
             server.join(20)
     assert not errors, errors
     assert seen == sorted(seen), "the sum over both sessions never fell"
-    cluster.stop_model("four")  # and once more, so that it is listed no more
-    text = scrape(cluster, "bob").text
-    assert parsed(text)("privserve_rows_total", model="four") >= seen[-1]
-    assert 'privserve_sessions{model="four"' not in text
+    cluster.stop_model("four")
+    bob = scrape(cluster, "bob")
+    assert bob("privserve_rows_total", model="four") >= seen[-1], "also when it is over"
+    assert bob("privserve_sessions", model="four", state="ended") == 1
+    assert bob("privserve_sessions", model="four", state="loaded") == 0
 
 
 def serve_quietly(model: ps.SecureModel) -> None:

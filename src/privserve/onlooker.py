@@ -18,7 +18,7 @@ from privserve.addresses import join_address, reachable, split_address
 from privserve.calls import raise_for_answer, tls_context, unreachable
 from privserve.certificates import OWNER_KEY
 from privserve.config import ClusterConfig, PartyConfig
-from privserve.errors import ClusterError, ConfigError, PrivserveError, StaleSession
+from privserve.errors import ClusterError, ConfigError, NoAnswer, PrivserveError, StaleSession
 from privserve.owner_calls import Signer, load_owner_key
 
 SECONDS = 3.0
@@ -56,6 +56,7 @@ class Onlooker:
         """seconds: that a look takes at most. Raises ConfigError where files do not fit."""
         self._config = config
         self._seconds = seconds
+        self._late = f"it gave no answer within {seconds:g} s"
         self._signer = _signer(config)
         self._http = httpx.Client(
             verify=tls_context(config.ca), timeout=httpx.Timeout(seconds), trust_env=False
@@ -83,9 +84,8 @@ class Onlooker:
         for thread in self._asking.values():
             thread.join(max(0.0, deadline - time.monotonic()))
         found = dict(self._found)
-        late = f"it gave no answer within {self._seconds:g} s"
         return [
-            found.get(party.name) or Seen(party, self._config.role(party.name), late)
+            found.get(party.name) or Seen(party, self._config.role(party.name), self._late)
             for party in self._config.parties
         ]
 
@@ -97,6 +97,8 @@ class Onlooker:
         role = self._config.role(party.name)
         try:
             found[party.name] = self._seen(party, role)
+        except NoAnswer:
+            found[party.name] = Seen(party, role, self._late)
         except PrivserveError as error:
             found[party.name] = Seen(party, role, str(error).split(";")[0])
         except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:

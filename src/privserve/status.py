@@ -63,6 +63,8 @@ class ModelRow:
     place: str
     state: str
     reason: str
+    stopped: bool
+    """Whether its owner wants it no more."""
     serving: bool | None
     answered: int | None = None
     limit: int | None = None
@@ -88,9 +90,9 @@ class Look:
 
     @property
     def is_well(self) -> bool:
-        """Whether all parties are up, and each has every model that has its name."""
-        current = (model for model in self.models if model.place == "current")
-        return all(p.up for p in self.parties) and all(m.state == "loaded" for m in current)
+        """Whether all parties are up, and each has every model but for those that were stopped."""
+        wanted = (m for m in self.models if m.place == "current" and not m.stopped)
+        return all(p.up for p in self.parties) and all(m.state == "loaded" for m in wanted)
 
 
 def look(onlooker: Onlooker, before: Look | None = None) -> Look:
@@ -153,6 +155,7 @@ def _model(
         place=model.place,
         state=model.state,
         reason=model.reason,
+        stopped=model.is_stopped,
         serving=model.serving,
         answered=model.answered,
         limit=model.limit,
@@ -173,7 +176,7 @@ def _public_models(seen: Sequence[Seen]) -> list[ModelRow]:
         missing = [s.party.name for s in up if name not in s.public.get("models", [])]
         state, reason = ("failed", f"{missing[0]} does not have it") if missing else ("loaded", "")
         is_served = None if serving is None else name in serving
-        rows.append(ModelRow(name, None, "current", state, reason, is_served))
+        rows.append(ModelRow(name, None, "current", state, reason, False, is_served))
     return rows
 
 

@@ -15,7 +15,6 @@ import pytest
 
 from privserve.party.json_log import JsonLines, log_as_json
 
-
 SECRET = f"share {8_675_309}"
 
 

@@ -17,12 +17,12 @@ from typing import NamedTuple
 from privserve.engines import ALONE, is_alone
 from privserve.errors import NotServing, QueryError, StaleSession
 from privserve.party.session import Session, SessionSpec
+from privserve.shared_models import STOPPED
 
 MAX_MODELS = 16
 """Sessions that a party has at a time; each has its threads, lanes and memory."""
 MAX_PAST = 16
 """Sessions that are over and not listed any more, whose owners may still ask how they ended."""
-STOPPED = "the model owner stopped the model"
 SUPERSEDED = "the model owner shares another model under this name"
 
 

@@ -28,6 +28,7 @@ from privserve.party.front_door import FrontDoor
 from privserve.party.http import create_app
 from privserve.party.lanes import PROTOCOL as PARTIES
 from privserve.party.party import Party
+from privserve.party.spans import send_spans
 from privserve.query_frames import PROTOCOL as QUERIES
 from privserve.tls import revoked_files
 
@@ -96,11 +97,13 @@ def run_party(
         settings.ssl.minimum_version = ssl.TLSVersion.TLSv1_3
         party.contexts.append(settings.ssl)
     server = uvicorn.Server(settings)
+    end_spans = send_spans(name) if party.role == "compute" else lambda: None
     log.info("%s (%s) is reached at %s", name, party.role, " and ".join(me.addresses))
     try:
         asyncio.run(_serve(server, party, sockets, lifeline, metrics))
     finally:
         party.close()
+        end_spans()
 
 
 def _check_state(config: ClusterConfig, name: str) -> None:

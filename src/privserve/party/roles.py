@@ -37,6 +37,7 @@ from privserve.party.session import (
     Session,
     SessionSpec,
 )
+from privserve.party.spans import spans_of
 from privserve.party.statistics import RunTime, Statistics
 from privserve.party.turns import Piece
 from privserve.prg import Prg
@@ -70,7 +71,7 @@ class ComputeSession(PollingSession):
         super().__init__(seat, spec)
         self._compute: Compute | None = None
         self._coins: AnswerCoins | None = None
-        self.statistics = Statistics(report_to(spec.model, spec.id))
+        self.statistics = Statistics(report_to(spec.model, spec.id), spans_of(spec.model, spec.id))
         self.engine_stats = RunStats()
         """What the engine counted, also once the session is over."""
         self.accounts = (seat.accounts or Accounts()).of_model(spec.model, spec.everybody)

@@ -63,6 +63,9 @@ class RunTime:
         return max(0, self.inputs + self.engine + self.outputs - waited)
 
 
+Traced = Callable[[Sequence[Piece], RunTime], None]
+"""Told of each batch that was evaluated, and what it took."""
+
 PHASES = ("inputs", "engine", "outputs")
 TRITONS = {"inputs": "compute_input", "engine": "compute_infer", "outputs": "compute_output"}
 """What Triton calls the phases of a batch."""
@@ -149,9 +152,10 @@ class Runs:
 class Statistics:
     """The counts of one session at one party. Thread-safe."""
 
-    def __init__(self, report: Report | None = None) -> None:
-        """report: told of each query that ends; it must not raise."""
+    def __init__(self, report: Report | None = None, traced: Traced | None = None) -> None:
+        """report: told of each query that ends. traced: of each batch. They must not raise."""
         self._report = report
+        self._traced = traced
         self._lock = threading.Lock()
         self._queries = self._rows = self._batches = self._last_ms = 0
         self._recent: deque[tuple[int, float]] = deque(maxlen=RECENT_RUNS)
@@ -218,6 +222,8 @@ class Statistics:
                 ns = getattr(took, phase)
                 self._phases[phase].add(len(batch) * ns, finished)
                 sizes[phase].add(ns)
+        if self._traced is not None:
+            self._traced(batch, took)
 
     def runs(self) -> Runs:
         """Return what was evaluated so far."""
