@@ -104,7 +104,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_watching(parser: argparse.ArgumentParser) -> None:
-    """The options of how parties that are started here are watched."""
+    """How parties that are started here are watched."""
     parser.add_argument(
         "--metrics",
         metavar="[HOST:]PORT",

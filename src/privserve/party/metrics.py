@@ -22,7 +22,8 @@ from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
 from privserve import __version__
-from privserve.party.memory import available_memory, promised_memory
+from privserve.party.free_memory import available_memory
+from privserve.party.memory import promised_memory
 from privserve.party.models import Listed, Place
 from privserve.party.roles import ComputeSession, LeaderSession
 from privserve.party.statistics import BOUNDS, STAGES, WHOLE, Histogram
