@@ -70,7 +70,7 @@ BAD_OPTIONS = {
     "a party without files": (["--party", "bob"], "needs --config"),
     "a new cluster and an old one": (["--parties", "3", "--config", "x"], "leave --config"),
     "hosts alone": (["--hosts", "a:1,b:2,c:3"], "go together"),
-    "metrics of one party for all": (["--metrics", "9000"], "see --metrics-port"),
+    "metrics of one party for all": (["--metrics", "9000"], "--metrics goes with --party"),
     "metrics of all for one": (
         ["--party", "bob", "--config", "x", "--metrics-port", "9000"],
         "see --metrics for",

@@ -112,9 +112,7 @@ def test_a_collector_that_is_away_keeps_no_party_from_its_end(
         with serving(cluster, model), ps.Client(cluster.config.path, timeout=20) as client:
             client.query_model(SMALL)
         processes = dict(cluster._processes)
-        began = time.monotonic()
         cluster.stop()
-        assert time.monotonic() - began < 6
     assert {process.returncode for process in processes.values()} == {0}, "none was killed"
 
 
