@@ -9,7 +9,10 @@ import pytest
 
 FORBIDDEN = {
     "privserve": ("numpy", "torch", "onnx", "numba", "httpx", "converters"),
-    "privserve.party.__main__": ("torch", "onnx", "numba", "httpx", "converters"),
+    "privserve.party.__main__": (
+        *("torch", "onnx", "numba", "httpx", "converters", "prometheus_client"),
+        "opentelemetry",
+    ),
     "privserve.engines": ("torch", "onnx", "numba", "httpx"),
     "privserve.client": ("torch", "onnx", "numba", "converters", "privserve.party"),
     "privserve.cluster": ("torch", "onnx", "numba", "converters", "privserve.party"),
@@ -21,6 +24,9 @@ FORBIDDEN = {
     "privserve.commands": ("numpy", "torch", "argparse", "runpy", "importlib.metadata"),
     "privserve.batch.__main__": (
         *("torch", "onnx", "numba", "httpx", "converters", "privserve.party", "pyarrow", "ray"),
+    ),
+    "privserve.status": (
+        *("torch", "onnx", "numba", "converters", "privserve.party", "prometheus_client"),
     ),
     "privserve.launch": ("torch", "onnx", "numba", "httpx", "converters"),
 }

@@ -70,6 +70,12 @@ BAD_OPTIONS = {
     "a party without files": (["--party", "bob"], "needs --config"),
     "a new cluster and an old one": (["--parties", "3", "--config", "x"], "leave --config"),
     "hosts alone": (["--hosts", "a:1,b:2,c:3"], "go together"),
+    "metrics of one party for all": (["--metrics", "9000"], "--metrics goes with --party"),
+    "metrics of all for one": (
+        ["--party", "bob", "--config", "x", "--metrics-port", "9000"],
+        "see --metrics for",
+    ),
+    "logs of parties that run": (["--config", "x", "--log-json"], "are started here"),
     "a text for a number": (["--port", "x"], "invalid int value"),
     "an unknown option": (["--speed"], "unrecognized"),
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import json
 import os
 import shlex
 import shutil
@@ -23,7 +24,14 @@ import httpx
 from privserve.addresses import bind, join_address, reachable, split_address
 from privserve.calls import raise_for_answer, tls_context, unreachable
 from privserve.certificates import OWNER_KEY, write_cluster
-from privserve.config import ClusterConfig, PartyConfig, Timeouts, party_names, read_config
+from privserve.config import (
+    ClusterConfig,
+    PartyConfig,
+    Timeouts,
+    Watching,
+    party_names,
+    read_config,
+)
 from privserve.credentials import ClientTable
 from privserve.errors import ClusterError, ConfigError, OwnerOnly, QueryError
 from privserve.owner_calls import Signer, load_owner_key
@@ -63,15 +71,18 @@ class Cluster:
         *workers: Worker,
         directory: str | Path | None = None,
         timeouts: Timeouts | None = None,
+        watching: Watching | None = None,
     ) -> None:
         """directory: where cluster.toml and the certificates go; a temporary one when None.
 
-        timeouts: how long the auto_managed parties wait for each other and for shares.
+        timeouts: how long the auto_managed parties wait for each other and for shares. watching:
+        their metrics and logs.
         """
         self.names = party_names(len(workers))
         self._workers = dict(zip(self.names, workers, strict=True))
         self._directory = Path(directory) if directory is not None else None
         self._timeouts = timeouts or Timeouts()
+        self._watching = watching or Watching()
         self._temporary: Path | None = None
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._lifelines: list[int] = []
@@ -192,6 +203,7 @@ class Cluster:
         command += ["--listen-fd", str(listening), "--lifeline-fd", str(ends)]
         for what, seconds in asdict(self._timeouts).items():
             command += [f"--{what}-timeout", str(seconds)]
+        command += self._watching.options(self.names.index(name))
         try:
             self._processes[name] = subprocess.Popen(
                 command,
@@ -241,8 +253,7 @@ class Cluster:
                         f"{name} was killed (signal 9). If nobody did that, the system did, since "
                         "memory ran out; a larger host, a smaller model or fewer rows may help"
                     )
-                lines = self._log(name).read_text(errors="replace").strip().splitlines()
-                last = lines[-1] if lines else "it said nothing"
+                last = _last_words(self._log(name).read_text(errors="replace"))
                 raise ClusterError(f"{name} ended with code {process.returncode}: {last}")
 
     def _log(self, name: str) -> Path:
@@ -368,3 +379,12 @@ class Cluster:
         if self._temporary is not None:
             shutil.rmtree(self._temporary, ignore_errors=True)
             self._temporary = None
+
+
+def _last_words(log: str) -> str:
+    """What a log ends with, which may be JSON."""
+    lines = log.strip().splitlines() or ["it said nothing"]
+    try:
+        return str(json.loads(lines[-1])["event"])
+    except (ValueError, KeyError, TypeError):
+        return lines[-1]

@@ -12,6 +12,7 @@ COMMANDS = {
     "launch": ("privserve.launch", "launch the parties of a cluster, share a model and serve it"),
     "batch": ("privserve.batch", "ask for many rows of a file, with checkpoints"),
     "models": ("privserve.models", "list the models of a cluster, stop one"),
+    "status": ("privserve.status", "show all parties and models of a cluster, once or --watch"),
     "clients": ("privserve.clients", "let clients in, limit them, turn them away"),
     "certify": ("privserve.certify", "sign, renew and revoke the parties' certificates"),
     "gateway": ("privserve.gateway", "answer plain inference requests by private queries"),

@@ -69,6 +69,27 @@ class Timeouts:
 
 
 @dataclass(frozen=True)
+class Watching:
+    """How parties that are started here may be watched."""
+
+    metrics_port: int | None = None
+    """Of the first party's metrics, on this host alone; the others' follow. 0: any free ones."""
+    log_json: bool = False
+    """Whether logs are a JSON object a line."""
+    log_queries: bool = False
+    """Whether there is a line for each query."""
+
+    def options(self, rank: int) -> list[str]:
+        """Return what the command line of the party at this place says of it."""
+        options = []
+        if self.metrics_port is not None:
+            options.append(f"--metrics=localhost:{self.metrics_port and self.metrics_port + rank}")
+        if self.log_json:
+            options.append("--log-json")
+        return [*options, "--log-queries"] if self.log_queries else options
+
+
+@dataclass(frozen=True)
 class PartyConfig:
     """One party's entry in cluster.toml."""
 

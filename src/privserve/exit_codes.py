@@ -11,22 +11,31 @@ FAILED = 2
 INTERRUPTED = 130
 
 
-def exit_code(work: Callable[[], int], interrupted: str | None = None) -> int:
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+def exit_code(
+    work: Callable[[], int],
+    interrupted: str | None = None,
+    tell: Callable[[str], None] = _tell,
+) -> int:
     """Do a command's work and return its exit code.
 
-    An error that was raised on purpose, or a file that cannot be used, is told on stderr and is
-    2; anything else is a bug, and passes. Ctrl-C is 130, and `interrupted` is told.
+    An error that was raised on purpose, or a file that cannot be used, is told, on stderr if not
+    otherwise, and is 2; anything else is a bug, and passes. Ctrl-C is 130, and `interrupted` is
+    told.
     """
     try:
         return work()
     except PrivserveError as error:
-        print(f"error: {error}", file=sys.stderr)
+        tell(f"error: {error}")
         return FAILED
     except OSError as error:
         named = f"{error.filename}: " if error.filename else ""
-        print(f"error: {named}{error.strerror or error}", file=sys.stderr)
+        tell(f"error: {named}{error.strerror or error}")
         return FAILED
     except KeyboardInterrupt:
         if interrupted is not None:
-            print(interrupted, file=sys.stderr)
+            tell(interrupted)
         return INTERRUPTED

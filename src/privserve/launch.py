@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from zipfile import BadZipFile
 
 from privserve.addresses import join_address, split_address
-from privserve.config import party_names
+from privserve.config import Watching, party_names
 from privserve.engines import OPTIONS
 from privserve.errors import ConfigError, ModelReplaced
 from privserve.exit_codes import exit_code
@@ -50,6 +50,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="HOST:PORT",
         help="with --party: where it listens, where that is not its address (may be repeated)",
     )
+    _add_watching(parser)
     parser.add_argument(
         "--state-dir",
         type=Path,
@@ -100,6 +101,23 @@ def _parser() -> argparse.ArgumentParser:
         "--dry-run", action="store_true", help="print what the model would cost, start nothing"
     )
     return parser
+
+
+def _add_watching(parser: argparse.ArgumentParser) -> None:
+    """How parties that are started here are watched."""
+    parser.add_argument(
+        "--metrics",
+        metavar="[HOST:]PORT",
+        help="with --party: answer Prometheus there, plainly; on this host alone without HOST",
+    )
+    parser.add_argument(
+        "--metrics-port",
+        type=int,
+        metavar="N",
+        help="with --parties: the first party answers Prometheus at this port, the others follow",
+    )
+    parser.add_argument("--log-json", action="store_true", help="parties log a JSON object a line")
+    parser.add_argument("--log-queries", action="store_true", help="parties log each query")
 
 
 def _add_sharing(parser: argparse.ArgumentParser) -> None:
@@ -165,9 +183,13 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--parties launches a new cluster; leave --config and --party away")
     if options.party and not options.config:
         parser.error("--party needs --config, the cluster.toml that was made for that party")
-    for option in ("listen", "state_dir"):
+    for option in ("listen", "state_dir", "metrics"):
         if getattr(options, option) and not options.party:
             parser.error(f"--{option.replace('_', '-')} goes with --party")
+    if options.metrics_port is not None and (options.party or options.config):
+        parser.error("--metrics-port goes with --parties; see --metrics for --party")
+    if (options.log_json or options.log_queries) and options.config and not options.party:
+        parser.error("--log-json and --log-queries are for parties that are started here")
     if bool(options.init) != bool(options.hosts):
         parser.error("--init and --hosts go together")
     if options.invite and not options.init:
@@ -212,13 +234,19 @@ def read_samples(path: Path | None) -> Any:
         raise ConfigError(f"--calibration: {path} is no .npy or .npz file: {error}") from None
 
 
-def run_one_party(name: str, config: Path, listen: Sequence[str], state: Path | None) -> int:
+def run_one_party(options: argparse.Namespace) -> int:
     """Run one party of an existing cluster until it is interrupted."""
     from privserve.party.__main__ import main as party_main
 
-    where = [f"--listen={address}" for address in listen]
-    where += [f"--state-dir={state}"] if state is not None else []
-    return party_main(["--name", name, "--config", str(config), *where])
+    given = [f"--listen={address}" for address in options.listen]
+    given += [f"--state-dir={options.state_dir}"] if options.state_dir is not None else []
+    given += [f"--metrics={options.metrics}"] if options.metrics else []
+    given += _watching(options).options(0)
+    return party_main(["--name", options.party, "--config", str(options.config), *given])
+
+
+def _watching(options: argparse.Namespace) -> Watching:
+    return Watching(options.metrics_port, options.log_json, options.log_queries)
 
 
 def write_files(directory: Path, hosts: str, invite: bool = False) -> int:
@@ -348,7 +376,8 @@ def _cluster(options: argparse.Namespace) -> tuple[Cluster, Path]:
     names = party_names(options.parties or 3)
     ports = [options.port and options.port + i for i in range(len(names))]
     workers = [Worker(join_address(options.host, port)) for port in ports]
-    cluster = Cluster(*workers, directory=fresh_directory(DEFAULT_DIRECTORY))
+    directory = fresh_directory(DEFAULT_DIRECTORY)
+    cluster = Cluster(*workers, directory=directory, watching=_watching(options))
     return cluster, DEFAULT_DIRECTORY / "cluster.toml"
 
 
@@ -372,7 +401,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     options = parse(arguments)
     if options.party:
-        return run_one_party(options.party, options.config, options.listen, options.state_dir)
+        return run_one_party(options)
     warnings.showwarning = _show_warning  # type: ignore[assignment]
     keep_interrupts()  # `kill` and a closed terminal end the cluster as Ctrl-C does
 

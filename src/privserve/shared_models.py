@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 ALIVE = ("loading", "loaded")
+STOPPED = "the model owner stopped the model"
+"""Why a model's sessions ended that nobody wants any more."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,11 @@ class SharedModel:
     def is_alive(self) -> bool:
         """Whether it is shared, or being shared."""
         return self.state in ALIVE
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether its owner wants it no more."""
+        return self.state == "ended" and self.reason == STOPPED
 
 
 def put_together(said: Mapping[str, Mapping[str, Any]]) -> list[SharedModel]:

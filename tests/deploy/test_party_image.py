@@ -43,6 +43,7 @@ def parties(
             (home / "state").mkdir()
             command = ["-m", "privserve.party", "--name", name, "--config"]
             command += [str(home / "cluster.toml"), "--state-dir", str(home / "state")]
+            command += ["--metrics", "0"]
             running[name] = subprocess.Popen([*python, *command], env=environment, cwd=home)
             stack.callback(running[name].wait, 20)
             stack.callback(running[name].send_signal, signal.SIGTERM)

@@ -58,3 +58,18 @@ def test_what_is_remembered_of_messages_is_bounded(monkeypatch: pytest.MonkeyPat
     for number in range(1000):
         said.filter(logging.makeLogRecord({"name": "front", "msg": f"sent {number}"}))
     assert len(said._seen) == 10
+
+
+def test_lines_about_queries_are_written_one_by_one(lines: Lines) -> None:
+    log = logging.getLogger("privserve.queries")
+    log.addHandler(lines)
+    level, log.propagate = log.level, False
+    log.setLevel(logging.INFO)
+    try:
+        for number in range(100):
+            log.info("query %s", number)
+    finally:
+        log.removeHandler(lines)
+        log.setLevel(level)
+        log.propagate = True
+    assert len(lines.written) == 100

@@ -77,6 +77,15 @@ def test_the_limit_is_told_at_every_party(sessions: Sessions) -> None:
     assert states(sessions) == ["loaded"] * 3
 
 
+def test_a_session_that_failed_serves_nothing(sessions: Sessions) -> None:
+    sessions.start()
+    sessions.leader.queue.serve(None)
+    assert sessions.leader.facts()["serving"] is True
+    sessions.all[1].end("bob was stopped")
+    wait_until(lambda: not sessions.leader.is_alive, "the leader knows")
+    assert sessions.leader.facts()["serving"] is False
+
+
 @pytest.mark.parametrize("receiver", [0, 1])
 def test_a_share_that_reaches_one_party_times_out_while_others_are_answered(
     sessions: Sessions, receiver: int

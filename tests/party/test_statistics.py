@@ -3,12 +3,29 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from privserve.errors import DeadlinePassed
+from privserve.errors import (
+    DeadlinePassed,
+    InputError,
+    LimitReached,
+    NotServing,
+    QueryError,
+    UnknownClient,
+)
 from privserve.party.pending import Pending
-from privserve.party.statistics import RunTime, Statistics
+from privserve.party.statistics import (
+    BOUNDS,
+    STAGES,
+    WHOLE,
+    Histogram,
+    RunTime,
+    Statistics,
+    Tally,
+    outcome_of,
+)
 from privserve.party.turns import Piece
 
 
@@ -71,3 +88,81 @@ def test_a_query_in_pieces_is_one_query_that_took_all_of_its_batches() -> None:
     ran = statistics.runs()
     assert (ran.queries, ran.rows) == (1, 5)
     assert ran.recent == [(2, 110e-9), (2, 110e-9), (1, 110e-9)]
+
+
+@given(st.lists(st.integers(0, 10**11)))
+def test_a_histogram_holds_what_takes_no_longer_than_a_bound(times: list[int]) -> None:
+    one, two = Histogram(), Histogram()
+    for at, ns in enumerate(times):
+        (one, two)[at % 2].add(ns)
+    one.merge(two)
+    assert one.ns == sum(times)
+    for at, bound in enumerate(BOUNDS):
+        assert sum(one.counts[: at + 1]) == sum(ns <= bound * 1e9 for ns in times)
+    assert sum(one.counts) == len(times)
+
+
+@given(BATCHES)
+def test_a_batch_is_counted_in_each_of_its_stages(
+    batches: list[tuple[list[int], RunTime]],
+) -> None:
+    statistics = Statistics()
+    for rows, took in batches:
+        third = took.engine // 3
+        took = RunTime(took.inputs, took.engine, took.outputs, third, third)
+        queries = [pending(count) for count in rows]
+        statistics.ran([Piece(query, 0, query.rows) for query in queries], took)
+    tally = statistics.tally()
+    tally.merge(statistics.tally())  # of another session
+    thirds = [took.engine // 3 for _, took in batches]
+    whole = [took.inputs + took.engine + took.outputs for _, took in batches]
+    assert tally.took["packs"].ns == tally.took["exchanges"].ns == 2 * sum(thirds)
+    assert tally.took["compute"].ns == 2 * (sum(whole) - 2 * sum(thirds))
+    assert tally.stalls == 2 * sum(ns > 0 for ns in thirds)
+    assert tally.batches == 2 * len(batches)
+    assert tally.rows == 2 * sum(sum(rows) for rows, _ in batches)
+    assert tally.took["queue"] == tally.took[WHOLE] == Histogram(), "no query has ended"
+
+
+OUTCOMES = {
+    "answered": None,
+    "limit_reached": LimitReached("3 rows are left"),
+    "deadline_passed": DeadlinePassed("the query's time was up"),
+    "not_serving": NotServing("nobody serves"),
+    "unknown_client": UnknownClient("who are you"),
+    "bad_input": InputError("a query holds 1 to 5 rows"),
+    "client_left": QueryError("its client left", 499),
+    "incomplete": QueryError("1 of 2 parties", 504),
+    "too_large": QueryError("no memory", 413),
+    "refused": QueryError("the shares differ", 400),
+    "internal": ValueError("values"),
+}
+
+
+@pytest.mark.parametrize(("outcome", "error"), OUTCOMES.items(), ids=OUTCOMES)
+def test_each_end_of_a_query_has_a_word(outcome: str, error: Exception | None) -> None:
+    assert outcome_of(error) == outcome
+
+
+def test_who_watches_is_told_of_each_query_once() -> None:
+    told: list[tuple[str, str]] = []
+    statistics = Statistics(lambda query, outcome, ns: told.append((query.id, outcome)))
+    answered, failed, not_taken = pending(2), pending(1), pending(1)
+    for query in (answered, failed):
+        statistics.follow(query)
+    answered.begun_ns = answered.since_ns + 3
+    answered.answer(answered.inputs)
+    failed.future.set_exception(NotServing("it ended"))
+    failed.future.set_exception(ValueError("too late"))
+    statistics.refused(LimitReached("no more"), not_taken)
+    with pytest.raises(InputError), statistics.refusals():
+        raise InputError("what could not be read has no id to tell")
+    assert told == [("q", "answered"), ("q", "not_serving"), ("q", "limit_reached")]
+    tally = statistics.tally()
+    expected = {"answered": 1, "not_serving": 1, "limit_reached": 1, "bad_input": 1}
+    assert tally.outcomes == expected
+    assert tally.took["queue"].ns == 3
+    assert sum(tally.took[WHOLE].counts) == 1
+    assert set(tally.took) == {*STAGES, WHOLE}
+    assert statistics.facts("m", "v")["inference_stats"]["fail"]["count"] == 1, "of those taken"
+    assert Statistics().tally() == Tally()

@@ -54,6 +54,12 @@ class Compute(Protocol):
     def stats(self) -> RunStats:
         """What it counted since its session began."""
 
+    def packs(self) -> tuple[int, int] | None:
+        """For how many rows dealt randomness is there, and for how many it may be.
+
+        None where an engine keeps none ahead.
+        """
+
     def run(self, inputs: Sequence[RingArray]) -> list[RingArray]:
         """Evaluate the program on shares: int64[B, ...] per input, B alike at all parties.
 

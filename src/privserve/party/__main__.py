@@ -18,14 +18,26 @@ from pathlib import Path
 from privserve.addresses import bind, split_address
 from privserve.config import Timeouts, read_config
 from privserve.exit_codes import exit_code
+from privserve.party.json_log import log_as_json
 from privserve.party.process import allow_descriptors, run_party
+from privserve.party.query_log import log_queries
 from privserve.party.quiet import SaidOften
+
+log = logging.getLogger("privserve")
 
 
 def _sockets(name: str, descriptors: list[int], addresses: list[str]) -> list[socket.socket]:
     """What to listen on, where the command line says so."""
     bound = [bind(split_address(address), name, "--listen") for address in addresses]
     return [*(socket.socket(fileno=descriptor) for descriptor in descriptors), *bound]
+
+
+def _metrics(name: str, where: str | None) -> socket.socket | None:
+    """What metrics are scraped at; None where nobody asked for them."""
+    if where is None:
+        return None
+    address = where if ":" in where else f"localhost:{where}"
+    return bind(split_address(address), f"{name}'s metrics", "--metrics")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -51,6 +63,16 @@ def main(arguments: list[str] | None = None) -> int:
         "--listen-fd", type=int, action="append", default=[], help=argparse.SUPPRESS
     )
     parser.add_argument("--lifeline-fd", type=int, help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--metrics",
+        metavar="[HOST:]PORT",
+        help="answer Prometheus at http://HOST:PORT/metrics, plain and to whoever asks, so on this "
+        "host alone (localhost) if no HOST is named; 0: any free port",
+    )
+    parser.add_argument("--log-json", action="store_true", help="log a JSON object a line")
+    parser.add_argument(
+        "--log-queries", action="store_true", help="log each query: who, how many rows, outcome"
+    )
     for name, default in asdict(Timeouts()).items():
         parser.add_argument(
             f"--{name}-timeout", type=float, default=default, help=argparse.SUPPRESS
@@ -59,6 +81,10 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
     for handler in logging.getLogger().handlers:
         handler.addFilter(SaidOften())
+    if options.log_json:
+        log_as_json(options.name)
+    if options.log_queries:
+        log_queries()
     allow_descriptors()
     for noisy in ("httpx", "uvicorn"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
@@ -74,10 +100,11 @@ def main(arguments: list[str] | None = None) -> int:
                 peer=options.peer_timeout,
                 share=options.share_timeout,
             ),
+            _metrics(options.name, options.metrics),
         )
         return 0
 
-    return exit_code(work)
+    return exit_code(work, tell=log.error) if options.log_json else exit_code(work)
 
 
 if __name__ == "__main__":

@@ -74,12 +74,29 @@ async def infer_any(party: Party, request: Request) -> Response:
 
 async def infer(party: Party, request: Request) -> Response:
     """Take one share of a query and answer with one share of its prediction."""
-    model, version = request.path_params["model"], request.path_params["version"]
+    with party.unplaced.refusals():
+        session = _meant(party, request.path_params["model"], request.path_params["version"])
+    with session.statistics.refusals():
+        query, asked = await _read(session, request)
+        answer = _awaitable(query.future)
+        session.submit(query)
+    outputs = await _unless_gone(request, answer, lambda: session.withdraw(query))
+    written = partial(_answer, session, query.id, asked, outputs)
+    large = sum(output.nbytes for output in outputs) > THREAD_BYTES
+    return await asyncio.to_thread(written) if large else written()
+
+
+def _meant(party: Party, model: str, version: str) -> ComputeSession:
+    """The session that a query's path names."""
     found = party.models.find(version)
     if found is None or found.spec.model != model:
         party.compute_session(model)  # or why there is no such model
         raise StaleSession(REPLACED)
-    session = party.queried(version)
+    return party.queried(version)
+
+
+async def _read(session: ComputeSession, request: Request) -> tuple[Pending, Asked]:
+    """A query, read only once its client was admitted."""
     client = session.accounts.admit(request.headers.get("Authorization", ""))
     description, length = session.spec.description, request.headers.get(oip.HEADER_LENGTH)
     each = 8 * sum(math.prod(t["shape"]) for t in description["inputs"])
@@ -92,13 +109,7 @@ async def infer(party: Party, request: Request) -> Response:
         parsed = oip.parse_message(plain, length, "inputs", MAX_JSON_BYTES, MAX_JSON_PARTS)
         return read_query(*parsed, description, client)
 
-    query, asked = await asyncio.to_thread(read) if body.is_large else read()
-    answer = _awaitable(query.future)
-    session.submit(query)
-    outputs = await _unless_gone(request, answer, lambda: session.withdraw(query))
-    written = partial(_answer, session, query.id, asked, outputs)
-    large = sum(output.nbytes for output in outputs) > THREAD_BYTES
-    return await asyncio.to_thread(written) if large else written()
+    return await asyncio.to_thread(read) if body.is_large else read()
 
 
 def read_query(

@@ -17,12 +17,12 @@ from typing import NamedTuple
 from privserve.engines import ALONE, is_alone
 from privserve.errors import NotServing, QueryError, StaleSession
 from privserve.party.session import Session, SessionSpec
+from privserve.shared_models import STOPPED
 
 MAX_MODELS = 16
 """Sessions that a party has at a time; each has its threads, lanes and memory."""
 MAX_PAST = 16
 """Sessions that are over and not listed any more, whose owners may still ask how they ended."""
-STOPPED = "the model owner stopped the model"
 SUPERSEDED = "the model owner shares another model under this name"
 
 
@@ -69,6 +69,12 @@ class Models:
     def find(self, session_id: str) -> Session | None:
         """Return the session of this id, also one that is over."""
         return self._by_id.get(session_id) or self._past.get(session_id)
+
+    def known(self) -> list[Session]:
+        """Return all sessions that are remembered, also those that are listed no more."""
+        found = {s.spec.id: s for s in list(self._by_id.values())}
+        # Whoever leaves those is here before.
+        return list({**found, **{s.spec.id: s for s in list(self._past.values())}}.values())
 
     def current(self, model: str) -> Session | None:
         """Return the session that has this name."""
@@ -206,8 +212,8 @@ class Models:
     def _retire(self, session: Session, reason: str) -> None:
         """End a session and list it no more."""
         session.end(reason)
-        self._by_id.pop(session.spec.id, None)
         self._past[session.spec.id] = session
+        self._by_id.pop(session.spec.id, None)
         while len(self._past) > MAX_PAST:
             self._past.popitem(last=False)
 

@@ -15,12 +15,13 @@ from privserve.owner_calls import Verifier
 from privserve.party.accounts import Accounts
 from privserve.party.free_memory import available_memory
 from privserve.party.lanes import Listener
-from privserve.party.memory import promised_memory
+from privserve.party.memory import promised_memory, used_memory
 from privserve.party.models import Models
 from privserve.party.poller import Poller
 from privserve.party.query_lanes import QueryLanes
 from privserve.party.roles import ComputeSession, LeaderSession, open_session
 from privserve.party.session import REPLACED, Seat, Session, SessionSpec
+from privserve.party.statistics import Statistics
 from privserve.party.wheel import Wheel
 from privserve.tls import revoked_files
 
@@ -35,6 +36,8 @@ class Party:
         self.owner = Verifier(config.owner, config.cluster, name)
         self._listener = Listener(config, self.me)
         self.accounts = Accounts()
+        self.unplaced = Statistics()
+        """Of queries that named no session which could take them: how they were refused."""
         poller = Poller()
         seat = Seat(config, self.me, self._listener, timeouts, self.accounts, Wheel(poller))
         self.models = Models(name, lambda spec: open_session(seat, spec))
@@ -170,6 +173,7 @@ class Party:
             "party": self.me.name,
             "role": self.role,
             "state": "loaded" if self.models.loaded() else "idle",
+            "memory_used": used_memory(),
             "memory_available": available_memory(),
             "memory_promised": promised_memory(session for _, session in listed),
             "clients": clients,

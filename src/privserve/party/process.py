@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import logging
 import math
 import os
@@ -14,10 +15,11 @@ import ssl
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import uvicorn
 
-from privserve.addresses import bind, split_address
+from privserve.addresses import bind, join_address, split_address
 from privserve.authority import WARN_DAYS
 from privserve.config import ClusterConfig, Timeouts
 from privserve.errors import ConfigError
@@ -26,8 +28,12 @@ from privserve.party.front_door import FrontDoor
 from privserve.party.http import create_app
 from privserve.party.lanes import PROTOCOL as PARTIES
 from privserve.party.party import Party
+from privserve.party.spans import send_spans
 from privserve.query_frames import PROTOCOL as QUERIES
 from privserve.tls import revoked_files
+
+if TYPE_CHECKING:
+    from privserve.party.metrics_door import MetricsDoor
 
 log = logging.getLogger("privserve")
 
@@ -52,12 +58,13 @@ def run_party(
     sockets: Sequence[socket.socket] = (),
     lifeline: int | None = None,
     timeouts: Timeouts | None = None,
+    metrics: socket.socket | None = None,
 ) -> None:
     """Run party `name` until SIGINT or SIGTERM, or until `lifeline` reaches its end.
 
     sockets: to listen on, already bound; where there are none, the party's own `listen` is bound.
     lifeline: a descriptor whose other end the starting process holds; at its end, that process is
-    gone.
+    gone. metrics: to be scraped at, already bound; None: the party is not.
     """
     me = config.parties[config.rank(name)]
     for file in (config.ca, me.cert, me.key):
@@ -90,11 +97,13 @@ def run_party(
         settings.ssl.minimum_version = ssl.TLSVersion.TLSv1_3
         party.contexts.append(settings.ssl)
     server = uvicorn.Server(settings)
+    end_spans = send_spans(name) if party.role == "compute" else lambda: None
     log.info("%s (%s) is reached at %s", name, party.role, " and ".join(me.addresses))
     try:
-        asyncio.run(_serve(server, party, sockets, lifeline))
+        asyncio.run(_serve(server, party, sockets, lifeline, metrics))
     finally:
         party.close()
+        end_spans()
 
 
 def _check_state(config: ClusterConfig, name: str) -> None:
@@ -116,6 +125,7 @@ async def _serve(
     party: Party,
     sockets: Sequence[socket.socket],
     lifeline: int | None,
+    metrics: socket.socket | None,
 ) -> None:
     loop, context = asyncio.get_running_loop(), server.config.ssl
     assert context is not None  # its files are checked by now
@@ -151,6 +161,7 @@ async def _serve(
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop)
     watching = asyncio.create_task(_watch_certificates(party))
+    scraped = None if metrics is None else await _open_metrics(party, metrics)
     if lifeline is not None:
         # Nothing is ever written to it: it becomes readable at its end.
         loop.add_reader(lifeline, stop)
@@ -160,6 +171,25 @@ async def _serve(
     finally:
         shut()
         watching.cancel()
+        if scraped is not None:
+            scraped.close()
+
+
+async def _open_metrics(party: Party, sock: socket.socket) -> MetricsDoor:
+    """Be scraped; what that takes is not loaded before, since it takes a while."""
+    from privserve.party.metrics_door import MetricsDoor
+
+    door = await MetricsDoor.open(party, sock)
+    address = join_address(*sock.getsockname()[:2])
+    if not ipaddress.ip_address(sock.getsockname()[0]).is_loopback:
+        log.warning(
+            "%s: whoever reaches http://%s/metrics reads the names of models and clients, and how "
+            "much each asks: it is plain HTTP, and asks for no key",
+            party.me.name,
+            address,
+        )
+    log.info("%s: metrics are at http://%s/metrics", party.me.name, address)
+    return door
 
 
 async def _watch_certificates(party: Party) -> None:

@@ -189,16 +189,19 @@ class QueryLanes:
     def _query(self, lane: ClientLane, number: int, payload: memoryview) -> None:
         if number in lane.asked:
             raise InputError("a query's number is in use")
+        counts, query = self._party.unplaced, None
         try:
             if len(lane.asked) >= MAX_PENDING_PER_CLIENT:
                 raise NotServing("too many queries wait for their answers on this lane")
             session = self._party.queried(session_of(payload))
+            counts = session.statistics
             client = session.accounts.admit(lane.authorization)
             query = session.query_format.read(payload, client)
             lane.asked[number] = (query, session)
             session.submit(query)
         except PrivserveError as error:
             lane.asked.pop(number, None)
+            counts.refused(error, query)
             self._post(lane, json_frame(Kind.ERROR, number, _said(error)))
             return
         query.future.add_done_callback(partial(self._answered, lane, number))

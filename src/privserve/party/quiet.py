@@ -6,6 +6,8 @@ import logging
 import threading
 import time
 
+from privserve.party.query_log import LOGGER as QUERIES
+
 SECONDS = 60.0
 MOST = 5
 """How often one message, whatever its arguments, is written per SECONDS."""
@@ -16,7 +18,8 @@ class SaidOften(logging.Filter):
     """Lets each kind of message through MOST times per SECONDS, then says how many it kept.
 
     A kind is a logger and a message before its arguments are filled in: every refused
-    handshake is one kind, whoever it comes from. Tracebacks go with their message.
+    handshake is one kind, whoever it comes from. Tracebacks go with their message. Lines about
+    single queries are let through: whoever wants none does not ask for them.
     """
 
     def __init__(self) -> None:
@@ -26,6 +29,8 @@ class SaidOften(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Return whether the record is to be written; may add how many were not."""
+        if record.name == QUERIES:  # each is wanted, or none
+            return True
         # A long message is mostly what somebody sent.
         kind = (record.name, str(record.msg)[:60])
         now = time.monotonic()

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from privserve.engines import Compute, load_engine
+from privserve.engines import Compute, RunStats, load_engine
 from privserve.errors import BadFrame, NotServing, PeerLost, QueryError, TooManyRows
 from privserve.party.accounts import Accounts
 from privserve.party.answers import AnswerCoins
@@ -27,6 +27,7 @@ from privserve.party.pending import Pending, PendingQueries
 from privserve.party.polling import PollingSession
 from privserve.party.queries import GONE, LeaderQueue
 from privserve.party.query_format import QueryFormat
+from privserve.party.query_log import report_to
 from privserve.party.session import (
     ARRIVALS,
     CAUSE_SECONDS,
@@ -36,6 +37,7 @@ from privserve.party.session import (
     Session,
     SessionSpec,
 )
+from privserve.party.spans import spans_of
 from privserve.party.statistics import RunTime, Statistics
 from privserve.party.turns import Piece
 from privserve.prg import Prg
@@ -69,7 +71,9 @@ class ComputeSession(PollingSession):
         super().__init__(seat, spec)
         self._compute: Compute | None = None
         self._coins: AnswerCoins | None = None
-        self.statistics = Statistics()
+        self.statistics = Statistics(report_to(spec.model, spec.id), spans_of(spec.model, spec.id))
+        self.engine_stats = RunStats()
+        """What the engine counted, also once the session is over."""
         self.accounts = (seat.accounts or Accounts()).of_model(spec.model, spec.everybody)
 
     @cached_property
@@ -97,12 +101,19 @@ class ComputeSession(PollingSession):
             self.spec.description, self.spec.shares, lanes, **self.spec.options
         )
         self._coins = AnswerCoins(self.spec.description["outputs"], Prg())
+        self.engine_stats = self._compute.stats
         # After the engine has begun its own threads, which would inherit what it chooses.
         self._cores = own_cores(self._config, self._config.rank(self._me.name))
         # The engine has arranged its own copies; a large network's shares need not stay.
         self.spec = replace(self.spec, shares={})
         self._before = self._counters()
         self._loaded()
+
+    @property
+    def packs(self) -> tuple[int, int] | None:
+        """See `engines.Compute.packs`; None also while there is no engine."""
+        compute = self._compute
+        return None if compute is None else compute.packs()
 
     def _counters(self) -> tuple[int, int, int]:
         """(frames and bytes sent to compute parties, bytes received from the dealer)."""
@@ -126,6 +137,8 @@ class ComputeSession(PollingSession):
         parts = ([x[start:stop] for x in query.inputs] for query, start, stop in batch)
         arrays = list(zip(*parts, strict=True))
         inputs = [a[0] if len(a) == 1 else np.concatenate(a) for a in arrays]
+        stats = self._compute.stats
+        waited, exchanged = stats.waiting_seconds, stats.exchange_seconds
         started_ns = time.perf_counter_ns()
         try:
             with self._poller.away():
@@ -147,7 +160,13 @@ class ComputeSession(PollingSession):
                 query.future.set_exception(NotServing(f"{why}; the query was not answered"))
             raise
         ended_ns = time.perf_counter_ns()
-        took = RunTime(started_ns - begun_ns, computed_ns - started_ns, ended_ns - computed_ns)
+        took = RunTime(
+            inputs=started_ns - begun_ns,
+            engine=computed_ns - started_ns,
+            outputs=ended_ns - computed_ns,
+            packs=int(1e9 * (stats.waiting_seconds - waited)),
+            exchanges=int(1e9 * (stats.exchange_seconds - exchanged)),
+        )
         self.statistics.ran(batch, took)
         at = 0
         for piece in batch:
@@ -231,7 +250,7 @@ class LeaderSession(ComputeSession):
         """Return the session's facts, with the leader's counts."""
         return {
             **super().facts(),
-            "serving": self.queue.serving,
+            "serving": self.queue.serving and self.is_alive,
             "limit": self.queue.limit,
             "answered": self.queue.answered,
             "waiting": len(self.queue.pending),

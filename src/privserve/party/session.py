@@ -94,6 +94,7 @@ class Session(ABC):
         self.state = "loading"
         self.reason = ""
         self.ready = threading.Event()
+        self._log = logging.LoggerAdapter(log, {"session": spec.id, "model": spec.model})
         self._config = seat.config
         self._me = seat.me
         self._listener = seat.listener
@@ -121,6 +122,11 @@ class Session(ABC):
         for thread in list(self._threads):
             if thread is not threading.current_thread() and thread.ident is not None:
                 thread.join(10)
+
+    @property
+    def lanes(self) -> Mapping[str, LaneMesh]:
+        """Its channels to the others, by lane; their counts stay when it is over."""
+        return self._lanes
 
     def status(self) -> dict[str, Any]:
         """Return all that its owner is told of the session, JSON-able."""
@@ -189,7 +195,8 @@ class Session(ABC):
         else:
             # Frames only: an exception's message may quote the values of arrays.
             frames = "".join(traceback.format_tb(error.__traceback__))
-            log.error("%s: %s in the session\n%s", self._me.name, type(error).__name__, frames)
+            name = type(error).__name__
+            self._log.error("%s: %s in the session\n%s", self._me.name, name, frames)
             self._finish(
                 "failed", f"{self._me.name} hit an internal error ({type(error).__name__})"
             )
@@ -267,7 +274,8 @@ class Session(ABC):
                 raise PeerLost(self.reason)
             self.state = "loaded"
         self.ready.set()
-        log.info("%s: model '%s' is loaded (%s)", self._me.name, self.spec.model, self.spec.engine)
+        model, engine = self.spec.model, self.spec.engine
+        self._log.info("%s: model '%s' is loaded (%s)", self._me.name, model, engine)
 
     def _finish(self, state: str, reason: str) -> None:
         """Record why the session is over and break every channel; the first reason counts."""
@@ -277,7 +285,7 @@ class Session(ABC):
                 return
             self.state, self.reason = state, reason
             self._ended.set()
-        log.info("%s: session over: %s", self._me.name, reason)
+        self._log.info("%s: session over: %s", self._me.name, reason)
         self.ready.set()
         self._rouse()
         with contextlib.suppress(OSError):

@@ -174,6 +174,10 @@ class Compute:
             start += share.size
         return weights
 
+    def packs(self) -> tuple[int, int]:
+        """Return how many packs are ready, and how many the pool holds."""
+        return self.pool.ready, self.pool.slots
+
     # The online phase.
 
     def run(self, inputs: Sequence[RingArray]) -> list[RingArray]:

@@ -94,6 +94,11 @@ class Pool:
         return self._made
 
     @property
+    def ready(self) -> int:
+        """How many packs may be taken at once."""
+        return self._made - self._taken
+
+    @property
     def closed(self) -> bool:
         """Whether `close` or `fail` was called."""
         return self._closed
