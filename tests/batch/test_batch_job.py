@@ -90,6 +90,12 @@ def keys(start: int, stop: int) -> list[float]:
     return [row / 256 for row in range(start, stop)]
 
 
+@pytest.fixture(autouse=True)
+def _quick_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Thousands of writes here, none of which has to outlive a power cut."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+
+
 class Disk:
     """Counts what is done to the disk, and fails at one of them, half done."""
 
