@@ -200,7 +200,9 @@ def test_a_model_that_hosts_have_no_memory_for_is_refused_unless_forced(
     cluster: ps.Cluster, small: ps.SecureModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ottt, "memory", lambda *_, **__: (5 * 10**12, 10**9))
-    with pytest.raises(ps.ClusterError, match=r"alice and bob and carol .* 1000\d\.\d GB .*--force"):
+    with pytest.raises(
+        ps.ClusterError, match=r"alice and bob and carol .* 1000\d\.\d GB .*--force"
+    ):
         small.share(cluster)
     small.share(cluster, force=True)
 

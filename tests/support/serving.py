@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import h5py
 import httpx
@@ -84,11 +85,16 @@ def serving(
             failed.append(error)
 
     leader = cluster.config.compute[0]
+
+    def status() -> dict[str, Any]:
+        path = "/privserve/status"
+        return cluster.call(leader, "GET", path, session=model._session).json()
+
     thread = threading.Thread(target=serve, daemon=True)
     thread.start()
     try:
         wait_until(
-            lambda: failed or cluster.call(leader, "GET", "/privserve/status").json()["serving"],
+            lambda: failed or status()["serving"],
             "the model is served",
         )
         assert not failed, failed
