@@ -49,6 +49,14 @@ def deep() -> ps.SecureModel:
     return ps.load_model(net, input_shape=(16,), name="deep")
 
 
+@pytest.fixture(autouse=True)
+def _one_model_at_a_time(small: ps.SecureModel, deep: ps.SecureModel) -> Iterator[None]:
+    """Clients here name none."""
+    yield
+    small.stop()
+    deep.stop()
+
+
 def test_a_client_that_outlives_a_model_is_answered_rightly(
     cluster: ps.Cluster, small: ps.SecureModel
 ) -> None:
