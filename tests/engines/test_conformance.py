@@ -90,7 +90,7 @@ def answer(prepared: Prepared, batches: list[np.ndarray], compute_parties: int) 
 
 CASES = [*((net, 2) for net in NETS), ("max pooling", 3), ("conv", 3)]
 # CrypTen takes ten seconds for each; these say least beyond the others.
-SLOW = [("crypten", "average pooling", 2), ("crypten", "conv", 3)]
+SLOW = [("crypten", "average pooling", 2), ("crypten", "conv", 3), ("crypten", "max pooling", 3)]
 
 
 @pytest.mark.parametrize(
@@ -227,7 +227,7 @@ def logits_model(path: Path) -> converters.Converted:
         ("ottt", 2),
         ("ottt", 3),
         ("crypten", 2),
-        ("crypten", 3),
+        pytest.param("crypten", 3, marks=pytest.mark.slow),
     ],
 )
 def test_200_mnist_images_are_answered_as_by_keras(
