@@ -164,16 +164,21 @@ def test_parties_do_not_outlive_a_launcher_that_was_killed(start: Start, tag: st
     wait_until(lambda: not tagged_processes(tag), "the parties noticed", 10)
 
 
-def test_a_party_that_is_killed_while_serving_ends_the_launcher_with_its_name(
+def test_a_party_that_is_killed_while_serving_is_started_again_and_given_its_share(
     start: Start, tag: str
 ) -> None:
-    run = start(*LOCAL)
+    run = start(*LOCAL, "--num-requests", "2")
     run.wait_for("serving")
     (bob,) = [p for p in tagged_processes(tag) if b"\0bob\0" in _command(p)]
     os.kill(bob, signal.SIGKILL)
-    assert run.end() == 2
-    assert "error: " in run.output
-    assert "bob" in run.lines[-1]
+    run.wait_for("bob was killed")
+    run.wait_for("starting it again")
+    run.wait_for("sharing it again, for the 2 rows left")
+    run.wait_for("is served again")
+    with ps.Client(run.config, timeout=30) as client:
+        for _ in range(2):
+            assert client.query_model(X).shape == (1, 2)
+    assert run.end() == 0
     assert not tagged_processes(tag)
 
 

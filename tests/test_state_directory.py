@@ -137,8 +137,8 @@ def test_a_state_directory_that_is_none_ends_the_party_with_its_cause(
     assert launch.main(["--party", "bob", "--config", config, "--state-dir", missing]) == 2
     assert f"{missing} is no directory that bob may write" in capsys.readouterr().err
     with pytest.raises(SystemExit):
-        launch.main(["--state-dir", missing])
-    assert "--state-dir goes with --party" in capsys.readouterr().err
+        launch.main(["--config", config, "--state-dir", missing])
+    assert "--state-dir goes with --party or --parties" in capsys.readouterr().err
 
 
 def test_a_party_whose_files_are_read_only_says_that_it_can_keep_no_list(

@@ -120,7 +120,18 @@ def unreachable(who: str, address: str, error: Exception, *, is_late: bool = Fal
             f"{who} at {address} belongs to another cluster than the ca.pem in use (its "
             "certificate does not verify); take cluster.toml and ca.pem from the running cluster"
         )
-    return ClusterError(
-        f"cannot reach {who} at {address}; is the cluster running? Start one with "
-        "`python -m privserve.launch --parties 3`"
-    )
+    return ClusterError(f"cannot reach {who} at {address}; {_advice(who, address)}")
+
+
+def _advice(who: str, address: str) -> str:
+    """What to do about a party that is not there: it may have been started in either way."""
+    one = f"`python -m privserve.launch --party {who} --config {who}/cluster.toml`"
+    if " " in who:  # no name is known
+        one = "`python -m privserve.launch --party NAME --config NAME/cluster.toml`"
+    host, _ = split_address(address)
+    if host in ("localhost", "127.0.0.1", "::1"):
+        return (
+            "is the cluster running? `python -m privserve.launch --parties N` starts all parties "
+            f"on this machine, and {one} this one"
+        )
+    return f"check that the network lets you through, and that it runs there: {one}"

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import json
 import os
 import shlex
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -35,12 +34,18 @@ from privserve.config import (
 from privserve.credentials import ClientTable
 from privserve.errors import ClusterError, ConfigError, OwnerOnly, QueryError
 from privserve.owner_calls import Signer, load_owner_key
+from privserve.party_process import last_words, start_party, state_options
 from privserve.shared_models import SharedModel, put_together
 
 START_SECONDS = 60.0
 STOP_SECONDS = 8.0
 POLL_SECONDS = 0.1
 CONNECT_SECONDS = 5.0
+SAY_SECONDS = 10.0
+"""So often it is said whom a cluster waits for."""
+MINUTE = 60.0
+MOST_DEATHS = 3
+"""A party that ends this often within a minute is not started again."""
 
 
 @dataclass
@@ -72,28 +77,47 @@ class Cluster:
         directory: str | Path | None = None,
         timeouts: Timeouts | None = None,
         watching: Watching | None = None,
+        state_dir: str | Path | None = None,
+        state_key_file: str | Path | None = None,
+        state_key_command: str | None = None,
     ) -> None:
         """directory: where cluster.toml and the certificates go; a temporary one when None.
 
         timeouts: how long the auto_managed parties wait for each other and for shares. watching:
-        their metrics and logs.
+        their metrics and logs. state_dir: where these keep their shares, sealed with the key that
+        is in state_key_file, that state_key_command prints, or that is in the environment, so that
+        they need no owner when they are started again.
         """
         self.names = party_names(len(workers))
         self._workers = dict(zip(self.names, workers, strict=True))
         self._directory = Path(directory) if directory is not None else None
         self._timeouts = timeouts or Timeouts()
         self._watching = watching or Watching()
+        self._state = state_options(
+            None if state_dir is None else Path(state_dir).resolve(),
+            None if state_key_file is None else Path(state_key_file).resolve(),
+            state_key_command,
+        )
         self._temporary: Path | None = None
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._lifelines: list[int] = []
+        self._deaths: dict[str, list[float]] = {}
+        """By party: when its process was found to have ended."""
+        self._reviving = threading.Lock()
         self._config: ClusterConfig | None = None
         self._http: httpx.Client | None = None
 
     @classmethod
-    def connect(cls, config: str | Path, *, wait: bool = True) -> Cluster:
+    def connect(
+        cls,
+        config: str | Path,
+        *,
+        wait: bool = True,
+        report: Callable[[str], None] = print,
+    ) -> Cluster:
         """Return a cluster whose parties run already; needs owner.key beside cluster.toml.
 
-        wait: until all of them answer.
+        wait: until all of them answer. report: called with whom it waits for, every 10 s.
         """
         found = read_config(config)
         workers = [Worker(p.address, auto_managed=False) for p in found.parties]
@@ -102,7 +126,7 @@ class Cluster:
         cluster._open(found)
         if wait:
             for party in found.parties:
-                cluster._wait_alive(party)
+                cluster._wait_alive(party, report=report)
         return cluster
 
     @property
@@ -168,7 +192,7 @@ class Cluster:
                     flush=True,
                 )
         for party in self.config.parties:
-            self._wait_alive(party)
+            self._wait_alive(party, report=report)
             report(f"{party.name} ({self.config.role(party.name)}) is up at {party.address}")
 
     def _open(self, config: ClusterConfig) -> None:
@@ -194,40 +218,23 @@ class Cluster:
             trust_env=False,
         )
 
-    def _spawn(self, name: str, directory: Path, listening: int) -> None:
-        """Start a party's process; it ends when our end of its lifeline does."""
-        config = directory.resolve() / name / "cluster.toml"
-        ends, held = os.pipe()
-        log = os.open(directory / name / "party.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        command = [sys.executable, "-m", "privserve.party", "--name", name, "--config", str(config)]
-        command += ["--listen-fd", str(listening), "--lifeline-fd", str(ends)]
-        for what, seconds in asdict(self._timeouts).items():
-            command += [f"--{what}-timeout", str(seconds)]
-        command += self._watching.options(self.names.index(name))
-        try:
-            self._processes[name] = subprocess.Popen(
-                command,
-                pass_fds=(listening, ends),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                # Ctrl-C in a terminal is for the launching program, which then stops us. A session
-                # of its own would do that too, but Linux shares the cores out between those, and
-                # what is made ahead for queries (see `engines.ottt.refill`) would hold others up.
-                process_group=0,
-                env={**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")},
-            )
-        except OSError as error:
-            os.close(held)
-            raise ClusterError(f"{name} cannot be started: {error.strerror}") from None
-        finally:
-            os.close(ends)
-            os.close(log)
+    def _spawn(self, name: str, directory: Path, listening: int, again: bool = False) -> None:
+        options = [*self._watching.options(self.names.index(name)), *self._state]
+        process, held = start_party(
+            name, directory, listening, self._timeouts, options, again=again
+        )
+        self._processes[name] = process
         self._lifelines.append(held)
 
-    def _wait_alive(self, party: PartyConfig, seconds: float = START_SECONDS) -> None:
+    def _wait_alive(
+        self,
+        party: PartyConfig,
+        seconds: float = START_SECONDS,
+        report: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        """Wait until a party answers: `seconds` at most if it was started here, else for ever."""
         managed = party.name in self._processes
-        deadline = time.monotonic() + seconds if managed else None
+        began = told = time.monotonic()
         while True:
             self.check_processes(party.name)
             try:
@@ -236,25 +243,56 @@ class Cluster:
             except ClusterError as error:
                 if "certificate does not verify" in str(error):
                     raise
-            if deadline is not None and time.monotonic() > deadline:
+                now, why = time.monotonic(), str(error)
+            if managed and now - began > seconds:
                 raise ClusterError(
                     f"{party.name} did not come up at {party.address} within {seconds:g} s; "
                     f"see {self._log(party.name)}"
                 )
+            if not managed and now - told >= SAY_SECONDS:
+                told = now
+                report(f"waiting for {party.name} for {now - began:.0f} s: {why}")
             time.sleep(POLL_SECONDS)
 
     def check_processes(self, *names: str) -> None:
         """Raise ClusterError if a party's process (of these, or any) has ended."""
         for name in names or self.names:
-            process = self._processes.get(name)
-            if process is not None and process.poll() is not None:
-                if process.returncode == -signal.SIGKILL:
-                    raise ClusterError(
-                        f"{name} was killed (signal 9). If nobody did that, the system did, since "
-                        "memory ran out; a larger host, a smaller model or fewer rows may help"
-                    )
-                last = _last_words(self._log(name).read_text(errors="replace"))
-                raise ClusterError(f"{name} ended with code {process.returncode}: {last}")
+            if (how := self._how_ended(name)) is not None:
+                raise ClusterError(how)
+
+    def _how_ended(self, name: str) -> str | None:
+        """How a party's process ended that was started here; None where it has not."""
+        process = self._processes.get(name)
+        if process is None or process.poll() is None:
+            return None
+        if process.returncode == -signal.SIGKILL:
+            return (
+                f"{name} was killed (signal 9). If nobody did that, the system did, since "
+                "memory ran out; a larger host, a smaller model or fewer rows may help"
+            )
+        last = last_words(self._log(name).read_text(errors="replace"))
+        return f"{name} ended with code {process.returncode}: {last}"
+
+    def revive(self, tell: Callable[[str], None]) -> None:
+        """Start the parties again that were started here and have ended, at the same ports.
+
+        tell: called with a line for each. Raises ClusterError where one ends for the third time
+        within a minute.
+        """
+        with self._reviving:
+            for name in self.names:
+                if (how := self._how_ended(name)) is None:
+                    continue
+                now = time.monotonic()
+                deaths = [at for at in self._deaths.get(name, []) if now - at < MINUTE]
+                self._deaths[name] = [*deaths, now]
+                if len(deaths) + 1 >= MOST_DEATHS:
+                    raise ClusterError(f"{how} (for the third time within a minute)")
+                tell(f"{how}; starting it again")
+                party = self.config.parties[self.config.rank(name)]
+                with bind(split_address(party.address), name) as sock:
+                    self._spawn(name, self.config.path.parent, sock.fileno(), again=True)
+                self._boots.pop(name, None)
 
     def _log(self, name: str) -> Path:
         return (self._temporary or self._directory or Path()) / name / "party.log"
@@ -379,12 +417,3 @@ class Cluster:
         if self._temporary is not None:
             shutil.rmtree(self._temporary, ignore_errors=True)
             self._temporary = None
-
-
-def _last_words(log: str) -> str:
-    """What a log ends with, which may be JSON."""
-    lines = log.strip().splitlines() or ["it said nothing"]
-    try:
-        return str(json.loads(lines[-1])["event"])
-    except (ValueError, KeyError, TypeError):
-        return lines[-1]

@@ -62,8 +62,8 @@ class Timeouts:
 
     connect: float = 60.0
     """For the other parties to join a session."""
-    peer: float = 30.0
-    """For a sign of life from another party."""
+    peer: float = 3.0
+    """For a sign of life from another party; they come four times as often."""
     share: float = 10.0
     """For a query's shares to reach all compute parties."""
 

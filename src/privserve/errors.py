@@ -80,6 +80,10 @@ class BadFrame(PeerLost):
     """Another party sent what is none of the protocol; the session and its randomness are void."""
 
 
+class HalfFrame(BadFrame):
+    """Another party began a frame and did not end it: it is stopped, or the network is cut."""
+
+
 class QueryError(PrivserveError):
     """A query was refused or failed; `status` is the HTTP status of the refusal."""
 

@@ -19,12 +19,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from zipfile import BadZipFile
 
-from privserve.addresses import join_address, split_address
-from privserve.config import Watching, party_names
+from privserve.addresses import join_address
+from privserve.config import Timeouts, Watching, party_names
 from privserve.engines import OPTIONS
 from privserve.errors import ConfigError, ModelReplaced
 from privserve.exit_codes import exit_code
 from privserve.interrupts import keep_interrupts
+from privserve.launch_files import join_cluster, write_files
 
 if TYPE_CHECKING:
     from privserve.cluster import Cluster
@@ -51,12 +52,6 @@ def _parser() -> argparse.ArgumentParser:
         help="with --party: where it listens, where that is not its address (may be repeated)",
     )
     _add_watching(parser)
-    parser.add_argument(
-        "--state-dir",
-        type=Path,
-        metavar="DIR",
-        help="with --party: where it keeps revoked certificates' list (default: beside --config)",
-    )
     parser.add_argument(
         "--config", type=Path, metavar="FILE", help="the cluster.toml of an existing cluster"
     )
@@ -97,6 +92,19 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--to", type=Path, default=Path(), metavar="DIR", help="with --join: where its files go"
     )
+    _add_state(parser)
+    parser.add_argument(
+        "--peer-timeout",
+        type=float,
+        metavar="SECONDS",
+        help="with --party or --parties: how long a party may give no sign of life (3)",
+    )
+    parser.add_argument(
+        "--on-owner-loss",
+        choices=("serve", "stop"),
+        default="serve",
+        help="what the parties do when this program is gone for 30 s (default: serve on)",
+    )
     parser.add_argument(
         "--dry-run", action="store_true", help="print what the model would cost, start nothing"
     )
@@ -118,6 +126,20 @@ def _add_watching(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--log-json", action="store_true", help="parties log a JSON object a line")
     parser.add_argument("--log-queries", action="store_true", help="parties log each query")
+
+
+def _add_state(parser: argparse.ArgumentParser) -> None:
+    """Where parties that are started here keep what they are told."""
+    parser.add_argument(
+        "--state-dir",
+        type=Path,
+        metavar="DIR",
+        help="with --party or --parties: where parties keep revoked certificates' list (default: "
+        "beside --config) and, with a key, their shares, so that they need no owner when they are "
+        "started again; the key is in PRIVSERVE_STATE_KEY or",
+    )
+    parser.add_argument("--state-key-file", type=Path, metavar="FILE", help="in this file, or")
+    parser.add_argument("--state-key-command", metavar="COMMAND", help="what this command prints")
 
 
 def _add_sharing(parser: argparse.ArgumentParser) -> None:
@@ -183,13 +205,19 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--parties launches a new cluster; leave --config and --party away")
     if options.party and not options.config:
         parser.error("--party needs --config, the cluster.toml that was made for that party")
-    for option in ("listen", "state_dir", "metrics"):
+    for option in ("listen", "metrics"):
         if getattr(options, option) and not options.party:
             parser.error(f"--{option.replace('_', '-')} goes with --party")
     if options.metrics_port is not None and (options.party or options.config):
         parser.error("--metrics-port goes with --parties; see --metrics for --party")
     if (options.log_json or options.log_queries) and options.config and not options.party:
         parser.error("--log-json and --log-queries are for parties that are started here")
+    if options.peer_timeout is not None and not 0.5 <= options.peer_timeout <= 3600:
+        parser.error("--peer-timeout goes from 0.5 to 3600 seconds")
+    for option in ("peer_timeout", "state_dir", "state_key_file", "state_key_command"):
+        if getattr(options, option) is not None and options.config and not options.party:
+            name = option.replace("_", "-")
+            parser.error(f"--{name} goes with --party or --parties: it is the parties' own")
     if bool(options.init) != bool(options.hosts):
         parser.error("--init and --hosts go together")
     if options.invite and not options.init:
@@ -237,67 +265,19 @@ def read_samples(path: Path | None) -> Any:
 def run_one_party(options: argparse.Namespace) -> int:
     """Run one party of an existing cluster until it is interrupted."""
     from privserve.party.__main__ import main as party_main
+    from privserve.party_process import state_options
 
     given = [f"--listen={address}" for address in options.listen]
-    given += [f"--state-dir={options.state_dir}"] if options.state_dir is not None else []
     given += [f"--metrics={options.metrics}"] if options.metrics else []
     given += _watching(options).options(0)
+    if options.peer_timeout is not None:
+        given.append(f"--peer-timeout={options.peer_timeout}")
+    given += state_options(options.state_dir, options.state_key_file, options.state_key_command)
     return party_main(["--name", options.party, "--config", str(options.config), *given])
 
 
 def _watching(options: argparse.Namespace) -> Watching:
     return Watching(options.metrics_port, options.log_json, options.log_queries)
-
-
-def write_files(directory: Path, hosts: str, invite: bool = False) -> int:
-    """Write what the parties of a cluster on several hosts need, and say what to do with it."""
-    from privserve.authority import VALID_DAYS
-    from privserve.certificates import CA_SECRET, write_cluster
-
-    addresses = hosts.split(",")
-    names = party_names(len(addresses))
-    parties = []
-    for name, address in zip(names, addresses, strict=True):
-        split_address(address.strip())
-        parties.append((name, address.strip()))
-    if (directory / "cluster.toml").exists():
-        raise ConfigError(f"{directory} holds a cluster already; remove it or name another --init")
-    secret = directory / CA_SECRET
-    path = write_cluster(directory, parties, keep=secret, make_keys=not invite)
-    if invite:
-        print(f"Wrote {path}. Send each party's invitation to its host, and run there:")
-        for name, address in parties:
-            print(f"  {address:<24} python -m privserve.launch --join {name}.invite")
-        print(
-            f"Sign what comes back:  python -m privserve.certify --config {path} sign NAME.request"
-        )
-    else:
-        print("All parties' keys are made here, which is for trying things out; see --invite.")
-        print(f"Wrote {path}. Copy each party's directory to its host and run it there:")
-        for name, address in parties:
-            command = f"python -m privserve.launch --party {name} --config {name}/cluster.toml"
-            print(f"  {address:<24} {command}")
-    print(
-        f"Certificates are good for {VALID_DAYS} days; {secret} is needed to renew and revoke them:"
-    )
-    print("  keep it where a thief of this disk does not find it.")
-    print(f"Then share a model from here:  python -m privserve.launch --config {path} --model FILE")
-    print(f"Let a client in with:  python -m privserve.clients --config {path} add NAME")
-    return 0
-
-
-def join_cluster(invitation: Path, directory: Path) -> int:
-    """Make this host's key for the cluster of an invitation, and say what to do next."""
-    from privserve.certificates import join
-
-    asked, fingerprint = join(invitation, directory)
-    home = asked.parent
-    print(f"Made a key in {home}, which never leaves this host. Its fingerprint: {fingerprint}")
-    print(
-        f"Send {asked} to the model owner, and put the {home.name}.pem that comes back into {home}."
-    )
-    print(f"Then:  python -m privserve.launch --party {home.name} --config {home / 'cluster.toml'}")
-    return 0
 
 
 def launch(options: argparse.Namespace) -> int:
@@ -342,7 +322,7 @@ def launch(options: argparse.Namespace) -> int:
                 report=lambda line: say(f"  {line}"),
             )
         try:
-            serve_all(models, options.num_requests, where, say)
+            serve_all(models, options.num_requests, where, say, options.on_owner_loss)
         except ModelReplaced as error:
             if options.config:
                 raise
@@ -372,12 +352,20 @@ def _cluster(options: argparse.Namespace) -> tuple[Cluster, Path]:
     from privserve.cluster import Cluster, Worker
 
     if options.config:
-        return Cluster.connect(options.config), options.config
+        return Cluster.connect(options.config, report=say), options.config
     names = party_names(options.parties or 3)
     ports = [options.port and options.port + i for i in range(len(names))]
     workers = [Worker(join_address(options.host, port)) for port in ports]
-    directory = fresh_directory(DEFAULT_DIRECTORY)
-    cluster = Cluster(*workers, directory=directory, watching=_watching(options))
+    timeouts = Timeouts(peer=options.peer_timeout or Timeouts.peer)
+    cluster = Cluster(
+        *workers,
+        directory=fresh_directory(DEFAULT_DIRECTORY),
+        timeouts=timeouts,
+        watching=_watching(options),
+        state_dir=options.state_dir,
+        state_key_file=options.state_key_file,
+        state_key_command=options.state_key_command,
+    )
     return cluster, DEFAULT_DIRECTORY / "cluster.toml"
 
 

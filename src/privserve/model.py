@@ -12,11 +12,8 @@ from __future__ import annotations
 import contextlib
 import re
 import secrets
-import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,30 +22,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 import converters
-from privserve import oip, replacing, sharing
-from privserve.cluster import POLL_SECONDS, Cluster
+from privserve import replacing, sending, tending
+from privserve.cluster import Cluster
 from privserve.config import PartyConfig
-from privserve.credentials import ClientTable, Limits
+from privserve.credentials import Limits
 from privserve.description import read_description
-from privserve.engines import ENGINES, Prepared, load_engine, read_options
+from privserve.engines import ALONE, ENGINES, Prepared, load_engine, read_options
 from privserve.errors import (
     ClusterError,
     ConfigError,
     InputError,
     ModelError,
-    ModelReplaced,
     QueryError,
     StaleSession,
     UnknownOpError,
 )
 from privserve.fitting import check_memory
-from privserve.fixedpoint import RingArray
 from privserve.inputs import Inputs, by_name
 
 DEFAULT_ENGINE = "ottt"
 AUTO = "auto"
-POLL_PATIENCE_SECONDS = 30.0
-"""Polls may fail this long before serving is given up."""
 
 
 class SecureModel:
@@ -59,6 +52,9 @@ class SecureModel:
         self.name = name
         self._cluster: Cluster | None = None
         self._session = ""
+        self._kept: sending.Sent | None = None
+        """What was shared last, for a party that loses its share."""
+        self._tended: tending.Tended | None = None
         self._replaces = ""
         """The session in whose place this one is served, once it is."""
 
@@ -189,21 +185,12 @@ class SecureModel:
         before = replacing.holder(cluster, self.name)
         if not force:
             check_memory(cluster, prepared, chosen, self.name)
-        compute = len(cluster.config.compute)
-        split = {name: sharing.split(p, compute) for name, p in prepared.parameters.items()}
-        message = {
-            "session": secrets.token_hex(16),
-            "engine": prepared.engine,
-            "description": prepared.description,
-            "options": chosen,
-            "everybody": None if everybody is None else asdict(everybody),
-        }
-        session = str(message["session"])
-        self._cluster, self._session, self._replaces = cluster, session, ""
+        self._kept = sending.Sent(self.name, prepared, chosen, everybody)
+        self._cluster, self._session, self._replaces = cluster, secrets.token_hex(16), ""
+        session = self._session
         try:
-            self._send(cluster, message, split)
-            for party in cluster.config.parties:
-                self._wait_loaded(cluster, party, session)
+            sending.send(cluster, session, self._kept)
+            sending.wait_loaded(cluster, session)
             if before is not None and self._is_served(cluster, before.session):
                 self._replaces = before.session
             elif before is not None:
@@ -212,41 +199,22 @@ class SecureModel:
             self.stop()
             raise
 
-    def _send(
-        self, cluster: Cluster, message: Mapping[str, Any], split: Mapping[str, list[RingArray]]
-    ) -> None:
-        """Send every party the message, and each compute party its shares of the parameters."""
-        config, table = cluster.config, ClientTable.read(cluster.config)
-
-        def send(rank: int) -> None:
-            dealer = rank == len(config.compute)
-            shares = {} if dealer else {name: s[rank] for name, s in split.items()}
-            told = {**message, "clients": table.entries(config.parties[rank].name)}
-            parts, headers = oip.format_message(told, shares, "inputs")
-            path = f"/v2/repository/models/{self.name}/load"
-            cluster.call(
-                config.parties[rank], "POST", path, content=b"".join(parts), headers=headers
-            )
-
-        with ThreadPoolExecutor(len(config.parties)) as pool:
-            list(pool.map(send, range(len(config.parties))))
-
-    def _wait_loaded(self, cluster: Cluster, party: PartyConfig, session: str) -> None:
-        while True:
-            cluster.check_processes()
-            try:
-                path = "/privserve/status"
-                status = cluster.call(party, "GET", path, session=session).json()
-            except StaleSession:
-                raise ClusterError(
-                    f"{party.name} does not have the model any more: it was started again, or "
-                    "given others meanwhile"
-                ) from None
-            if status["state"] in ("failed", "ended"):
-                raise ClusterError(f"the model could not be shared: {status['reason']}")
-            if status["state"] == "loaded":
-                return
-            time.sleep(POLL_SECONDS / 2)
+    def _share_again(self) -> str:
+        """Share the model anew where it was shared last, in place of what is left of that."""
+        cluster, _ = self._shared()
+        session, before, kept = secrets.token_hex(16), self._session, self._kept
+        assert kept is not None
+        if kept.prepared.engine in ALONE:  # there is no room for two
+            replacing.unload(cluster, self.name, before)
+        try:
+            sending.send(cluster, session, kept)
+            sending.wait_loaded(cluster, session)
+            replacing.take_over(cluster, self.name, before, session)
+        except BaseException:
+            replacing.unload(cluster, self.name, session)
+            raise
+        self._session = session
+        return session
 
     def _is_served(self, cluster: Cluster, session: str) -> bool:
         """Whether this session is served now."""
@@ -262,6 +230,8 @@ class SecureModel:
         num_requests: int | None = None,
         *,
         report: Callable[[int], None] = lambda answered: None,
+        tell: Callable[[str], None] | None = None,
+        on_owner_loss: str = tending.SERVE,
     ) -> int:
         """Answer queries until `num_requests` rows are answered; None: until interrupted.
 
@@ -270,37 +240,36 @@ class SecureModel:
 
         report: called with the number answered so far whenever it grew. Returns how many
         were answered. May be called again; the model stays shared. Where another model of this
-        name was being served when this one was shared, this one takes its place now. Raises
-        ClusterError if a party is lost; ModelReplaced if another model takes this one's place.
+        name was being served when this one was shared, this one takes its place now. A party that
+        is lost is waited for; one that comes back without its share gets it again from here, and
+        one that was started here is started again. tell: called with a line where that happens;
+        when None it is printed. on_owner_loss: "serve", or "stop" to have the parties stop serving
+        when this program has not been heard of for 30 s. Raises ClusterError where serving ended
+        for a reason that does not pass; ModelReplaced if another model takes this one's place.
         """
-        cluster, leader = self._shared()
-        session, message = self._session, {"num_requests": num_requests}
-        cluster.call(leader, "POST", "/privserve/serve", session=session, json=message)
-        answered = 0
+        if on_owner_loss not in (tending.SERVE, tending.STOP):
+            raise ConfigError(f"on_owner_loss is 'serve' or 'stop', not {on_owner_loss!r}")
+        cluster, _ = self._shared()
+        tended = tending.Tended(
+            cluster=cluster,
+            name=self.name,
+            session=self._session,
+            limit=num_requests,
+            on_owner_loss=on_owner_loss,
+            share_again=self._share_again,
+            tell=tell or partial(_say, None),
+        )
+        tended.begin()
+        self._tended = tended
         try:
             if self._replaces:
-                replacing.take_over(cluster, self.name, self._replaces, session)
+                replacing.take_over(cluster, self.name, self._replaces, self._session)
                 self._replaces = ""
-            while True:
-                status = self._polled(cluster, leader, session)
-                if status.get("answered", 0) > answered:
-                    answered = status["answered"]
-                    report(answered)
-                is_over = status["state"] != "loaded"
-                if status.get("replaced") and (is_over or status["idle"]):
-                    raise ModelReplaced(
-                        f"serving ended: another model is shared as '{self.name}' and has taken "
-                        f"this one's place, which answered {answered} rows"
-                    )
-                if is_over:
-                    raise ClusterError(f"serving ended: {status['reason']}")
-                if not status["serving"]:
-                    return answered
-                cluster.check_processes()
-                time.sleep(POLL_SECONDS)
+            return tending.serve(tended, report)
         except KeyboardInterrupt:
+            answered = tended.total
             with contextlib.suppress(ClusterError, QueryError):
-                answered = self.stop_serving()
+                answered = tended.before + self.stop_serving()
             if num_requests is not None:
                 raise
             return answered
@@ -308,28 +277,13 @@ class SecureModel:
     def stop_serving(self) -> int:
         """Refuse further queries, so that `serve` returns; how many rows were answered."""
         cluster, leader = self._shared()
-        stopped = cluster.call(leader, "POST", "/privserve/stop", session=self._session).json()
+        try:
+            path = "/privserve/stop"
+            stopped = cluster.call(leader, "POST", path, session=self._session).json()
+        finally:
+            if self._tended is not None:
+                self._tended.is_stopped.set()
         return int(stopped["answered"])
-
-    def _polled(self, cluster: Cluster, leader: PartyConfig, session: str) -> dict[str, Any]:
-        """The leader's status. A poll that fails is no reason to end a cluster that serves."""
-        deadline = time.monotonic() + POLL_PATIENCE_SECONDS
-        while True:
-            try:
-                path = "/privserve/status"
-                response = cluster.call(leader, "GET", path, session=session)
-                found: dict[str, Any] = response.json()
-                return found
-            except StaleSession:
-                raise ClusterError("serving ended: another model was shared meanwhile") from None
-            except (ClusterError, QueryError, ValueError) as error:
-                cluster.check_processes()
-                if time.monotonic() > deadline:
-                    raise ClusterError(
-                        f"{leader.name} has not said how serving goes for "
-                        f"{POLL_PATIENCE_SECONDS:g} s: {error}"
-                    ) from None
-                time.sleep(POLL_SECONDS)
 
     def _shared(self) -> tuple[Cluster, PartyConfig]:
         if self._cluster is None:

@@ -17,6 +17,8 @@ from privserve.engines import ALONE, is_alone
 from privserve.errors import ClusterError, QueryError, StaleSession
 from privserve.shared_models import SharedModel
 
+UNLOAD_SECONDS = 12.0
+"""For one party to end a session; one that is stopped does not answer at all."""
 DRAIN_SECONDS = 30.0
 """The old session may take this long for what it has; half a query is refused long before."""
 
@@ -66,7 +68,7 @@ def unload(cluster: Cluster, name: str, session: str) -> None:
     for party in cluster.config.parties:
         with contextlib.suppress(ClusterError, QueryError):
             path = f"/v2/repository/models/{name}/unload"
-            cluster.call(party, "POST", path, session=session)
+            cluster.call(party, "POST", path, session=session, timeout=UNLOAD_SECONDS)
 
 
 def _wait_idle(cluster: Cluster, session: str) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from privserve.errors import ClusterError, ConfigError, PrivserveError, QueryError
+from privserve.tending import SERVE
 
 if TYPE_CHECKING:
     from privserve.cluster import Cluster
@@ -57,7 +58,11 @@ def keep(cluster: Cluster) -> None:
 
 
 def serve_all(
-    models: Sequence[SecureModel], limit: int | None, where: Path, say: Callable[[str], None]
+    models: Sequence[SecureModel],
+    limit: int | None,
+    where: Path,
+    say: Callable[[str], None],
+    on_owner_loss: str = SERVE,
 ) -> None:
     """Serve `limit` rows of each model, or until Ctrl-C; `say` is called with lines of progress.
 
@@ -68,21 +73,24 @@ def serve_all(
     ask = f"python scripts/query.py --config {where}"
     if len(models) == 1:
         say(f"serving {many}; ask with: {ask}")
-        _serve(models[0], limit, say)
+        _serve(models[0], limit, say, on_owner_loss)
         return
     names = ", ".join(f"'{model.name}'" for model in models)
     say(f"serving {many} of each of {names}; ask with: {ask} --model NAME")
-    _serve_together(models, limit, say)
+    _serve_together(models, limit, say, on_owner_loss)
 
 
 def _serve_together(
-    models: Sequence[SecureModel], limit: int | None, say: Callable[[str], None]
+    models: Sequence[SecureModel],
+    limit: int | None,
+    say: Callable[[str], None],
+    on_owner_loss: str,
 ) -> None:
     failed: list[PrivserveError] = []
 
     def serve(model: SecureModel) -> None:
         try:
-            _serve(model, limit, say, f"{model.name}: ")
+            _serve(model, limit, say, on_owner_loss, f"{model.name}: ")
         except PrivserveError as error:
             failed.append(error)
             say(f"  {model.name}: {error}")
@@ -107,11 +115,18 @@ def _serve_together(
 
 
 def _serve(
-    model: SecureModel, limit: int | None, say: Callable[[str], None], who: str = ""
+    model: SecureModel,
+    limit: int | None,
+    say: Callable[[str], None],
+    on_owner_loss: str,
+    who: str = "",
 ) -> None:
     """Serve one model; who: how its lines begin."""
     answered = model.serve(
-        limit, report=lambda n: say(f"  {who}answered {n}" + (f"/{limit}" if limit else ""))
+        limit,
+        report=lambda n: say(f"  {who}answered {n}" + (f"/{limit}" if limit else "")),
+        tell=lambda line: say(f"  {line}"),
+        on_owner_loss=on_owner_loss,
     )
     if limit and answered == limit:
         say(f"{who}the limit of {limit} rows is reached")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-ALIVE = ("loading", "loaded")
+ALIVE = ("loading", "loaded", "waiting")
 STOPPED = "the model owner stopped the model"
 """Why a model's sessions ended that nobody wants any more."""
 

@@ -34,7 +34,7 @@ from privserve.engines.crypten.dealing import (
 from privserve.engines.crypten.session import deal_session
 from privserve.errors import ClusterError, PeerLost
 from privserve.fixedpoint import encode
-from privserve.party.lanes import LaneMesh
+from privserve.party.lane_mesh import LaneMesh
 from privserve.prg import Prg
 
 

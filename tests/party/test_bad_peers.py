@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import struct
 import threading
 import time
@@ -28,13 +29,14 @@ from privserve.party.pending import Pending
 from privserve.party.queries import LeaderQueue
 from privserve.party.roles import LeaderSession
 from privserve.party.session import MAX_REASON, Session, printable
+from privserve.party.watching import tell
 
 PATIENT = Timeouts(connect=5, peer=20, share=0.3)
 """So that nobody is given up for want of a heartbeat before what is looked for is found."""
 
 
 def channel_of(session: Session, lane: str, peer: int) -> Channel:
-    return session._lanes[lane].channels[peer]
+    return session._round.lanes[lane].channels[peer]
 
 
 def say(channel: Channel, raw: bytes) -> None:
@@ -44,14 +46,15 @@ def say(channel: Channel, raw: bytes) -> None:
 
 def say_once(session: Session, raw: bytes) -> None:
     """Have the session's watcher, whose lane it is, say this to party 0 in place of a sign."""
-    tell = session._tell
+    watch = session._watch
+    tell_all = watch._tell
 
-    def instead(channels: dict[int, Channel], message: dict) -> str | None:
-        session._tell = tell  # type: ignore[method-assign]
-        say(channels[0], raw)
-        return tell({peer: c for peer, c in channels.items() if peer != 0}, message)
+    def instead(message: dict) -> str | None:
+        watch._tell = tell_all  # type: ignore[method-assign]
+        say(watch._channels[0], raw)
+        return tell({peer: c for peer, c in watch._channels.items() if peer != 0}, message)
 
-    session._tell = instead  # type: ignore[method-assign]
+    watch._tell = instead  # type: ignore[method-assign]
 
 
 NO_SIGNS = {
@@ -95,11 +98,15 @@ def test_a_note_that_is_none_ends_the_session_and_names_the_peer(
     assert "bob sent what is none of the protocol on the lane 'arrivals'" in sessions.leader.reason
 
 
-def test_a_follower_that_closes_its_arrivals_lane_ends_the_session(sessions: Sessions) -> None:
+def test_a_follower_that_closes_its_arrivals_lane_begins_another_round(
+    sessions: Sessions, caplog: pytest.LogCaptureFixture
+) -> None:
     sessions.start(timeouts=PATIENT)
-    channel_of(sessions.all[1], "arrivals", 0).close()
-    wait_until(lambda: states(sessions) == ["failed"] * 3, "all sessions failed")
-    assert "the connection to bob (arrivals) broke" in sessions.leader.reason
+    with caplog.at_level(logging.INFO):
+        channel_of(sessions.all[1], "arrivals", 0).close()
+        wait_until(lambda: not sessions.leader._round.is_first, "the round is over")
+        wait_until(lambda: states(sessions) == ["loaded"] * 3, "the next one has begun")
+    assert "alice: waits for another round: the connection to bob (arrivals) broke" in caplog.text
 
 
 ORDERS = {
@@ -216,7 +223,7 @@ def test_a_leader_that_does_not_listen_does_not_stop_a_followers_front(
 
     def deaf(session: LeaderSession) -> None:
         session._set_up()
-        session._ended.wait(60)
+        session._round.over.wait(60)
 
     monkeypatch.setattr("privserve.party.roles.NOTE_SECONDS", 0.3)
     monkeypatch.setattr(LeaderSession, "_serve", deaf)
@@ -234,7 +241,7 @@ def test_a_leader_that_does_not_listen_does_not_stop_a_followers_front(
         except NotServing:
             break
     assert time.monotonic() - began < 60
-    wait_until(lambda: follower.state == "failed", "the follower gives the leader up")
+    wait_until(lambda: not follower._is_open, "the follower gives the leader up")
     with pytest.raises(NotServing):
         follower.submit(Pending("late", [numbers(1, 1)], 1))  # type: ignore[attr-defined]
 

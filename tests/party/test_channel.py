@@ -13,7 +13,7 @@ from serving import wait_until
 
 from privserve.errors import PeerLost
 from privserve.party.channel import CONTROL_BYTES
-from privserve.party.lanes import DIRECT_BYTES
+from privserve.party.lane_mesh import DIRECT_BYTES
 
 
 @pytest.mark.parametrize("size", [0, 1, 1 << 16, (1 << 16) + 1, 5_000_000])

@@ -37,6 +37,7 @@ from privserve import fixedpoint, oip, sharing
 from privserve.config import ClusterConfig, read_config
 from privserve.credentials import KEY_FILE, ClientKey
 from privserve.errors import BadFrame, PrivserveError
+from privserve.party.computing import ComputeSession
 from privserve.party.lanes import PROTOCOL, client_context
 from privserve.party.messages import (
     hear,
@@ -47,8 +48,9 @@ from privserve.party.messages import (
     read_sign,
 )
 from privserve.party.pending import Pending
-from privserve.party.roles import ComputeSession, LeaderSession
-from privserve.party.session import Session, SessionSpec
+from privserve.party.roles import LeaderSession
+from privserve.party.session import Session
+from privserve.party.session_spec import SessionSpec
 
 # -- the first frame ------------------------------------------------------------------------
 
@@ -272,7 +274,8 @@ class Play:
         try:
             assert session.ready.wait(20)
             try:
-                wait_until(partial(self.are, "loaded", "failed", "ended"), "it is up or over", 10)
+                states = ("loaded", "failed", "ended", "waiting")
+                wait_until(partial(self.are, *states), "it is up or over", 10)
             except AssertionError:
                 # A party may keep the others waiting, but not longer than their owner wants.
                 assert plan.sent is not None
@@ -284,6 +287,7 @@ class Play:
         finally:
             session.end("the rogue left")
         self.check_reasons(plan)
+        self.unload()  # where a loss passes the victims wait for the rogue
         return plan
 
     def unload(self) -> None:
@@ -315,9 +319,13 @@ class Play:
         assert np.abs(got - self.stage.expected).max() < 1e-2, "a wrong answer without a bad frame"
 
     def check_reasons(self, plan: Plan) -> None:
-        wait_until(partial(self.are, "ended", "failed"), "the session is over", 15)
+        try:
+            states = ("ended", "failed", "waiting", "idle")
+            wait_until(partial(self.are, *states), "the session is over", 15)
+        except AssertionError as error:
+            raise AssertionError([self.status(name) for name in self.victims]) from error
         for name in self.victims:
-            reason = self.status(name)["reason"]
+            reason = self.status(name).get("reason", "the model owner stopped the model")
             assert len(reason) <= 2000
             assert reason.isprintable()
             for victim in self.victims:

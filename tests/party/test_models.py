@@ -8,13 +8,13 @@ from privserve.errors import NotServing, QueryError, StaleSession
 from privserve.party.memory import promised_memory
 from privserve.party.metadata import index_entry
 from privserve.party.models import MAX_MODELS, MAX_PAST, Models, Place
-from privserve.party.session import SessionSpec
+from privserve.party.session_spec import SessionSpec
 
 
 class Fake:
     """A session that is loaded as soon as one says so."""
 
-    def __init__(self, spec: SessionSpec) -> None:
+    def __init__(self, spec: SessionSpec, came_back: str = "") -> None:
         self.spec = spec
         self.state, self.reason = "loading", ""
         self.is_replaced = False

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from privserve.errors import DeadlinePassed, LimitReached, NotServing, QueryError
 from privserve.party import pending, queries
 from privserve.party.pending import Pending, PendingQueries
-from privserve.party.queries import LeaderQueue, Refusal
+from privserve.party.queries import LeaderQueue
+from privserve.party.refusals import Refusal
 from privserve.party.turns import Piece
 
 

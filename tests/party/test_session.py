@@ -29,14 +29,15 @@ def test_the_cause_is_told_before_the_channels_break_however_slow_the_watcher_is
 ) -> None:
     """On a busy machine the others used to be told that alice is gone instead."""
     sessions.start()
-    tell, main = sessions.leader._tell, sessions.leader._threads[0]
+    watch, main = sessions.leader._watch, sessions.leader._main_thread
+    tell = watch._tell
 
-    def slow(channels: dict, message: dict) -> str | None:
+    def slow(message: dict) -> str | None:
         if "over" in message:  # as long as the session's own thread would take to end
             main.join(1)
-        return tell(channels, message)
+        return tell(message)
 
-    monkeypatch.setattr(sessions.leader, "_tell", slow)
+    monkeypatch.setattr(watch, "_tell", slow)
     sessions.leader.end("the owner left")
     wait_until(lambda: states(sessions) == ["ended"] * 3, "all sessions ended", 5)
     assert {session.reason for session in sessions.all} == {"the owner left"}
@@ -53,12 +54,12 @@ def test_a_party_that_vanishes_is_named_to_all_clients(sessions: Sessions, gone:
     vanish(sessions.all[gone])
     name = sessions.configs[0].parties[gone].name
     others = [s for rank, s in enumerate(sessions.all) if rank != gone]
-    wait_until(lambda: all(s.state == "failed" for s in others), "the others noticed", 5)
+    wait_until(lambda: all(s.state == "waiting" for s in others), "the others noticed", 5)
     echo_engine.hold.set()
     for rank in {0, 1} - {gone}:
         assert f"{name} is gone" in str(refusals([waiting[rank]], 5)[0])
         running[rank].future.exception(5)  # answered or refused, but not left hanging
-    with pytest.raises(NotServing, match=f"{name} is gone.*share the model again"):
+    with pytest.raises(NotServing, match=f"{name} is gone.*comes back by itself"):
         others[0].submit(Pending("q", [numbers(1, 1)], 1))  # type: ignore[attr-defined]
 
 
@@ -93,16 +94,15 @@ def test_a_party_that_hangs_is_given_up_and_its_clients_are_told(
     echo_engine.hold.clear()
     asked = sessions.ask(numbers(1, 1))
     # As a stopped process: its channels stay open, and nothing more comes.
-    monkeypatch.setattr(sessions.all[2], "_hear", _stopped)
-    wait_until(lambda: states(sessions)[:2] == ["failed"] * 2, "the others gave carol up", 6)
+    monkeypatch.setattr(sessions.all[2]._watch, "_hear", _stopped)
+    wait_until(lambda: states(sessions)[:2] == ["waiting"] * 2, "the others gave carol up", 6)
     echo_engine.hold.set()
     assert "carol gave no sign of life for 1.5 s" in sessions.leader.reason
     assert "carol" in str(refusals([asked[1]])[0])
 
 
-def _stopped(*_: object) -> tuple[str | None, str]:
+def _stopped(*_: object) -> None:
     echo_engine.released.wait(20)
-    return None, "failed"
 
 
 def test_a_share_is_not_taken_for_another_model_once_the_session_is_over(
@@ -155,7 +155,7 @@ def test_a_party_that_does_not_join_is_named(sessions: Sessions) -> None:
 def test_a_second_session_follows_a_failed_one(sessions: Sessions) -> None:
     sessions.start()
     vanish(sessions.all[1])
-    wait_for_failure(sessions)
+    wait_until(lambda: states(sessions) == ["waiting", "ended", "waiting"], "the others noticed")
     for session in sessions.all:
         session.end("again")
     sessions.all.clear()

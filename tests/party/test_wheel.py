@@ -247,7 +247,7 @@ def test_a_model_that_fails_does_not_take_the_other_with_it(
 ) -> None:
     first, second = two_models(shared, tmp_path)
     follower = second.all[1]
-    follower._lanes[ARRIVALS].channels[0].send(b'{"no": "note"}')
+    follower._round.lanes[ARRIVALS].channels[0].send(b'{"no": "note"}')
     wait_until(lambda: second.leader.state == "failed", "the bad frame ends its session")
     assert "bob" in second.leader.reason
     for i in range(5):

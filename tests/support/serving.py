@@ -80,7 +80,7 @@ def serving(
 
     def serve() -> None:
         try:
-            model.serve(num_requests)
+            model.serve(num_requests, tell=lambda line: None)
         except BaseException as error:
             failed.append(error)
 
@@ -101,7 +101,7 @@ def serving(
         yield thread
     finally:
         with contextlib.suppress(ps.ClusterError, ps.QueryError):
-            cluster.call(leader, "POST", "/privserve/stop", session=model._session)
+            model.stop_serving()
         thread.join(20)
         assert not thread.is_alive(), "serve() did not return"
 

@@ -17,7 +17,8 @@ from privserve.party.lanes import Listener
 from privserve.party.pending import Pending
 from privserve.party.poller import Poller
 from privserve.party.roles import LeaderSession, open_session
-from privserve.party.session import Seat, Session, SessionSpec
+from privserve.party.session import Seat, Session
+from privserve.party.session_spec import SessionSpec
 from privserve.party.wheel import Wheel
 
 QUICK = Timeouts(connect=5, peer=1.5, share=0.3)
@@ -52,14 +53,25 @@ class Sessions:
         name = uuid4().hex
         for rank in range(len(self.listeners)) if who is None else who:
             spec = SessionSpec(name, "m", "echo", echo_engine.DESCRIPTION, shares or {}, options)
-            config = self.configs[rank]
-            party = config.parties[rank]
-            wheel = self.wheels[rank] if self.wheels else None
-            seat = Seat(config, party, self.listeners[rank], timeouts, None, wheel)
-            self.all.append(open_session(seat, spec))
-            self.all[-1].start()
+            self.all.append(self.begin(rank, spec, timeouts))
         for session in self.all:
             assert session.ready.wait(10)
+
+    def begin(
+        self, rank: int, spec: SessionSpec, timeouts: Timeouts = QUICK, came_back: str = ""
+    ) -> Session:
+        """Start one party's side of a session."""
+        config = self.configs[rank]
+        wheel = self.wheels[rank] if self.wheels else None
+        seat = Seat(config, config.parties[rank], self.listeners[rank], timeouts, None, wheel)
+        session = open_session(seat, spec, came_back)
+        session.start()
+        return session
+
+    def come_back(self, rank: int, timeouts: Timeouts = QUICK) -> None:
+        """Have a party that vanished take part again, with what it had."""
+        spec = self.all[rank].spec
+        self.all[rank] = self.begin(rank, spec, timeouts, "it was started again")
 
     @property
     def leader(self) -> LeaderSession:
@@ -105,7 +117,16 @@ def numbers(*values: int) -> np.ndarray:
 
 
 def vanish(session: Session) -> None:
-    """Break all channels of `session` without a word, as a killed process does."""
-    session._tell = lambda *_: None  # type: ignore[method-assign]
-    for lane in session._lanes.values():
+    """End `session` without a word, as a killed process does: it does not come back."""
+    session._watch._tell = lambda _: None  # type: ignore[union-attr,method-assign,assignment]
+    with session._end_lock:
+        session.state, session.has_left = "ended", True
+        session._ended.set()
+        session._round.over.set()  # and nothing is told
+    cut_off(session)
+
+
+def cut_off(session: Session) -> None:
+    """Break all channels of `session`, as a cut cable does: it may come back."""
+    for lane in session._round.lanes.values():
         lane.close()

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -61,6 +62,7 @@ class Stage:
         self.options = options
         self.sockets: dict[str, socket.socket] = {}
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._ports: dict[str, Any] = {}
         parties = []
         for name in NAMES:
             self.sockets[name] = sock = socket.create_server(("127.0.0.1", 0))
@@ -105,6 +107,19 @@ class Stage:
             raise AssertionError(f"{name} did not end when it was told to") from None
         # It shut its sockets down, and these are the same ones: they cannot listen any more.
         self.sockets[name] = reopened(self.sockets[name])
+
+    def kill(self, name: str) -> None:
+        """Kill one party's process; nobody listens at its port until it is started again."""
+        process = self.processes.pop(name)
+        process.kill()
+        process.wait()
+        self._ports[name] = self.sockets[name].getsockname()
+        self.sockets[name].close()
+
+    def start_again(self, name: str) -> None:
+        """Start a party that was killed, at its port."""
+        self.sockets[name] = socket.create_server(self._ports.pop(name))
+        self.start(name)
 
     def log_path(self, name: str) -> Path:
         return self.home / name / "party.log"

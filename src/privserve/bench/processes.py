@@ -24,7 +24,8 @@ from privserve.config import ClusterConfig, party_names, read_config
 from privserve.engines import Compute, Prepared, load_engine
 from privserve.errors import ClusterError, PeerLost
 from privserve.fixedpoint import RingArray
-from privserve.party.lanes import LaneMesh, Listener
+from privserve.party.lane_mesh import LaneMesh
+from privserve.party.lanes import Listener
 
 SPAWN = multiprocessing.get_context("spawn")
 START_SECONDS = 300

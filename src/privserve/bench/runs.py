@@ -17,7 +17,7 @@ from privserve.bench.processes import START_SECONDS, Member, PartyProcesses
 from privserve.engines import Compute, Prepared
 from privserve.fixedpoint import RingArray, decode, encode
 from privserve.party.cores import stay_on_own_core
-from privserve.party.lanes import LaneMesh
+from privserve.party.lane_mesh import LaneMesh
 
 QUIET_ROWS = 100
 """This many rows leave the pools full enough for the dealer to rest."""

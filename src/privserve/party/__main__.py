@@ -16,12 +16,15 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from privserve.addresses import bind, split_address
-from privserve.config import Timeouts, read_config
+from privserve.config import ClusterConfig, Timeouts, read_config
+from privserve.errors import ConfigError
 from privserve.exit_codes import exit_code
 from privserve.party.json_log import log_as_json
+from privserve.party.keep import Keep
 from privserve.party.process import allow_descriptors, run_party
 from privserve.party.query_log import log_queries
 from privserve.party.quiet import SaidOften
+from privserve.party.state_key import read_key
 
 log = logging.getLogger("privserve")
 
@@ -38,6 +41,17 @@ def _metrics(name: str, where: str | None) -> socket.socket | None:
         return None
     address = where if ":" in where else f"localhost:{where}"
     return bind(split_address(address), f"{name}'s metrics", "--metrics")
+
+
+def _keep(config: ClusterConfig, options: argparse.Namespace) -> Keep | None:
+    """Where the party keeps its shares, if there is a key for that; raises ConfigError."""
+    key = read_key(options.state_key_file, options.state_key_command)
+    if options.state_dir is None and key is not None:
+        raise ConfigError("the key of a party's state goes with --state-dir")
+    if options.state_dir is None or key is None:
+        return None
+    leads = config.rank(options.name) == 0
+    return Keep(options.state_dir, config.cluster, options.name, key, leads=leads)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -57,7 +71,7 @@ def main(arguments: list[str] | None = None) -> int:
         type=Path,
         metavar="DIR",
         help="where it keeps what it is told, where that is not beside the cluster.toml: the "
-        "list of revoked certificates",
+        "list of revoked certificates and, sealed with a key, its shares of models",
     )
     parser.add_argument(
         "--listen-fd", type=int, action="append", default=[], help=argparse.SUPPRESS
@@ -77,6 +91,8 @@ def main(arguments: list[str] | None = None) -> int:
         parser.add_argument(
             f"--{name}-timeout", type=float, default=default, help=argparse.SUPPRESS
         )
+    parser.add_argument("--state-key-file", type=Path, metavar="FILE", help="with the key for that")
+    parser.add_argument("--state-key-command", metavar="COMMAND", help="that prints the key")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
     for handler in logging.getLogger().handlers:
@@ -90,8 +106,9 @@ def main(arguments: list[str] | None = None) -> int:
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
     def work() -> int:
+        config = replace(read_config(options.config), state=options.state_dir)
         run_party(
-            replace(read_config(options.config), state=options.state_dir),
+            config,
             options.name,
             _sockets(options.name, options.listen_fd, options.listen),
             options.lifeline_fd,
@@ -101,6 +118,7 @@ def main(arguments: list[str] | None = None) -> int:
                 share=options.share_timeout,
             ),
             _metrics(options.name, options.metrics),
+            _keep(config, options),
         )
         return 0
 

@@ -13,9 +13,9 @@ from starlette.responses import Response
 
 from privserve.errors import InputError, QueryError
 from privserve.party.bodies import json_object, read_body
+from privserve.party.computing import ComputeSession
 from privserve.party.json_answers import Json
 from privserve.party.metadata import index_entry, model_config, model_facts, party_facts
-from privserve.party.roles import ComputeSession
 
 if TYPE_CHECKING:
     from privserve.party.party import Party

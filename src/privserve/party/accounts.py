@@ -2,8 +2,8 @@
 
 Every compute party checks the credential of each query; the leader alone counts, since it alone
 decides what runs. What a client has had, of all models together, stays counted when a model is
-shared again, and is forgotten when the leader's process ends. Those who are no clients are let in
-for each model by itself, and counted for each name of a model.
+shared again; when the leader's process ends it is forgotten, unless there is a journal (`journal`).
+Those who are no clients are let in for each model by itself, and counted for each name of a model.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import hmac
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -49,6 +49,18 @@ class Accounts:
         self._entries: dict[str, Entry] = {}
         self._usage: dict[str, _Usage] = {}
         self._lock = threading.Lock()
+
+    def restore(self, rows: Mapping[str, int], recent: Sequence[tuple[float, str, int]]) -> None:
+        """Take over what was counted before this process began.
+
+        recent: when rows were answered, in seconds before now; by whom, and how many.
+        """
+        with self._lock:
+            self._usage = {key: _Usage(had) for key, had in rows.items()}
+            for ago, key, had in sorted(recent, reverse=True):
+                usage = self._usage.setdefault(key, _Usage())
+                usage.recent.append((self._now() - ago, had))
+                usage.recent_rows += had
 
     def know(self, entries: Sequence[Entry]) -> None:
         """Let these clients in, by their credentials, and no others."""
@@ -175,6 +187,10 @@ class Counted:
     def charge(self, name: str, rows: int) -> None:
         """Count rows that were answered."""
         self._accounts.charge(name, rows, self._model)
+
+    def key(self, name: str) -> str:
+        """What a client's rows are counted under."""
+        return _key(name, self._model)
 
     def anonymous(self) -> dict[str, Any] | None:
         """What those had who are no clients; None where they are not let in."""

@@ -15,9 +15,12 @@ from importlib.metadata import version
 from typing import Any
 
 from privserve.engines import load_engine
-from privserve.errors import ClusterError
+from privserve.errors import BadFrame, ClusterError, PeerLost, PrivserveError
+from privserve.party.channel import Channel
+from privserve.party.messages import FAILED, WAITING, Over, hear, message_of, read_facts
+from privserve.party.watching import tell
 
-WIRE = 5
+WIRE = 6
 """What parties say to each other, in which order; grows with every change of it."""
 
 OTHER_CODE = ("privserve", "wire")
@@ -64,3 +67,48 @@ def compare(me: str, mine: Mapping[str, Any], peer: str, theirs: Mapping[str, An
         "dealt for a model on which the parties differ. Share the model again, and install one "
         "version at all parties"
     )
+
+
+def agree(
+    me: str, mine: Mapping[str, Any], channels: Mapping[int, Channel], patience: float
+) -> None:
+    """Compare with every other party what is about to run, on the lane of signs of life.
+
+    mine: see `facts`. patience: seconds for each of the others. Raises PeerLost where one is gone,
+    and ClusterError for what the parties do not agree on.
+    """
+    for channel in channels.values():
+        channel.set_timeout(patience)
+    if (lost := tell(channels, dict(mine))) is not None:
+        raise PeerLost(lost)
+    try:
+        for peer, theirs in _heard(channels, patience).items():
+            compare(me, mine, peer, theirs)
+    except PrivserveError as error:
+        passes = isinstance(error, PeerLost) and not isinstance(error, BadFrame)
+        tell(channels, message_of(Over(str(error), WAITING if passes else FAILED)))
+        raise
+
+
+def _heard(channels: Mapping[int, Channel], patience: float) -> dict[str, Mapping[str, str | int]]:
+    """What every other party is about to run, by its name.
+
+    All are heard before anybody is judged: whoever leaves with something unread would make
+    the others lose what it said.
+    """
+    heard: dict[str, Mapping[str, str | int]] = {}
+    wrong: PrivserveError | None = None
+    for channel in channels.values():
+        try:
+            found = hear(channel, read_facts, within=patience)
+        except PeerLost as error:
+            wrong = wrong or error
+            continue
+        if isinstance(found, Over):
+            kind = PeerLost if found.state == WAITING else ClusterError
+            wrong = wrong or kind(found.reason)
+        else:
+            heard[channel.peer] = found
+    if wrong is not None:
+        raise wrong
+    return heard

@@ -15,7 +15,7 @@ import struct
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from privserve.errors import BadFrame, PeerLost
+from privserve.errors import BadFrame, HalfFrame, PeerLost
 from privserve.mesh import Payload
 from privserve.tls_stream import CHUNK_BYTES, TlsStream, reason_of
 
@@ -79,9 +79,14 @@ class Channel:
 
     def bad(self, why: str) -> BadFrame:
         """Return the error for a frame that is none of the protocol; `why` quotes nothing of it."""
-        return BadFrame(
-            f"{self.peer} sent what is none of the protocol on the lane '{self.lane}': {why}"
-        )
+        return BadFrame(self._none_of(why))
+
+    def half(self) -> HalfFrame:
+        """Return the error for a frame whose rest does not come."""
+        return HalfFrame(self._none_of("it began a frame and did not end it"))
+
+    def _none_of(self, why: str) -> str:
+        return f"{self.peer} sent what is none of the protocol on the lane '{self.lane}': {why}"
 
     def send(self, *buffers: Payload) -> None:
         """Send one frame made of `buffers`."""
@@ -172,7 +177,7 @@ class Channel:
         if until is not None:
             bounds.append(max(0.0, until - time.monotonic()))
         if not wait_for({self: select.POLLIN}, min(bounds, default=None)):
-            raise self.bad("it began a frame and did not end it")
+            raise self.half()
 
     # The steps, for `duplex`.
 

@@ -28,7 +28,7 @@ def exchange_duplex(channels: Iterable[Channel], payload: Payload) -> list[memor
             bounds = [b for b in (first.timeout, *(c.patience for c in begun)) if b is not None]
             if not wait_for(wanted, min(bounds, default=None)):
                 if begun:
-                    raise begun[0].bad("it began a frame and did not end it")
+                    raise begun[0].half()
                 raise first.lost(SILENT)
     return [job.result() for job in jobs]
 

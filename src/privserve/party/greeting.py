@@ -12,9 +12,9 @@ from functools import partial
 
 from privserve.config import PartyConfig
 from privserve.errors import InputError
+from privserve.party.computing import ComputeSession
 from privserve.party.pending import Pending
 from privserve.party.poller import Poller
-from privserve.party.roles import ComputeSession
 from privserve.query_frames import PROTOCOL, FrameReader
 from privserve.tls_stream import CHUNK_BYTES, TlsStream
 

@@ -22,12 +22,12 @@ from privserve.description import Description, TensorDescription
 from privserve.errors import InputError, StaleSession
 from privserve.fixedpoint import RingArray
 from privserve.party.bodies import THREAD_BYTES, read_body
+from privserve.party.computing import ComputeSession
 from privserve.party.json_answers import Json
 from privserve.party.metadata import max_rows
 from privserve.party.outcome import Outcome
 from privserve.party.pending import Pending
-from privserve.party.queries import MAX_ID
-from privserve.party.roles import ComputeSession
+from privserve.party.refusals import MAX_ID
 from privserve.party.session import REPLACED
 
 if TYPE_CHECKING:

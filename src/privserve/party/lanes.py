@@ -15,16 +15,15 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from privserve.addresses import connect
 from privserve.config import ClusterConfig, PartyConfig
-from privserve.errors import BadFrame, ClusterError, PeerLost
-from privserve.mesh import Payload
-from privserve.party.channel import CONTROL_BYTES, Channel, Tap, frame_of
-from privserve.party.duplex import exchange_duplex
+from privserve.errors import ClusterError, PeerLost
+from privserve.party.channel import CONTROL_BYTES, Channel, Tap
+from privserve.party.lane_mesh import LaneMesh
 from privserve.party.messages import Hello, framed, hear, read_hello
 from privserve.tls import trust
 from privserve.tls_stream import TlsStream, reason_of
@@ -33,15 +32,11 @@ log = logging.getLogger("privserve")
 
 PROTOCOL = "privserve-party/1"
 """What a connection between parties speaks (ALPN): it comes to the port that clients come to."""
+REJOIN = "rejoin"
+"""The lane of a session on which parties meet before its next round; see `rejoining`."""
 HANDSHAKE_SECONDS = 10.0
 HELLO_BYTES = 4096
 ACCEPT_PAUSE_SECONDS = 0.2
-# A frame of this size always fits the socket buffers, so that a plain send never waits for
-# a peer who is itself sending; larger ones go through the full-duplex loop.
-DIRECT_BYTES = 64 * 1024
-# In an exchange the peer's frame is usually a few microseconds away: asking for it for a
-# while costs less than being put to sleep and woken up.
-SPIN_SECONDS = 100e-6
 
 
 def server_context(config: ClusterConfig, me: PartyConfig) -> ssl.SSLContext:
@@ -67,71 +62,6 @@ def client_context(config: ClusterConfig, me: PartyConfig) -> ssl.SSLContext:
     return context
 
 
-class LaneMesh:
-    """All channels of one party for one lane; satisfies `mesh.Mesh`."""
-
-    def __init__(self, rank: int, n: int, channels: dict[int, Channel]) -> None:
-        self.rank = rank
-        self.n = n
-        self.channels = channels
-        self._peers = [peer for peer in range(n) if peer != rank and peer in channels]
-
-    def send(self, peer: int, *buffers: Payload) -> None:
-        """Send one frame to party `peer`."""
-        self.channels[peer].send(*buffers)
-
-    def recv(self, peer: int) -> memoryview:
-        """Return the next frame from party `peer`; valid until the next one is received."""
-        return self.channels[peer].recv()
-
-    def name(self, peer: int) -> str:
-        """Return what party `peer` is called."""
-        return self.channels[peer].peer
-
-    def limit(self, peer: int, size: int) -> None:
-        """Cut `peer` off from now on where it announces a frame of more than `size` bytes."""
-        self.channels[peer].limit = size
-
-    def exchange(self, payload: Payload) -> list[memoryview | None]:
-        """Return everyone's payloads by rank (None at the own rank); see `mesh.Mesh`."""
-        received: list[Any] = [None] * self.n
-        if memoryview(payload).nbytes <= DIRECT_BYTES:
-            parts = frame_of((payload,))
-            for peer in self._peers:
-                self.channels[peer].send_frame(parts)
-            for peer in self._peers:
-                received[peer] = self.channels[peer].recv(SPIN_SECONDS)
-            return received
-        frames = exchange_duplex((self.channels[p] for p in self._peers), payload)
-        for peer, frame in zip(self._peers, frames, strict=True):
-            received[peer] = frame
-        return received
-
-    def bad_frame(self, peer: int, why: str) -> BadFrame:
-        """Return the error for a frame from `peer` that is none of the protocol."""
-        return self.channels[peer].bad(why)
-
-    def set_patience(self, seconds: float) -> None:
-        """Bound every later wait for the rest of a frame that has begun."""
-        for channel in self.channels.values():
-            channel.patience = seconds
-
-    def set_timeout(self, seconds: float | None) -> None:
-        """Bound every later wait on this lane."""
-        for channel in self.channels.values():
-            channel.set_timeout(seconds)
-
-    def close(self) -> None:
-        """Break all connections of this lane."""
-        for channel in self.channels.values():
-            channel.close()
-
-    def release(self) -> None:
-        """Free the descriptors; only once no thread uses the lane."""
-        for channel in self.channels.values():
-            channel.release()
-
-
 @dataclass(frozen=True)
 class _Wait:
     """How long a party waits for another, and whether it still should."""
@@ -149,7 +79,7 @@ class _Wait:
 
 def _turn_away(channel: Channel, told: str | None, why: str) -> None:
     """Release the channel of a session that will not be; if its lane is `told`, say why before."""
-    if channel.lane == told:
+    if channel.lane == told and why:
         with contextlib.suppress(PeerLost):
             channel.send(framed({"over": why, "state": "failed"}))
     channel.release()
@@ -193,6 +123,9 @@ class Listener:
         self._arrived: dict[Hello, _Arrived] = {}
         self._given_up: dict[str, tuple[str | None, str]] = {}
         """By session: the lane on which whoever comes late is told why, and why."""
+        self.meets: Callable[[Hello], str | None] = lambda hello: None
+        """Why whoever comes to a session's next round (the lane REJOIN) is turned away; None: it is
+        not."""
         self._changed = threading.Condition()
         self._closed = False
         self._welcoming = threading.BoundedSemaphore(self.MAX_WELCOMING)
@@ -261,6 +194,9 @@ class Listener:
             if hello.session in self._given_up:
                 _turn_away(channel, *self._given_up[hello.session])
                 return
+            if hello.lane == REJOIN and (why := self.meets(hello)) is not None:
+                _turn_away(channel, REJOIN, why)
+                return
             self._forget_closed()
             # Sessions that failed on this side leave theirs behind; the sender's oldest go, so
             # that no party can push out what the others sent.
@@ -297,6 +233,17 @@ class Listener:
                 self._changed.wait(0.1)
             return self._arrived.pop(hello).channel
 
+    def take(self, hello: Hello) -> Channel | None:
+        """Return the connection that says so of itself, if it has come; waits for nothing."""
+        with self._changed:
+            arrived = self._arrived.pop(hello, None)
+        return None if arrived is None else arrived.channel
+
+    def wait(self, seconds: float) -> None:
+        """Wait until a connection may have come, for at most this long."""
+        with self._changed:
+            self._changed.wait(seconds)
+
     def _dial(self, peer: PartyConfig, session: str, lane: str, wait: _Wait) -> Channel:
         reason = "no answer"
         while True:
@@ -305,30 +252,38 @@ class Listener:
                     f"{self._me.name} cannot reach {peer.name} at {peer.address}: {reason}; check "
                     "that it runs and that the address in cluster.toml is right"
                 )
-            raw: socket.socket | None = None
             try:
-                raw = connect(peer.addresses, wait.at_most(HANDSHAKE_SECONDS))
-                stream = TlsStream(
-                    raw, self._client, server_hostname=self._config.identity(peer.name)
-                )
-                stream.handshake(HANDSHAKE_SECONDS)
-                hello = {"session": session, "lane": lane, "from": self._me.name}
-                Channel(stream, peer.name, lane).send(framed(hello))
-                return Channel(stream, peer.name, lane, self._tap)
-            except ssl.SSLCertVerificationError as error:
-                if raw is not None:
-                    raw.close()
-                raise ClusterError(
-                    f"{peer.name} at {peer.address} shows a certificate that this cluster's "
-                    f"authority did not sign for it ({error.verify_message}); use the files of "
-                    "one and the same cluster on all hosts"
-                ) from None
+                return self.dial(peer, session, lane, wait.at_most(HANDSHAKE_SECONDS))
             except (OSError, PeerLost) as error:
-                if raw is not None:
-                    raw.close()
                 reason = str(error) if isinstance(error, PeerLost) else reason_of(error)
                 with self._changed:
                     self._changed.wait(0.05)
+
+    def dial(
+        self, peer: PartyConfig, session: str, lane: str, seconds: float = HANDSHAKE_SECONDS
+    ) -> Channel:
+        """Make one connection to a party, and say what it is for.
+
+        seconds: for the connection, and as many for the handshake. Raises OSError or PeerLost where
+        that fails, and ClusterError for a certificate that is not the party's.
+        """
+        raw = connect(peer.addresses, seconds)
+        try:
+            stream = TlsStream(raw, self._client, server_hostname=self._config.identity(peer.name))
+            stream.handshake(seconds)
+            hello = {"session": session, "lane": lane, "from": self._me.name}
+            Channel(stream, peer.name, lane).send(framed(hello))
+            return Channel(stream, peer.name, lane, self._tap)
+        except ssl.SSLCertVerificationError as error:
+            raw.close()
+            raise ClusterError(
+                f"{peer.name} at {peer.address} shows a certificate that this cluster's "
+                f"authority did not sign for it ({error.verify_message}); use the files of "
+                "one and the same cluster on all hosts"
+            ) from None
+        except (OSError, PeerLost):
+            raw.close()
+            raise
 
     def open_lanes(
         self,

@@ -8,23 +8,28 @@ the peer and quotes nothing of what came.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from privserve.party.channel import Channel
 from privserve.party.pending import MAX_PENDING
-from privserve.party.queries import GONE, MAX_ID, MAX_REFUSALS, Refusal
+from privserve.party.queries import GONE
+from privserve.party.refusals import MAX_ID, MAX_REFUSALS, Refusal
 
 T = TypeVar("T")
 
 MAX_NAME = 256
 MAX_FACTS = 32
 MAX_ROWS = 1 << 31
+MAX_CAUSE = 4096
 MOST_NOTES = 1024
 """In one frame, which stays far below what a lane takes."""
-STATES = ("ended", "failed")
-"""Of a session that is over."""
+ENDED, FAILED, WAITING = "ended", "failed", "waiting"
+STATES = (ENDED, FAILED, WAITING)
+"""Of what is over: a session for good, or its round only, where it waits for the next one."""
+ROUND = re.compile("[0-9a-f]{32}")
 
 
 class _Malformed(ValueError):
@@ -42,11 +47,25 @@ class Hello:
 
 @dataclass(frozen=True)
 class Over:
-    """Why a session is over at a peer."""
+    """Why a session is over at a peer, or its round is."""
 
     reason: str
     state: str
     """One of STATES."""
+
+
+@dataclass(frozen=True)
+class Wait:
+    """A party that came back is to wait: the leader says for whom."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Begin:
+    """All are there: the next round begins, under this name."""
+
+    round: str
 
 
 @dataclass(frozen=True)
@@ -70,6 +89,11 @@ class Order:
 def framed(message: object) -> bytes:
     """Return a JSON-able message as a frame's payload."""
     return json.dumps(message, ensure_ascii=False).encode("utf-8", "backslashreplace")
+
+
+def message_of(over: Over) -> dict[str, str]:
+    """Return what says so, for `framed`."""
+    return {"over": over.reason, "state": over.state}
 
 
 def hear(channel: Channel, read: Callable[[Any], T], within: float | None = None) -> T:
@@ -122,6 +146,23 @@ def _over(fields: Mapping[str, Any]) -> Over:
     if not isinstance(fields["over"], str) or fields["state"] not in STATES:
         raise _Malformed("it does not say how the session is over")
     return Over(fields["over"], fields["state"])
+
+
+def read_meeting(message: Any) -> Wait | Begin | Over:
+    """Read what the leader says to a party that waits for the next round."""
+    fields = _object(message)
+    if set(fields) == {"wait"}:
+        return Wait(_name(fields["wait"], "what is waited for", MAX_CAUSE))
+    if set(fields) == {"round"}:
+        if not isinstance(fields["round"], str) or not ROUND.fullmatch(fields["round"]):
+            raise _Malformed("it names a round by what is no name of one")
+        return Begin(fields["round"])
+    return _over(_object(message, "over", "state"))
+
+
+def read_parting(message: Any) -> Over:
+    """Read what a party says that leaves while it waits for the next round."""
+    return _over(_object(message, "over", "state"))
 
 
 def read_notes(message: Any) -> tuple[Note, ...]:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from privserve import __version__, oip
 from privserve.description import Description, TensorDescription
 from privserve.party.models import Place
-from privserve.party.session import Session, SessionSpec
+from privserve.party.session import Session
+from privserve.party.session_spec import SessionSpec
 
 if TYPE_CHECKING:
     from privserve.party.party import Party

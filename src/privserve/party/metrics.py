@@ -22,17 +22,18 @@ from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
 from privserve import __version__
+from privserve.party.computing import ComputeSession
 from privserve.party.free_memory import available_memory
 from privserve.party.memory import promised_memory
 from privserve.party.models import Listed, Place
-from privserve.party.roles import ComputeSession, LeaderSession
+from privserve.party.roles import LeaderSession
 from privserve.party.statistics import BOUNDS, STAGES, WHOLE, Histogram
 from privserve.party.tallies import Count, Tallies
 
 if TYPE_CHECKING:
     from privserve.party.party import Party
 
-STATES = ("loading", "loaded", "failed", "ended")
+STATES = ("loading", "loaded", "waiting", "failed", "ended")
 Samples = Sequence[tuple[tuple[str, ...], float | None]]
 """Labels' values, and the number; None: it is not known, and left out."""
 

@@ -16,7 +16,9 @@ from typing import NamedTuple
 
 from privserve.engines import ALONE, is_alone
 from privserve.errors import NotServing, QueryError, StaleSession
-from privserve.party.session import Session, SessionSpec
+from privserve.party.keep import Keep
+from privserve.party.session import Session
+from privserve.party.session_spec import SessionSpec
 from privserve.shared_models import STOPPED
 
 MAX_MODELS = 16
@@ -44,9 +46,12 @@ class Listed(NamedTuple):
 class Models:
     """The sessions of a party. Thread-safe; whoever only looks waits for nobody."""
 
-    def __init__(self, party: str, begin: Callable[[SessionSpec], Session]) -> None:
-        """begin: makes a session of this party, not started yet."""
-        self._party = party
+    def __init__(
+        self, party: str, begin: Callable[[SessionSpec, str], Session], keep: Keep | None = None
+    ) -> None:
+        """begin: makes a session of this party, not started yet; of one that was kept it is told
+        why it is begun again. keep: where sessions are kept."""
+        self._party, self._keep = party, keep
         self._begin = begin
         self._changing = threading.Lock()
         """Held for as long as sessions take to end: for those only who change something."""
@@ -117,7 +122,9 @@ class Models:
             if superseded is not None:
                 del self._coming[spec.model]
                 self._retire(superseded, SUPERSEDED)
-            session = self._begin(spec)
+            if self._keep is not None:
+                self._keep.save(spec)
+            session = self._begin(spec, "")
             before = self._current.get(spec.model)
             if before is not None and before.is_alive:
                 self._coming[spec.model] = session
@@ -127,6 +134,20 @@ class Models:
                 self._name(session)
             self._by_id[spec.id] = session
             session.start()
+
+    def restore(self) -> None:
+        """Begin the sessions again that were kept when this party's process ended."""
+        if self._keep is None:
+            return
+        with self._changing:
+            for spec, is_current in self._keep.sessions():
+                session = self._begin(spec, f"{self._party} was started again")
+                if is_current:
+                    self._current = {**self._current, spec.model: session}
+                else:
+                    self._coming[spec.model] = session
+                self._by_id[spec.id] = session
+                session.start()
 
     def _check_room(self, spec: SessionSpec, superseded: Session | None) -> None:
         if self.find(spec.id) is not None:
@@ -170,6 +191,8 @@ class Models:
             if before.is_alive:
                 self._draining.append(before)
                 before.drain()
+                if self._keep is not None:
+                    self._keep.drop(before.spec.id)
             else:
                 self._retire(before, SUPERSEDED)
 
@@ -203,11 +226,19 @@ class Models:
             for _, session in self.listed():
                 session.end(reason)
 
+    def leave_all(self, reason: str) -> None:
+        """End every session here only; the other parties wait for this one to come back."""
+        with self._changing:
+            for _, session in self.listed():
+                session.leave(reason)
+
     def _name(self, session: Session) -> None:
         """Make a session the current one of its name, and the last in the list."""
         before = self._current
         current = {name: other for name, other in before.items() if name != session.spec.model}
         self._current = {**current, session.spec.model: session}
+        if self._keep is not None:
+            self._keep.name(session.spec.model, session.spec.id)
 
     def _retire(self, session: Session, reason: str) -> None:
         """End a session and list it no more."""

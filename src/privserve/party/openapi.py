@@ -15,7 +15,7 @@ from privserve.credentials import MODEL_NAME, MOST_MODELS
 from privserve.credentials import SCHEME as CLIENT_SCHEME
 from privserve.owner_calls import SCHEME as OWNER_SCHEME
 from privserve.party.infer import DEFAULTS, MAX_TIMEOUT
-from privserve.party.queries import MAX_ID
+from privserve.party.refusals import MAX_ID
 from privserve.party.routes import Call, Who
 from privserve.party.statistics import TRITONS
 
@@ -91,6 +91,7 @@ MODEL_STATISTICS = _object(
     }
 )
 LIMIT: Schema = {"type": ["integer", "null"], "minimum": 1}
+OWNER_SECONDS: Schema = {"type": ["number", "null"], "minimum": 1, "maximum": 86400}
 LIMITS: dict[str, Schema] = {
     **_alike(LIMIT, "rows", "rows_per_minute", "rows_per_query"),
     "expires": {"type": ["string", "null"], "format": "date"},
@@ -196,7 +197,11 @@ SCHEMAS: dict[str, Schema] = {
         ["everybody"],
         more=True,
     ),
-    "Serve": _object({"num_requests": LIMIT}, ["num_requests"], more=True),
+    "Serve": _object(
+        {"num_requests": LIMIT, "owner_seconds": OWNER_SECONDS},
+        ["num_requests", "owner_seconds"],
+        more=True,
+    ),
     "Clients": _object(
         {
             "clients": _array(

@@ -18,8 +18,8 @@ from privserve.errors import InputError, StaleSession
 from privserve.owner_calls import Permission
 from privserve.party.bodies import BODY_SECONDS, json_object, read_body
 from privserve.party.json_answers import Json
-from privserve.party.queries import MAX_ID
-from privserve.party.session import SessionSpec
+from privserve.party.refusals import MAX_ID
+from privserve.party.session_spec import SessionSpec
 
 if TYPE_CHECKING:
     from privserve.party.party import Party
@@ -59,20 +59,26 @@ async def switch(party: Party, request: Request) -> Response:
 
 
 async def serve(party: Party, request: Request) -> Response:
-    """Answer the next `num_requests` queries; null is no limit. Leader only."""
+    """Answer the next `num_requests` queries; null is no limit. Leader only.
+
+    With `owner_seconds`, only for as long as the owner asks for the session's status that often.
+    """
     permission, body = await _signed_body(party, request, MAX_SERVE_BYTES)
     message = json_object(body)
     count = message.get("num_requests")
     if count is not None and (type(count) is not int or count < 1):
         raise InputError("'num_requests' must be a positive whole number or null")
-    party.leader(permission.session).queue.serve(count)
+    seconds = message.get("owner_seconds")
+    if seconds is not None and (type(seconds) not in (int, float) or not 1 <= seconds <= 86400):
+        raise InputError("'owner_seconds' must be a number from 1 to 86400, or null")
+    await asyncio.to_thread(party.leader(permission.session).queue.serve, count, seconds)
     return Json(party.status(permission.session))
 
 
 async def stop(party: Party, request: Request) -> Response:
     """Refuse further queries; the model stays shared. Leader only."""
     permission, _ = await _signed_body(party, request, 0)
-    party.leader(permission.session).queue.stop()
+    await asyncio.to_thread(party.leader(permission.session).queue.stop)
     return Json(party.status(permission.session))
 
 
@@ -82,13 +88,15 @@ async def status(party: Party, request: Request) -> Response:
     Which one is said by the session that is signed; it need not be where there is one model.
     """
     permission, _ = await _signed_body(party, request, 0)
+    party.owner_heard(permission.session)
     return Json(party.status(permission.session))
 
 
 async def clients(party: Party, request: Request) -> Response:
     """Know other clients from now on; queries that wait are judged when their turn comes."""
     _, body = await _signed_body(party, request, MAX_CLIENTS_BYTES)
-    party.accounts.know(await asyncio.to_thread(_entries, body))
+    entries = await asyncio.to_thread(_entries, body)
+    await asyncio.to_thread(party.know, entries)
     return Json(party.status())
 
 
@@ -146,7 +154,7 @@ def _load(party: Party, body: bytearray, length: str | None, model: str) -> str:
         shares=shares,
         everybody=None if everybody is None else checked_limits(_object(message, "everybody")),
     )
-    party.accounts.know(read_entries(message.get("clients")))
+    party.know(read_entries(message.get("clients")))
     party.load(spec)
     return spec.id
 

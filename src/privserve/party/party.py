@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import socket
 import ssl
+import time
+from collections.abc import Sequence
 from typing import Any
 
 from privserve.authority import check_revoked, days_left, newest_revoked
 from privserve.config import ClusterConfig, Timeouts
-from privserve.credentials import ANONYMOUS
+from privserve.credentials import ANONYMOUS, Entry
 from privserve.errors import NotServing, QueryError, StaleSession, UnknownClient, several_models
 from privserve.files import write_file
 from privserve.owner_calls import Verifier
 from privserve.party.accounts import Accounts
+from privserve.party.computing import ComputeSession
 from privserve.party.free_memory import available_memory
+from privserve.party.keep import Keep
 from privserve.party.lanes import Listener
 from privserve.party.memory import promised_memory, used_memory
+from privserve.party.messages import Hello
 from privserve.party.models import Models
 from privserve.party.poller import Poller
 from privserve.party.query_lanes import QueryLanes
-from privserve.party.roles import ComputeSession, LeaderSession, open_session
-from privserve.party.session import REPLACED, Seat, Session, SessionSpec
+from privserve.party.roles import LeaderSession, open_session
+from privserve.party.session import REPLACED, Seat, Session, is_over
+from privserve.party.session_spec import SessionSpec
 from privserve.party.statistics import Statistics
 from privserve.party.wheel import Wheel
 from privserve.tls import revoked_files
@@ -29,7 +35,10 @@ from privserve.tls import revoked_files
 class Party:
     """What the HTTP front may ask of a party. Thread-safe."""
 
-    def __init__(self, config: ClusterConfig, name: str, timeouts: Timeouts) -> None:
+    def __init__(
+        self, config: ClusterConfig, name: str, timeouts: Timeouts, keep: Keep | None = None
+    ) -> None:
+        """keep: where its sessions and clients are kept, and were; it closes it."""
         self.config = config
         self.me = config.parties[config.rank(name)]
         self.role = config.role(name)
@@ -39,15 +48,44 @@ class Party:
         self.unplaced = Statistics()
         """Of queries that named no session which could take them: how they were refused."""
         poller = Poller()
-        seat = Seat(config, self.me, self._listener, timeouts, self.accounts, Wheel(poller))
-        self.models = Models(name, lambda spec: open_session(seat, spec))
+        self._keep = keep
+        seat = Seat(config, self.me, self._listener, timeouts, self.accounts, Wheel(poller), keep)
+        self.models = Models(name, lambda spec, why: open_session(seat, spec, why), keep)
+        self._listener.meets = self._meets
         self.lanes = QueryLanes(self, poller)
         self.contexts: list[ssl.SSLContext] = [self.lanes.context]
         """Of the front, which show this party's certificate."""
+        if keep is not None:
+            self._restore(keep)
+
+    def _restore(self, keep: Keep) -> None:
+        """Go on with what was kept when this party's process ended; raises ConfigError."""
+        self.accounts.know(keep.clients())
+        if keep.journal is not None:
+            totals, now = keep.journal.totals, time.time()
+            recent = [(max(0.0, now - at), key, rows) for at, key, rows in totals.recent]
+            self.accounts.restore(totals.rows, recent)
+        self.models.restore()
+
+    def know(self, entries: Sequence[Entry]) -> None:
+        """Let these clients in, and no others."""
+        if self._keep is not None:
+            self._keep.know(entries)
+        self.accounts.know(entries)
 
     def meet(self, connection: socket.socket) -> None:
         """Take a connection that another party, or who says so, has made."""
         self._listener.welcome(connection)
+
+    def _meets(self, hello: Hello) -> str | None:
+        """See `Listener.meets`: the leader is come to, and asks the others what became of them."""
+        session = self.models.find(hello.session)
+        if session is None:
+            what = "the model" if self.role == "dealer" else "its share of the model"
+            return f"{self.me.name} was started again and has lost {what}"
+        if not session.is_alive and not session.has_left:
+            return session.reason
+        return None if self.me.name == self.config.compute[0].name else ""
 
     def load(self, spec: SessionSpec) -> None:
         """Begin a session with `spec`; returns before it is ready. See `Models.load`."""
@@ -61,12 +99,18 @@ class Party:
         session = self.models.find(session_id) if session_id else self._only_loaded()
         if session is None or (session.state != "loaded" and not session_id):
             raise NotServing("no model is shared; the model owner has to call share()", 409)
-        if session.state != "loaded":
+        if session.state not in ("loaded", "waiting"):
             raise NotServing(f"the model is not shared: {session.reason or session.state}", 409)
         if not isinstance(session, LeaderSession):
             leader = self.config.compute[0]
             raise QueryError(f"{leader.name} at {leader.address} leads; ask it to serve", 409)
         return session
+
+    def owner_heard(self, session_id: str) -> None:
+        """Note that the owner of a session looks after it."""
+        session = self.models.find(session_id) if session_id else None
+        if isinstance(session, LeaderSession):
+            session.queue.owner_heard()
 
     def _only_loaded(self) -> Session | None:
         loaded = self.models.loaded()
@@ -223,9 +267,11 @@ class Party:
 
     def close(self) -> None:
         """End all sessions, and talk to no other party any more."""
-        self.models.end_all(f"{self.me.name} was shut down")
+        self.models.leave_all(f"{self.me.name} was shut down")
         self._listener.close()
         self.lanes.close()
+        if self._keep is not None:
+            self._keep.close()
 
 
 def _usable(session: Session | None) -> ComputeSession:
@@ -235,7 +281,7 @@ def _usable(session: Session | None) -> ComputeSession:
     if session.state == "loading":
         raise NotServing("the model is still being set up; try again in a moment")
     if session.state != "loaded":
-        raise NotServing(f"{session.reason}; the model owner has to share the model again")
+        raise is_over(session.state, session.reason)
     assert isinstance(session, ComputeSession)
     return session
 

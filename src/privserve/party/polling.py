@@ -17,7 +17,9 @@ from privserve.party.channel import Channel
 from privserve.party.cores import stay_on
 from privserve.party.messages import hear
 from privserve.party.poller import Poller
-from privserve.party.session import Seat, Session, SessionSpec
+from privserve.party.rounds import Round
+from privserve.party.session import Seat, Session
+from privserve.party.session_spec import SessionSpec
 
 T = TypeVar("T")
 
@@ -25,8 +27,8 @@ T = TypeVar("T")
 class PollingSession(Session):
     """A session whose thread waits for sockets and for calls of other threads."""
 
-    def __init__(self, seat: Seat, spec: SessionSpec) -> None:
-        super().__init__(seat, spec)
+    def __init__(self, seat: Seat, spec: SessionSpec, came_back: str = "") -> None:
+        super().__init__(seat, spec, came_back)
         self._wheel = seat.wheel
         self._own = Poller()
         self._poller = self._own if seat.wheel is None else seat.wheel.poller
@@ -35,8 +37,6 @@ class PollingSession(Session):
         """Of the party: the first one is for the session that is alone."""
         self._is_to_move = False
         """Whether this session may have to wait at another poller."""
-        self._lost: PeerLost | None = None
-        """Why a peer is heard no more, which whoever drives the poller found."""
 
     @property
     def parts(self) -> int:
@@ -78,20 +78,21 @@ class PollingSession(Session):
 
     @property
     def _stays(self) -> bool:
-        """Whether the session goes on at the poller where it is."""
-        return not (self._is_to_move or self._ended.is_set())
+        """Whether the round goes on at the poller where it is."""
+        return not (self._is_to_move or self._round.over.is_set())
 
     @contextlib.contextmanager
     def _hearing(
         self, lane: str, read: Callable[[Any], T], takes: Mapping[int, Callable[[T], None]]
     ) -> Iterator[None]:
         """Drive the poller, and give each message of these peers on a lane to its taker."""
-        channels = [self._lanes[lane].channels[peer] for peer in takes]
+        round_ = self._round
+        channels = [round_.lanes[lane].channels[peer] for peer in takes]
         with self._poller.attached():
             try:
                 for channel, take in zip(channels, takes.values(), strict=True):
                     channel.set_timeout(self._timeouts.peer)
-                    heard = partial(self._heard, channel, read, take)
+                    heard = partial(self._heard, round_, channel, read, take)
                     self._poller.register(channel.fileno(), heard)
                 yield
             finally:
@@ -99,7 +100,12 @@ class PollingSession(Session):
                     self._poller.unregister(channel.fileno())
 
     def _heard(
-        self, channel: Channel, read: Callable[[Any], T], take: Callable[[T], None], events: int
+        self,
+        round_: Round,
+        channel: Channel,
+        read: Callable[[Any], T],
+        take: Callable[[T], None],
+        events: int,
     ) -> None:
         within = self._timeouts.peer
         try:
@@ -108,14 +114,14 @@ class PollingSession(Session):
                 take(hear(channel, read, within))
         except PeerLost as error:
             self._poller.unregister(channel.fileno())
-            self._lost = error
+            round_.lost = error
             self._rouse()
 
     def _poll(self, seconds: float | None) -> None:
         """Wait until there may be something to do; raises PeerLost."""
         self._poller.poll(seconds)
-        if self._lost is not None:
-            raise self._lost
+        if self._round.lost is not None:
+            raise self._round.lost
 
     def _release(self) -> None:
         super()._release()

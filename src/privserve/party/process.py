@@ -26,6 +26,7 @@ from privserve.errors import ConfigError
 from privserve.party.connections import ForgottenWhenLost
 from privserve.party.front_door import FrontDoor
 from privserve.party.http import create_app
+from privserve.party.keep import Keep
 from privserve.party.lanes import PROTOCOL as PARTIES
 from privserve.party.party import Party
 from privserve.party.spans import send_spans
@@ -59,12 +60,14 @@ def run_party(
     lifeline: int | None = None,
     timeouts: Timeouts | None = None,
     metrics: socket.socket | None = None,
+    keep: Keep | None = None,
 ) -> None:
     """Run party `name` until SIGINT or SIGTERM, or until `lifeline` reaches its end.
 
     sockets: to listen on, already bound; where there are none, the party's own `listen` is bound.
     lifeline: a descriptor whose other end the starting process holds; at its end, that process is
-    gone. metrics: to be scraped at, already bound; None: the party is not.
+    gone. metrics: to be scraped at, already bound; None: the party is not. keep: where the party
+    keeps its shares.
     """
     me = config.parties[config.rank(name)]
     for file in (config.ca, me.cert, me.key):
@@ -75,7 +78,7 @@ def run_party(
     _check_state(config, name)
     sockets = sockets or [bind(split_address(address), name, "--listen") for address in me.listen]
     try:
-        party = Party(config, name, timeouts or Timeouts())
+        party = Party(config, name, timeouts or Timeouts(), keep)
         settings = uvicorn.Config(
             create_app(party),
             http=ForgottenWhenLost,

@@ -16,7 +16,6 @@ from dataclasses import dataclass, field, replace
 
 from privserve.credentials import ANONYMOUS
 from privserve.errors import (
-    BY_CODE,
     DeadlinePassed,
     LimitReached,
     NotServing,
@@ -24,33 +23,16 @@ from privserve.errors import (
     StaleSession,
 )
 from privserve.party.accounts import Counted
+from privserve.party.journal import Book, Served
 from privserve.party.pending import MAX_PENDING, Pending, PendingQueries
+from privserve.party.refusals import MAX_REFUSALS, Refusal
 from privserve.party.turns import Admission, Piece, Turns
 
 MAX_REMEMBERED = 4096
-MAX_ID = 128
-"""Characters of a query's id."""
-MAX_REFUSALS = 256
-"""That one order tells of: it has to fit into a frame, however long the ids are."""
 CLIENT_LEFT = 499
 """An HTTP status that nobody sees: whom it is for is gone."""
 GONE = -1
 """In place of a query's rows: its client left."""
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """What the leader tells the followers of a query that will not run."""
-
-    id: str
-    code: str
-    """Of the error's class."""
-    status: int
-    reason: str
-
-    def error(self) -> QueryError:
-        """Return the exception for the waiting client."""
-        return BY_CODE.get(self.code, QueryError)(self.reason, self.status)
 
 
 @dataclass
@@ -73,11 +55,15 @@ class LeaderQueue:
         accounts: Counted | None = None,
         wake: Callable[[], None] = lambda: None,
         parts: Callable[[], int] = lambda: 1,
+        excuse: Callable[[], str | None] = lambda: None,
+        book: Book | None = None,
     ) -> None:
         """max_rows: of one batch. share_timeout: seconds until a query that has not reached
         every party is refused. accounts: what each client may have; None limits nobody.
         wake: called whenever there may be something new to run or to refuse. parts: for how many
-        models this party has memory."""
+        models this party has memory. excuse: what is wrong with the cluster, where a query lacks
+        shares for that. book: where what is answered is written down, and was before."""
+        self._excuse = excuse
         self._lock = threading.RLock()
         self._wake = wake
         self.pending = PendingQueries(parts)
@@ -101,8 +87,38 @@ class LeaderQueue:
             NotServing.status,
             "the model is shared, but nobody serves it yet; the model owner has to call serve()",
         )
+        self._owner_seconds: float | None = None
+        self._owner_at = 0.0
         self._remembered: OrderedDict[str, Refusal] = OrderedDict()
         self._outbox: list[Refusal] = []
+        self._book = book
+        if book is not None and (served := book.served()) is not None:
+            self._restore(served)
+
+    def _restore(self, served: Served) -> None:
+        """Go on where the process before this one left."""
+        self._limit, self.answered = served.limit, served.answered
+        self._remaining = None if served.limit is None else served.limit - served.answered
+        self._owner_seconds, self._owner_at = served.owner_seconds, time.monotonic()
+        if served.refusal is not None:
+            self._why_not = Refusal("", *served.refusal)
+        elif self._remaining is not None and self._remaining <= 0:
+            self._why_not = Refusal("", LimitReached.code, LimitReached.status, self._is_reached())
+        else:
+            self._serving = True
+
+    def _is_reached(self) -> str:
+        return f"the limit of {self._limit} rows is reached; ask the model owner to serve again"
+
+    def settle(self, batch: Sequence[Piece]) -> None:
+        """Write down whom the answers of a batch go to, before they do; see `finished`."""
+        if self._book is None:
+            return
+        rows: Counter[str] = Counter()
+        for query, _, stop in batch:
+            if stop == query.rows:
+                rows[query.client] += query.rows
+        self._book.settle(rows)
 
     @property
     def serving(self) -> bool:
@@ -114,17 +130,41 @@ class LeaderQueue:
         """The num_requests of the current or last `serve`."""
         return self._limit
 
-    def serve(self, num_requests: int | None) -> None:
-        """Answer the next `num_requests` rows (a request is one row); without end when None."""
+    def serve(self, num_requests: int | None, owner_seconds: float | None = None) -> None:
+        """Answer the next `num_requests` rows (a request is one row); without end when None.
+
+        owner_seconds: for how long after the last `owner_heard`; None: without end.
+        """
         with self._lock:
             if self._is_draining:
                 raise QueryError("another model is shared under this name; serve that", 409)
             if self._serving:
                 raise QueryError("the model is being served already; stop that first", 409)
+            if self._book is not None:
+                self._book.begin(num_requests, owner_seconds)
+            self._owner_seconds, self._owner_at = owner_seconds, time.monotonic()
             self._serving = True
             self._limit = self._remaining = num_requests
             self.answered = 0
             self._wake()
+
+    def owner_heard(self) -> None:
+        """Note that the owner's program is there."""
+        self._owner_at = time.monotonic()
+
+    def _owner_left(self) -> float | None:
+        """Seconds until the owner is given up, which is done where they are over."""
+        if self._owner_seconds is None or not self._serving:
+            return None
+        left = self._owner_at + self._owner_seconds - time.monotonic()
+        if left > 0:
+            return left
+        self._close(
+            NotServing,
+            f"the model owner's program has not been heard of for {self._owner_seconds:g} s, and "
+            "serving was to end with it; the model owner has to call serve() again",
+        )
+        return None
 
     def stop(self) -> None:
         """Refuse what waits and what comes; a batch that runs is finished."""
@@ -214,7 +254,7 @@ class LeaderQueue:
         if query is not None:
             self._ready.discard(query)
             if query.taken:
-                self._begun[query.client] -= query.rows
+                self._has_ended(query)
             query.future.set_exception(refusal.error())
         self._wake()
 
@@ -223,30 +263,43 @@ class LeaderQueue:
         if self._is_draining:  # those whom the limit leaves out are to ask the other session
             kind, reason = StaleSession, self._why_not.reason
         self._why_not = Refusal("", kind.code, kind.status, reason)
+        if self._book is not None:
+            self._book.end(kind.code, kind.status, reason)
         for query_id in list(self._arrivals):
             self._refuse(replace(self._why_not, id=query_id))
         self._wake()
 
     def expire(self) -> float | None:
-        """Refuse what waits for a share too long; seconds until the next one would be."""
+        """Refuse what waits for a share too long; seconds until the next one would be.
+
+        Serving ends here too where the owner has not been heard of for too long.
+        """
         with self._lock:
-            now = time.monotonic()
-            for query_id, arrival in list(self._arrivals.items()):
-                if len(arrival.said) == self._n:
-                    continue
-                left = arrival.since + self._share_timeout - now
-                if left > 0:
-                    return left
-                self._refuse(
-                    Refusal(
-                        query_id,
-                        QueryError.code,
-                        504,
-                        f"only {len(arrival.said)} of {self._n} compute parties received a share "
-                        f"of this query within {self._share_timeout:g} s; send one to each",
-                    )
-                )
-            return None
+            owner_left = self._owner_left()
+            left = self._expire_shares()
+            return min((s for s in (owner_left, left) if s is not None), default=None)
+
+    def _expire_shares(self) -> float | None:
+        now = time.monotonic()
+        for query_id, arrival in list(self._arrivals.items()):
+            if len(arrival.said) == self._n:
+                continue
+            left = arrival.since + self._share_timeout - now
+            if left > 0:
+                return left
+            self._refuse(self._incomplete(query_id, len(arrival.said)))
+        return None
+
+    def _incomplete(self, query_id: str, parties: int) -> Refusal:
+        """What becomes of a query of which this many parties have a share."""
+        if (why := self._excuse()) is not None:
+            why = f"{why}, so that this query cannot be answered now; ask again in a while"
+            return Refusal(query_id, NotServing.code, NotServing.status, why)
+        why = (
+            f"only {parties} of {self._n} compute parties received a share of this query within "
+            f"{self._share_timeout:g} s; send one to each"
+        )
+        return Refusal(query_id, QueryError.code, 504, why)
 
     def next_batch(self) -> list[Piece]:
         """Return the rows to run now, of at most max_rows together; maybe none.
@@ -312,20 +365,20 @@ class LeaderQueue:
         with self._lock:
             for query, _, stop in batch:
                 if is_answered and stop == query.rows:
-                    self._begun[query.client] -= query.rows
+                    self._has_ended(query)
                     self._count(query)
                 elif not is_answered:
-                    self._begun[query.client] -= query.rows
+                    self._has_ended(query)
                     self._ready.discard(query)
                     self.pending.take(query.id)
                     self._arrivals.pop(query.id, None)
             if self._remaining == 0 and self._serving:
-                self._close(
-                    LimitReached,
-                    f"the limit of {self._limit} rows is reached; ask the model owner "
-                    "to serve again",
-                )
+                self._close(LimitReached, self._is_reached())
             self._wake()
+
+    def _has_ended(self, query: Pending) -> None:
+        """Count a query's rows no more as begun; nothing was begun where the round was lost."""
+        self._begun[query.client] = max(0, self._begun[query.client] - query.rows)
 
     def _count(self, query: Pending) -> None:
         self.answered += query.rows
@@ -334,10 +387,19 @@ class LeaderQueue:
         if self._remaining is not None:
             self._remaining -= query.rows
 
-    def fail_all(self, error: QueryError) -> None:
-        """Answer every waiting query with `error`."""
+    def lose(self, error: QueryError) -> None:
+        """Answer every query that waits or runs with `error`: the parties lost each other.
+
+        What was answered and the limit stay; the queries are remembered, so that a share which
+        comes late waits for nobody.
+        """
         with self._lock:
+            for query_id in list(self._arrivals):
+                self._refuse(Refusal(query_id, error.code, error.status, str(error)))
             self.pending.fail_all(error)
+            self._ready = Turns()
+            self._begun.clear()
+            self._outbox.clear()
 
     def take_refusals(self) -> list[Refusal]:
         """Return refusals that the followers have not been told yet, as many as an order holds."""

@@ -7,40 +7,21 @@ on the arrivals lane which have reached them; all compute parties run the engine
 from __future__ import annotations
 
 import threading
-import time
-from abc import abstractmethod
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import replace
-from functools import cached_property, partial
+from functools import partial
 from typing import Any
 
-import numpy as np
-
-from privserve.engines import Compute, RunStats, load_engine
-from privserve.errors import BadFrame, NotServing, PeerLost, QueryError, TooManyRows
-from privserve.party.accounts import Accounts
-from privserve.party.answers import AnswerCoins
-from privserve.party.cores import own_cores
+from privserve.engines import load_engine
+from privserve.errors import PeerLost, QueryError
+from privserve.party.computing import ComputeSession
+from privserve.party.journal import Book
 from privserve.party.messages import MOST_NOTES, Note, Order, framed, read_notes, read_order
 from privserve.party.pending import Pending, PendingQueries
-from privserve.party.polling import PollingSession
 from privserve.party.queries import GONE, LeaderQueue
-from privserve.party.query_format import QueryFormat
-from privserve.party.query_log import report_to
-from privserve.party.session import (
-    ARRIVALS,
-    CAUSE_SECONDS,
-    ORDERS,
-    REPLACED,
-    Seat,
-    Session,
-    SessionSpec,
-)
-from privserve.party.spans import spans_of
-from privserve.party.statistics import RunTime, Statistics
+from privserve.party.session import ARRIVALS, LOADED, ORDERS, REPLACED, Seat, Session
+from privserve.party.session_spec import SessionSpec
 from privserve.party.turns import Piece
-from privserve.prg import Prg
 
 MAX_BATCH = 128
 """Rows that run together, where the model owner says nothing else."""
@@ -53,7 +34,7 @@ class DealerSession(Session):
 
     def _serve(self) -> None:
         engine = load_engine(self.spec.engine)
-        lanes = {lane: self._lanes[lane] for lane in engine.LANES}
+        lanes = {lane: self._round.lanes[lane] for lane in engine.LANES}
         self._loaded()
         engine.deal(self.spec.description, lanes, **self.spec.options)
 
@@ -64,154 +45,11 @@ class DealerSession(Session):
         """Nothing ever waits at the dealer."""
 
 
-class ComputeSession(PollingSession):
-    """What leader and followers have in common: the engine and its counters."""
-
-    def __init__(self, seat: Seat, spec: SessionSpec) -> None:
-        super().__init__(seat, spec)
-        self._compute: Compute | None = None
-        self._coins: AnswerCoins | None = None
-        self.statistics = Statistics(report_to(spec.model, spec.id), spans_of(spec.model, spec.id))
-        self.engine_stats = RunStats()
-        """What the engine counted, also once the session is over."""
-        self.accounts = (seat.accounts or Accounts()).of_model(spec.model, spec.everybody)
-
-    @cached_property
-    def query_format(self) -> QueryFormat:
-        """What the frame of a query has to hold."""
-        return QueryFormat.of(self.spec.id, self.spec.description)
-
-    @property
-    @abstractmethod
-    def is_idle(self) -> bool:
-        """Whether no query waits here or runs."""
-
-    @abstractmethod
-    def submit(self, query: Pending) -> None:
-        """Take this party's share of a query; its future gets the answer's shares."""
-
-    @abstractmethod
-    def withdraw(self, query: Pending) -> None:
-        """Let a query go whose client left."""
-
-    def _set_up(self) -> None:
-        engine = load_engine(self.spec.engine)
-        lanes = {lane: self._lanes[lane] for lane in engine.LANES}
-        self._compute = engine.Compute(
-            self.spec.description, self.spec.shares, lanes, **self.spec.options
-        )
-        self._coins = AnswerCoins(self.spec.description["outputs"], Prg())
-        self.engine_stats = self._compute.stats
-        # After the engine has begun its own threads, which would inherit what it chooses.
-        self._cores = own_cores(self._config, self._config.rank(self._me.name))
-        # The engine has arranged its own copies; a large network's shares need not stay.
-        self.spec = replace(self.spec, shares={})
-        self._before = self._counters()
-        self._loaded()
-
-    @property
-    def packs(self) -> tuple[int, int] | None:
-        """See `engines.Compute.packs`; None also while there is no engine."""
-        compute = self._compute
-        return None if compute is None else compute.packs()
-
-    def _counters(self) -> tuple[int, int, int]:
-        """(frames and bytes sent to compute parties, bytes received from the dealer)."""
-        frames = sent = dealt = 0
-        for lane in load_engine(self.spec.engine).LANES:
-            for peer, channel in self._lanes[lane].channels.items():
-                if peer == self._n:
-                    dealt += channel.bytes_received
-                else:
-                    frames += channel.frames_sent
-                    sent += channel.bytes_sent
-        return frames, sent, dealt
-
-    def _run(self, batch: Sequence[Piece]) -> bool:
-        """Evaluate a batch and answer its queries; whether they were, at all parties alike."""
-        assert self._compute is not None
-        assert self._coins is not None
-        begun_ns = time.perf_counter_ns()
-        for piece in batch:
-            piece.query.begun_ns = piece.query.begun_ns or begun_ns
-        parts = ([x[start:stop] for x in query.inputs] for query, start, stop in batch)
-        arrays = list(zip(*parts, strict=True))
-        inputs = [a[0] if len(a) == 1 else np.concatenate(a) for a in arrays]
-        stats = self._compute.stats
-        waited, exchanged = stats.waiting_seconds, stats.exchange_seconds
-        started_ns = time.perf_counter_ns()
-        try:
-            with self._poller.away():
-                shares = self._compute.run(inputs)
-            computed_ns = time.perf_counter_ns()
-            outputs = self._coins.told(shares)
-        except TooManyRows as error:
-            for query, _, _ in batch:
-                query.future.set_exception(error)
-            return False
-        except BaseException as error:
-            # The batch left the queue, so only this thread can tell its clients; the reason
-            # that they get is the one that the watcher finds, unless the error names its cause.
-            named = isinstance(error, BadFrame)
-            self._ended.wait(CAUSE_SECONDS if isinstance(error, PeerLost) and not named else 0)
-            lost = str(error) if named else f"{self._me.name} lost the session during this query"
-            for query, _, _ in batch:
-                why = self.reason or lost
-                query.future.set_exception(NotServing(f"{why}; the query was not answered"))
-            raise
-        ended_ns = time.perf_counter_ns()
-        took = RunTime(
-            inputs=started_ns - begun_ns,
-            engine=computed_ns - started_ns,
-            outputs=ended_ns - computed_ns,
-            packs=int(1e9 * (stats.waiting_seconds - waited)),
-            exchanges=int(1e9 * (stats.exchange_seconds - exchanged)),
-        )
-        self.statistics.ran(batch, took)
-        at = 0
-        for piece in batch:
-            piece.query.answer([output[at : at + piece.rows] for output in outputs])
-            at += piece.rows
-        self._coins.draw_ahead()
-        return True
-
-    def facts(self) -> dict[str, Any]:
-        """Return the session's state, whether anything waits, and what the anonymous had."""
-        return {**super().facts(), "idle": self.is_idle, "anonymous": self.accounts.anonymous()}
-
-    def status(self) -> dict[str, Any]:
-        """Return its facts, with what its queries cost so far."""
-        facts = super().status()
-        compute = self._compute  # the session's thread forgets it in the end
-        ran = self.statistics.runs()
-        if compute is not None and ran.queries:
-            frames, sent, dealt = (
-                after - before for after, before in zip(self._counters(), self._before, strict=True)
-            )
-            facts["cost"] = {
-                "queries": ran.queries,
-                "rows": ran.rows,
-                "bytes_online": sent,
-                "bytes_dealt": dealt,
-                "frames": frames,
-                "recent": [[rows, seconds] for rows, seconds in ran.recent],
-                "exchanges": compute.stats.exchanges,
-            }
-        return facts
-
-    def _release(self) -> None:
-        super()._release()
-        if self._compute is not None:
-            self._compute.close()
-            self._compute = None
-        self._coins = None
-
-
 class LeaderSession(ComputeSession):
     """Party 0: decides which queries run, in which order."""
 
-    def __init__(self, seat: Seat, spec: SessionSpec) -> None:
-        super().__init__(seat, spec)
+    def __init__(self, seat: Seat, spec: SessionSpec, came_back: str = "") -> None:
+        super().__init__(seat, spec, came_back)
         rows = spec.options.get("max_batch", MAX_BATCH)
         self._max_delay = spec.options.get("max_delay_ms", 0) / 1000
         self.queue = LeaderQueue(
@@ -221,7 +59,22 @@ class LeaderSession(ComputeSession):
             None if seat.accounts is None else self.accounts,
             self._rouse,
             lambda: self.parts,
+            self._excuse,
+            self._book(seat),
         )
+
+    def _book(self, seat: Seat) -> Book | None:
+        if seat.keep is None or seat.keep.journal is None:
+            return None
+        return Book(seat.keep.journal, self.spec.id, self.accounts.key)
+
+    def _settle(self, batch: Sequence[Piece]) -> None:
+        self.queue.settle(batch)
+
+    def _excuse(self) -> str | None:
+        """Why queries may lack shares that is no fault of their clients; None: nothing is known."""
+        silent = self._watch.silent() if self._watch is not None else []
+        return f"{' and '.join(silent)} gives no sign of life" if silent else None
 
     @property
     def is_idle(self) -> bool:
@@ -235,11 +88,11 @@ class LeaderSession(ComputeSession):
 
     def submit(self, query: Pending) -> None:
         """Queue the leader's share of a query."""
-        if self._ended.is_set():
+        if not self._is_open:
             raise self._over()
         self.statistics.follow(query)
         self.queue.submit(query)
-        if self._ended.is_set():
+        if not self._is_open:
             self._refuse_all(self._over())
 
     def withdraw(self, query: Pending) -> None:
@@ -250,7 +103,7 @@ class LeaderSession(ComputeSession):
         """Return the session's facts, with the leader's counts."""
         return {
             **super().facts(),
-            "serving": self.queue.serving and self.is_alive,
+            "serving": self.queue.serving and self.state == LOADED,
             "limit": self.queue.limit,
             "answered": self.queue.answered,
             "waiting": len(self.queue.pending),
@@ -260,7 +113,7 @@ class LeaderSession(ComputeSession):
         self._set_up()
         takes = {peer: partial(self._take_notes, peer) for peer in range(1, self._n)}
         with self._at_wheel():
-            while not self._ended.is_set():
+            while not self._round.over.is_set():
                 self._choose_poller()
                 with self._hearing(ARRIVALS, read_notes, takes):
                     wait: float | None = 0
@@ -283,7 +136,7 @@ class LeaderSession(ComputeSession):
         }
         payload = framed(order)
         for peer in range(1, self._n):
-            self._lanes[ORDERS].send(peer, payload)
+            self._round.lanes[ORDERS].send(peer, payload)
         if batch:
             self.queue.finished(batch, is_answered=self._run(batch))
         return 0
@@ -293,20 +146,22 @@ class LeaderSession(ComputeSession):
         for note in notes:
             self.queue.announced(peer, note.query_id, note.rows, note.client)
         if self.queue.announces_too_many(peer):
-            channel = self._lanes[ARRIVALS].channels[peer]
+            channel = self._round.lanes[ARRIVALS].channels[peer]
             raise channel.bad("it announces more queries than a party may hold")
 
     def _refuse_all(self, error: QueryError) -> None:
-        self.queue.fail_all(error)
+        self.queue.lose(error)
 
 
 class FollowerSession(ComputeSession):
     """Every other compute party: announces its shares and does what the leader orders."""
 
-    def __init__(self, seat: Seat, spec: SessionSpec) -> None:
-        super().__init__(seat, spec)
+    def __init__(self, seat: Seat, spec: SessionSpec, came_back: str = "") -> None:
+        super().__init__(seat, spec, came_back)
         self._pending = PendingQueries(lambda: self.parts)
         self._is_running = False
+        self._ran = 0
+        """Rows of the queries all of which were answered here."""
         self._notes: list[tuple[str, int, str]] = []
         """What the leader is to be told of queries: id, rows or GONE, client."""
         self._orders: deque[Order] = deque()
@@ -323,11 +178,15 @@ class FollowerSession(ComputeSession):
     def submit(self, query: Pending) -> None:
         """Hold this party's share of a query and tell the leader."""
         with self._lock:
-            if self._ended.is_set():
+            if not self._is_open:
                 raise self._over()
             self.statistics.follow(query)
             self._pending.add(query)
             self._note(query, query.rows)
+
+    def facts(self) -> dict[str, Any]:
+        """Return the session's facts, and how many rows it had a share of the answer of."""
+        return {**super().facts(), "ran": self._ran}
 
     def withdraw(self, query: Pending) -> None:
         """Tell the leader that a query's client left; the share stays until it has said so."""
@@ -342,25 +201,30 @@ class FollowerSession(ComputeSession):
 
     def _send_notes(self) -> None:
         """Tell the leader of all that came in since it was told last."""
-        channel = self._lanes[ARRIVALS].channels[0]
         with self._sending:
             with self._lock:
                 notes, self._notes = self._notes, []
+                round_ = self._round
+            if not notes:  # they were of a round that is over
+                return
+            channel = round_.lanes[ARRIVALS].channels[0]
             try:
                 for at in range(0, len(notes), MOST_NOTES):
                     channel.send(framed(notes[at : at + MOST_NOTES]))
             except PeerLost as error:
                 # Half a frame may be under way: the leader is to see the end, not what follows.
                 channel.close()
-                self._lost = error
+                round_.lost = error
                 self._rouse()
 
     def _serve(self) -> None:
         # Notes are sent by the front, which answers nobody while it waits.
-        self._lanes[ARRIVALS].set_timeout(NOTE_SECONDS)
+        self._round.lanes[ARRIVALS].set_timeout(NOTE_SECONDS)
+        self._orders.clear()
+        self._is_running = False
         self._set_up()
         with self._at_wheel():
-            while not self._ended.is_set():
+            while not self._round.over.is_set():
                 self._choose_poller()
                 with self._hearing(ORDERS, read_order, {0: self._orders.append}):
                     wait: float | None = 0
@@ -385,10 +249,12 @@ class FollowerSession(ComputeSession):
             with self._lock:
                 for query, _, _ in batch:
                     self._pending.take(query.id)
+        elif batch:
+            self._ran += sum(query.rows for query, _, stop in batch if stop == query.rows)
         self._is_running = False
 
     def _check(self, order: Order) -> None:
-        channel = self._lanes[ORDERS].channels[0]
+        channel = self._round.lanes[ORDERS].channels[0]
         for query_id, start, stop in order.run:
             if query_id not in self._pending:
                 raise channel.bad("it orders a query that was never announced to it")
@@ -407,11 +273,12 @@ class FollowerSession(ComputeSession):
     def _refuse_all(self, error: QueryError) -> None:
         with self._lock:
             self._pending.fail_all(error)
+            self._notes = []
 
 
-def open_session(seat: Seat, spec: SessionSpec) -> Session:
-    """Return the session of this seat's role, not started yet."""
-    if seat.rank == 0:
-        return LeaderSession(seat, spec)
-    is_dealer = seat.rank == len(seat.config.compute)
-    return DealerSession(seat, spec) if is_dealer else FollowerSession(seat, spec)
+def open_session(seat: Seat, spec: SessionSpec, came_back: str = "") -> Session:
+    """Return the session of this seat's role, not started yet; came_back: see `Session`."""
+    kind: type[Session] = LeaderSession if seat.rank == 0 else FollowerSession
+    if seat.rank == len(seat.config.compute):
+        kind = DealerSession
+    return kind(seat, spec, came_back)

@@ -1,71 +1,63 @@
-"""The life of a session: the time for which a model is shared among parties that are all alive.
+"""The life of a session: the time for which a model is shared, in rounds.
 
-A session opens its lanes to every other party, does its role's work (see `roles`) and lasts until
-its owner ends it or a party is lost. Whatever ends it, its channels, shares, seeds and packs are
-thrown away with it; the next session begins with fresh ones.
+In a round a session opens its lanes to every other party and does its role's work (see `roles`)
+until a party is lost. Channels, keys and packs are thrown away with the round; the shares of the
+weights are kept, and the next round begins with everything else fresh once all parties have come
+back (see `rejoining`). What does not pass, such as what parties disagree on, ends the session.
 """
 
 from __future__ import annotations
 
-import contextlib
+import datetime
 import logging
-import select
-import socket
 import threading
 import time
 import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from privserve.config import ClusterConfig, PartyConfig, Timeouts
-from privserve.credentials import Limits
-from privserve.description import Description
 from privserve.engines import load_engine
 from privserve.errors import (
     BadFrame,
     ClusterError,
+    HalfFrame,
     NotServing,
     PeerLost,
     PrivserveError,
     QueryError,
     StaleSession,
 )
-from privserve.fixedpoint import RingArray
 from privserve.party.accounts import Accounts
-from privserve.party.agreement import compare, facts
-from privserve.party.channel import Channel
-from privserve.party.lanes import LaneMesh, Listener
-from privserve.party.messages import Over, framed, hear, read_facts, read_sign
+from privserve.party.agreement import agree, facts
+from privserve.party.keep import Keep
+from privserve.party.lanes import Listener
+from privserve.party.messages import ENDED, FAILED, WAITING, Over
+from privserve.party.rejoining import FIRST_SECONDS, MOST_SECONDS, Meeting, gather, rejoin
+from privserve.party.rounds import WATCHER, Round
+from privserve.party.session_spec import SessionSpec
+from privserve.party.traffic import Traffic
+from privserve.party.watching import Watch
 from privserve.party.wheel import Wheel
 
 log = logging.getLogger("privserve")
 
 ORDERS = "orders"  # leader to followers: what runs, what is refused
 ARRIVALS = "arrivals"  # followers to leader: which queries have come in
-WATCH = "watch"  # everyone to everyone: signs of life, and why a session ends
+WATCH = WATCHER  # everyone to everyone: signs of life, and why a round is over
 
-HEARTBEAT_SECONDS = 2.0
+LOADING, LOADED = "loading", "loaded"
+OPEN_SECONDS = 15.0
+"""For parties that have just met to open the lanes of their next round."""
+STEADY_SECONDS = 10.0
+"""A round that lasted longer was no failure from the start."""
 CAUSE_SECONDS = 5.0
 """At most this long a broken channel waits for the watcher to say why: an instant, but for load."""
 REPLACED = "the model was shared anew since this query was encoded; read its description again"
 MAX_REASON = 2000
 """Characters: it goes into logs and answers, and a peer may have written it."""
-
-
-@dataclass(frozen=True)
-class SessionSpec:
-    """What the model owner hands to one party."""
-
-    id: str
-    model: str
-    engine: str
-    description: Description
-    shares: Mapping[str, RingArray] = field(repr=False)
-    options: dict[str, Any] = field(default_factory=dict)
-    everybody: Limits | None = None
-    """What those may ask, together, who are no clients; None: nothing."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +71,8 @@ class Seat:
     accounts: Accounts | None = None
     wheel: Wheel | None = None
     """Of what reads the party's query lanes; None: each session has a poller of its own."""
+    keep: Keep | None = None
+    """Where the party keeps its state; None: it has none that outlives its process."""
 
     @property
     def rank(self) -> int:
@@ -89,44 +83,62 @@ class Seat:
 class Session(ABC):
     """One party's side of a session. Subclasses know the party's role."""
 
-    def __init__(self, seat: Seat, spec: SessionSpec) -> None:
+    def __init__(self, seat: Seat, spec: SessionSpec, came_back: str = "") -> None:
+        """came_back: why a party that has kept its share waits for the others; "" for a session
+        that begins."""
         self.spec = spec
-        self.state = "loading"
-        self.reason = ""
+        self.state = WAITING if came_back else LOADING
+        self.reason = came_back
         self.ready = threading.Event()
         self._log = logging.LoggerAdapter(log, {"session": spec.id, "model": spec.model})
         self._config = seat.config
         self._me = seat.me
         self._listener = seat.listener
+        self._keep = seat.keep
         self._timeouts = seat.timeouts
         self._n = len(seat.config.compute)
-        self._lanes: dict[str, LaneMesh] = {}
+        self._round = Round(spec.id, is_first=True)
+        self._watch: Watch | None = None
+        self._cause, self._since = came_back, _now()
+        """Why the last round was over, and when."""
+        self._limits: Mapping[str, int] = {}
+        self._mine: dict[str, Any] = {}
+        """What this party is about to run; see `agreement`."""
         self.memory: int | None = None
         """About how many bytes the model takes here, the engine included; None: not known yet."""
         self.engine_memory = 0
         """Of these, what the engine takes once for all its sessions."""
         self.is_replaced = False
         """Whether another session has its model's name."""
+        self.has_left = False
+        """Whether it is over here only, and the others wait."""
+        self.traffic = Traffic(self._round)
+        self._was_loaded = bool(came_back)
+        self._began = time.monotonic()
+        self._pause = 0.0
         self._ended = threading.Event()
         self._end_lock = threading.Lock()
-        self._wake, self._woken = socket.socketpair()
-        self._threads = [threading.Thread(target=self._main, name="session", daemon=True)]
+        self._main_thread = threading.Thread(target=self._main, name="session", daemon=True)
 
     def start(self) -> None:
         """Begin in the background; `state` becomes "loaded" or "failed"."""
-        self._threads[0].start()
+        self._main_thread.start()
 
     def end(self, reason: str) -> None:
         """End the session for all parties, and wait until it has."""
-        self._finish("ended", reason)
-        for thread in list(self._threads):
-            if thread is not threading.current_thread() and thread.ident is not None:
-                thread.join(10)
+        self._finish(ENDED, reason)
+        self._join()
 
-    @property
-    def lanes(self) -> Mapping[str, LaneMesh]:
-        """Its channels to the others, by lane; their counts stay when it is over."""
-        return self._lanes
+    def leave(self, reason: str) -> None:
+        """End the session here; the others wait for this party to come back."""
+        self.has_left = True
+        self._finish(ENDED, reason, told=WAITING)
+        self._join()
+
+    def _join(self) -> None:
+        thread = self._main_thread
+        if thread is not threading.current_thread() and thread.ident is not None:
+            thread.join(10)
 
     def status(self) -> dict[str, Any]:
         """Return all that its owner is told of the session, JSON-able."""
@@ -146,8 +158,8 @@ class Session(ABC):
 
     @property
     def is_alive(self) -> bool:
-        """Whether it is set up, or being set up."""
-        return self.state in ("loading", "loaded")
+        """Whether it is set up, or being set up, or waits for a party to come back."""
+        return self.state in (LOADING, LOADED, WAITING)
 
     def drain(self) -> None:
         """Let another session have the model's name: what was taken is answered, no more is."""
@@ -157,39 +169,128 @@ class Session(ABC):
 
     def _main(self) -> None:
         try:
-            engine = load_engine(self.spec.engine)
-            lanes = [WATCH, ORDERS, ARRIVALS, *engine.LANES]
-            limits = engine.frame_limits(self.spec.description, **self.spec.options)
-            each, dealer = engine.memory(self.spec.description, self._n, **self.spec.options)
-            self.engine_memory = engine.PROCESS_BYTES
-            self.memory = dealer if self._config.role(self._me.name) == "dealer" else each
-            self._lanes = self._listener.open_lanes(
-                self.spec.id, lanes, self._timeouts.connect, self._ended, limits, WATCH
-            )
-            for lane in self._lanes.values():
-                lane.set_patience(self._timeouts.peer)
-            if self._ended.is_set():
-                raise PeerLost(self.reason)
-            self._agree()
-            self._spawn(self._watch, "watch")
-            self._serve()
-            self._ended.wait(CAUSE_SECONDS)  # the dealer's work ends when party 0 leaves
-            self._finish("failed", f"{self._config.parties[0].name} left without saying why")
+            self._prepare()
+            if not self._was_loaded:
+                self._play()
+            while (name := self._next_round()) is not None:
+                with self._end_lock:
+                    self._round = Round(name, is_first=False)
+                    self.traffic.begin(self._round)
+                    if self._ended.is_set():  # meanwhile
+                        self._round.finish(Over(self.reason, self.state))
+                self._play()
         except Exception as error:
             self._fail(error)
         finally:
             self._release()
 
+    def _prepare(self) -> None:
+        """Find out what this party is about to run: before anybody waits for it to say so."""
+        spec, engine = self.spec, load_engine(self.spec.engine)
+        each, dealer = engine.memory(spec.description, self._n, **spec.options)
+        self.engine_memory = engine.PROCESS_BYTES
+        self.memory = dealer if self._config.role(self._me.name) == "dealer" else each
+        self._limits = engine.frame_limits(spec.description, **spec.options)
+        self._mine = facts(spec.engine, spec.description, spec.options)
+
+    def _play(self) -> None:
+        """Go through one round, until it is over."""
+        self._began = time.monotonic()
+        try:
+            self._open()
+            self._serve()
+            # The dealer's work ends when party 0 leaves.
+            self._round.over.wait(CAUSE_SECONDS)
+            self._finish(WAITING, f"{self._config.parties[0].name} left without saying why")
+        except Exception as error:
+            self._fail(error)
+        finally:
+            self._leave_round()
+
+    def _open(self) -> None:
+        """Open the round's lanes, watched from the first one on, and agree on what runs.
+
+        Raises PeerLost, and ClusterError for what the parties do not agree on.
+        """
+        round_, engine = self._round, load_engine(self.spec.engine)
+        self._open_lanes([WATCH], told=WATCH)
+        agree(self._me.name, self._mine, round_.channels, self._timeouts.peer)
+        if round_.over.is_set():
+            raise PeerLost(self.reason)
+        self._watch = Watch(round_, self._timeouts.peer)
+        watch = self._watch
+        round_.spawn(lambda: self._guarded(lambda: watch.run(self._lost)), WATCHER)
+        self._open_lanes([ORDERS, ARRIVALS, *engine.LANES], told=None)
+
+    def _open_lanes(self, lanes: list[str], told: str | None) -> None:
+        round_, seconds = self._round, self._timeouts.connect
+        if not round_.is_first:
+            seconds = min(seconds, OPEN_SECONDS)
+        limits = {lane: limit for lane, limit in self._limits.items() if lane in lanes}
+        try:
+            opened = self._listener.open_lanes(
+                round_.name, lanes, seconds, round_.over, limits, told
+            )
+        except ClusterError as error:
+            raise PeerLost(str(error)) from None
+        for lane in opened.values():
+            lane.set_patience(self._timeouts.peer)
+        round_.lanes.update(opened)
+        if round_.over.is_set():  # its channels were broken before these were known
+            for lane in opened.values():
+                lane.close()
+            raise PeerLost(self.reason)
+
+    def _lost(self, over: Over) -> None:
+        """Take what the watcher says of another party."""
+        self._finish(over.state, over.reason)
+
+    def _next_round(self) -> str | None:
+        """Wait for the other parties; the name of the round that begins then. None: it is over."""
+        self._ended.wait(self._back_off())
+        leader = self._config.parties[0]
+        meeting = Meeting(
+            self.spec.id,
+            self._timeouts.peer,
+            self._ended,
+            self._waits,
+            lambda names: f"{self._cause}; waiting for {names} since {self._since}",
+            lambda: None if self.has_left else Over(self.reason, self.state),
+        )
+        others = [party for party in self._config.parties if party.name != self._me.name]
+        if self._me.name == leader.name:
+            found = gather(self._listener, others, meeting)
+        else:
+            found = rejoin(self._listener, leader, meeting)
+        if isinstance(found, Over):  # for good, whatever it says
+            self._finish(FAILED if found.state == WAITING else found.state, found.reason)
+            return None
+        return found
+
+    def _back_off(self) -> float:
+        """For how long to leave the others alone: rounds that do not last come slower."""
+        lasted = time.monotonic() - self._began > STEADY_SECONDS
+        self._pause = 0.0 if lasted else min(max(FIRST_SECONDS, 2 * self._pause), MOST_SECONDS)
+        return self._pause
+
+    def _waits(self, why: str) -> None:
+        """Say in the session's state whom it waits for; `why` in the leader's own words."""
+        with self._end_lock:
+            if self.state == WAITING:
+                self.reason = printable(why)
+
     def _fail(self, error: Exception) -> None:
-        """Finish the session because of what one of its threads met."""
-        if isinstance(error, PeerLost) and not isinstance(error, BadFrame):
+        """Finish the round, or the session, because of what one of its threads met."""
+        is_bad = isinstance(error, BadFrame) and not isinstance(error, HalfFrame)
+        if isinstance(error, PeerLost) and not is_bad:
             # The watcher knows who left first and why; this thread only saw a broken pipe.
-            self._ended.wait(CAUSE_SECONDS if self._is_watched else 0)
-        if isinstance(error, PrivserveError):
-            self._finish("failed", str(error))
+            self._round.over.wait(CAUSE_SECONDS if self._round.watcher is not None else 0)
+            self._finish(WAITING, str(error))
+        elif isinstance(error, PrivserveError):
+            self._finish(FAILED, str(error))
         elif isinstance(error, MemoryError):
             self._finish(
-                "failed",
+                FAILED,
                 f"{self._me.name} ran out of memory; ask fewer rows at a time, or give it more",
             )
         else:
@@ -197,55 +298,11 @@ class Session(ABC):
             frames = "".join(traceback.format_tb(error.__traceback__))
             name = type(error).__name__
             self._log.error("%s: %s in the session\n%s", self._me.name, name, frames)
-            self._finish(
-                "failed", f"{self._me.name} hit an internal error ({type(error).__name__})"
-            )
-
-    def _agree(self) -> None:
-        """Compare with every other party what is about to run; see `agreement`."""
-        spec, channels = self.spec, self._lanes[WATCH].channels
-        mine = facts(spec.engine, spec.description, spec.options)
-        for channel in channels.values():
-            channel.set_timeout(self._timeouts.peer)
-        if (lost := self._tell(channels, mine)) is not None:
-            raise PeerLost(lost)
-        try:
-            heard = self._hear_facts(channels)
-            for peer, theirs in heard.items():
-                compare(self._me.name, mine, peer, theirs)
-        except PrivserveError as error:
-            self._tell(channels, {"over": str(error), "state": "failed"})
-            raise
-
-    def _hear_facts(self, channels: Mapping[int, Channel]) -> dict[str, Mapping[str, str | int]]:
-        """What every other party is about to run, by its name.
-
-        All are heard before anybody is judged: whoever leaves with something unread would make
-        the others lose what it said.
-        """
-        heard: dict[str, Mapping[str, str | int]] = {}
-        wrong: PrivserveError | None = None
-        for channel in channels.values():
-            try:
-                found = hear(channel, read_facts, within=self._timeouts.peer)
-            except PeerLost as error:
-                wrong = wrong or error
-                continue
-            if isinstance(found, Over):
-                wrong = wrong or ClusterError(found.reason)
-            else:
-                heard[channel.peer] = found
-        if wrong is not None:
-            raise wrong
-        return heard
-
-    @property
-    def _is_watched(self) -> bool:
-        return any(thread.name == "watch" for thread in self._threads)
+            self._finish(FAILED, f"{self._me.name} hit an internal error ({name})")
 
     @abstractmethod
     def _serve(self) -> None:
-        """Set up and do the role's work until the session is over."""
+        """Set up and do the role's work until the round is over."""
 
     @abstractmethod
     def _rouse(self) -> None:
@@ -253,157 +310,98 @@ class Session(ABC):
 
     @abstractmethod
     def _refuse_all(self, error: QueryError) -> None:
-        """Answer everything that waits with `error`."""
+        """Answer everything that waits with `error`, and be ready for another round."""
 
-    def _spawn(self, target: Callable[[], None], name: str) -> None:
-        """Run `target` in a thread of its own; what it raises ends the session."""
-
-        def run() -> None:
-            try:
-                target()
-            except Exception as error:
-                self._fail(error)
-
-        thread = threading.Thread(target=run, name=name, daemon=True)
-        self._threads.append(thread)
-        thread.start()
+    def _guarded(self, target: Callable[[], None]) -> None:
+        """Run `target`; what it raises ends the round, or the session."""
+        try:
+            target()
+        except Exception as error:
+            self._fail(error)
 
     def _loaded(self) -> None:
         with self._end_lock:
-            if self._ended.is_set():  # another party failed while this one was setting up
+            if self._round.over.is_set():  # another party failed while this one was setting up
                 raise PeerLost(self.reason)
-            self.state = "loaded"
+            self.state, self.reason = LOADED, ""
+            self._was_loaded = True
         self.ready.set()
+        again = "" if self._round.is_first else ", again"
         model, engine = self.spec.model, self.spec.engine
-        self._log.info("%s: model '%s' is loaded (%s)", self._me.name, model, engine)
+        self._log.info("%s: model '%s' is loaded (%s)%s", self._me.name, model, engine, again)
 
-    def _finish(self, state: str, reason: str) -> None:
-        """Record why the session is over and break every channel; the first reason counts."""
+    def _finish(self, state: str, reason: str, told: str | None = None) -> None:
+        """Record why the round is over, or with it the session, and break every channel.
+
+        The first reason counts. state: WAITING where only the round is over. told: what the others
+        are told, where that is another state.
+        """
         reason = printable(reason)
         with self._end_lock:
-            if self._ended.is_set():
+            round_ = self._round
+            if state == WAITING and (not self._was_loaded or self.is_replaced):
+                state = FAILED  # nobody has asked it yet, or nobody will any more
+            if self._ended.is_set() or (state == WAITING and round_.over.is_set()):
                 return
+            self._cause = reason
+            self._since = _now()
             self.state, self.reason = state, reason
-            self._ended.set()
-        self._log.info("%s: session over: %s", self._me.name, reason)
+            if state != WAITING:
+                self._ended.set()
+            round_.finish(Over(reason, told or state))
+        what = "waits for another round" if state == WAITING else "session over"
+        self._log.info("%s: %s: %s", self._me.name, what, reason)
         self.ready.set()
         self._rouse()
-        with contextlib.suppress(OSError):
-            self._woken.send(b"x")
-        self._say_goodbye()
-        for lane in self._lanes.values():
-            lane.close()
+        round_.part()
         self._refuse_all(self._over())
+        if self._ended.is_set() and not self.has_left:
+            self._forget()  # nothing can bring it back
 
-    def _say_goodbye(self) -> None:
-        """Let the watcher tell the others why, before the channels break."""
-        watcher = next((t for t in self._threads if t.name == "watch"), None)
-        if watcher is not None and watcher is not threading.current_thread():
-            watcher.join(2)
+    def _forget(self) -> None:
+        """Have the party keep the session no more."""
+        if self._keep is None:
+            return
+        try:
+            self._keep.forget(self.spec.id)
+        except PrivserveError as error:
+            self._log.warning("%s: %s", self._me.name, error)
+
+    @property
+    def _is_open(self) -> bool:
+        """Whether queries are taken."""
+        return self.state == LOADED and not self._round.over.is_set()
 
     def _over(self) -> QueryError:
         if self.is_replaced:  # its clients are to find the other one by themselves
             return StaleSession(REPLACED)
-        return NotServing(f"{self.reason}; the model owner has to share the model again")
+        return is_over(self.state, self.reason)
+
+    def _leave_round(self) -> None:
+        """Throw away all that belongs to the round, but for what it counted."""
+        self._round.part()
+        self.traffic.end()
+        self._round.release()
 
     def _release(self) -> None:
-        """Free the sockets, once no thread uses them any more."""
-        self._say_goodbye()
-        for lane in self._lanes.values():
-            lane.close()
-        for thread in self._threads[1:]:
-            thread.join(5)
-        for lane in self._lanes.values():
-            lane.release()
-        self.spec = replace(self.spec, shares={})  # where set-up failed they are here still
-        self._wake.close()
-        self._woken.close()
+        """Forget the shares, once no thread uses them any more."""
+        self._round.part()
+        self._round.release()
+        self.spec = replace(self.spec, shares={})
 
-    # -- signs of life --------------------------------------------------------------------
 
-    def _watch(self) -> None:
-        """Notice who leaves and who hangs; tell the others why before leaving."""
-        channels = self._lanes[WATCH].channels
-        heard = dict.fromkeys(channels, time.monotonic())
-        for channel in channels.values():
-            channel.set_timeout(self._timeouts.peer)
-        next_beat = 0.0
-        lost: str | None = None
-        state = "failed"
-        while lost is None and not self._ended.is_set():
-            now = time.monotonic()
-            if now >= next_beat:
-                lost = self._tell(channels, {"alive": True})
-                next_beat = now + min(HEARTBEAT_SECONDS, self._timeouts.peer / 4)
-                if lost is not None:  # who left may have said why before
-                    lost, state = self._last_words(channels) or (lost, state)
-            if lost is None:
-                lost, state = self._hear(channels, heard, next_beat - now)
-            silent = [channels[p].peer for p, at in heard.items() if now - at > self._timeouts.peer]
-            if lost is None and silent:
-                lost = f"{silent[0]} gave no sign of life for {self._timeouts.peer:g} s"
-        # Before the channels break: the others shall learn the cause, not the consequence.
-        if lost is None:
-            self._tell(channels, {"over": self.reason, "state": self.state})
-        else:
-            self._tell(channels, {"over": lost, "state": state})
-            self._finish(state, lost)
+def is_over(state: str, reason: str) -> NotServing:
+    """Return what clients of a model are told that is not there, or not now."""
+    if state == WAITING:
+        return NotServing(f"{reason}; the model comes back by itself, ask again in a while")
+    return NotServing(f"{reason}; the model owner has to share the model again")
 
-    def _tell(self, channels: dict[int, Channel], message: dict[str, Any]) -> str | None:
-        """Send `message` to all; who turned out to be gone, if anybody."""
-        lost = None
-        for channel in channels.values():
-            try:
-                channel.send(framed(message))
-            except PeerLost:
-                lost = gone(channel.peer)
-        return lost
 
-    def _last_words(self, channels: dict[int, Channel]) -> tuple[str, str] | None:
-        """Why the session is over and its state, if any party said so; reads what has come."""
-        for channel in channels.values():
-            with contextlib.suppress(PeerLost):
-                while select.select([channel.fileno()], [], [], 0)[0]:
-                    if (over := self._sign(channel)) is not None:
-                        return over.reason, over.state
-        return None
-
-    def _sign(self, channel: Channel) -> Over | None:
-        """Read one sign of life, or the news that the session is over.
-
-        No peer may keep the watcher from the others, who would give this party up.
-        """
-        return hear(channel, read_sign, within=self._timeouts.peer / 3)
-
-    def _hear(
-        self, channels: dict[int, Channel], heard: dict[int, float], timeout: float
-    ) -> tuple[str | None, str]:
-        """Read what came within `timeout`; (why the session is over or None, its state)."""
-        by_descriptor = {channel.fileno(): peer for peer, channel in channels.items()}
-        watched = [*by_descriptor, self._wake.fileno()]
-        readable, _, _ = select.select(watched, [], [], max(timeout, 0))
-        for descriptor in readable:
-            peer = by_descriptor.get(descriptor)
-            if peer is None:
-                continue
-            try:
-                over = self._sign(channels[peer])
-            except BadFrame as error:
-                return str(error), "failed"
-            except PeerLost:
-                return gone(channels[peer].peer), "failed"
-            heard[peer] = time.monotonic()
-            if over is not None:
-                return over.reason, over.state
-        return None, "failed"
+def _now() -> str:
+    return f"{datetime.datetime.now(datetime.UTC):%H:%M:%S} UTC"
 
 
 def printable(text: str) -> str:
     """Return the text on one line, of a bounded length: a peer may have written it."""
     kept = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
     return "".join(kept)[:MAX_REASON]
-
-
-def gone(party: str) -> str:
-    """Say that a party left without a word."""
-    return f"{party} is gone (its process ended or its host cannot be reached)"

@@ -12,8 +12,8 @@ import threading
 from collections import Counter
 from dataclasses import dataclass, field
 
+from privserve.party.computing import ComputeSession
 from privserve.party.models import Models
-from privserve.party.roles import ComputeSession
 from privserve.party.session import Session
 from privserve.party.statistics import Tally
 
@@ -69,11 +69,8 @@ class Tallies:
 def count_of(session: Session) -> Count:
     """Return what a session has counted by now."""
     count = Count()
-    for lane in list(session.lanes.values()):
-        for channel in list(lane.channels.values()):
-            count.sent[channel.peer] += channel.bytes_sent
-            count.received[channel.peer] += channel.bytes_received
+    count.sent, count.received = session.traffic.by_party()
     if isinstance(session, ComputeSession):
         count.queries = session.statistics.tally()
-        count.exchanges = session.engine_stats.exchanges
+        count.exchanges = session.exchanges
     return count

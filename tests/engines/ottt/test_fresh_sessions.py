@@ -26,7 +26,7 @@ from privserve.config import party_names
 from privserve.engines import Compute, Prepared, ottt
 from privserve.errors import ClusterError, PeerLost
 from privserve.fixedpoint import encode
-from privserve.party.lanes import LaneMesh
+from privserve.party.lane_mesh import LaneMesh
 
 NAMES = party_names(3)
 ALICE, BOB, CAROL = NAMES

@@ -1,0 +1,239 @@
+"""Serve a model until its owner has had enough, whatever becomes of the parties meanwhile.
+
+A party that comes back with its share rejoins by itself, and serving goes on. Where one has lost
+its share, and the owner's program runs still, the model is shared again, with what is left of the
+limit; local parties that ended are started again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from privserve import replacing
+from privserve.cluster import POLL_SECONDS, Cluster
+from privserve.config import PartyConfig
+from privserve.errors import ClusterError, ModelReplaced, QueryError, StaleSession
+
+ASK_SECONDS = 2.0
+"""For one party's answer: the others are asked next."""
+HEAL_SECONDS = 0.5
+"""Between two looks at a model that is not served now."""
+FIRST_PAUSE, MOST_PAUSE = 1.0, 30.0
+"""Between two tries to share a model again."""
+STEADY_SECONDS = 60.0
+"""What was served for so long begins anew with FIRST_PAUSE."""
+SAY_SECONDS = 10.0
+"""So often it is said that nothing has changed."""
+OWNER_SECONDS = 30.0
+"""After so long without a word of its owner's program a model is not served any more, where its
+owner has said so."""
+SERVE, STOP = "serve", "stop"
+
+
+@dataclass
+class Tended:
+    """One model that is served, by a program of its owner."""
+
+    cluster: Cluster
+    name: str
+    session: str
+    limit: int | None
+    on_owner_loss: str
+    share_again: Callable[[], str]
+    """Shares the model anew and returns the new session's id; raises ClusterError, QueryError."""
+    tell: Callable[[str], None]
+    is_stopped: threading.Event = field(default_factory=threading.Event)
+    """Set once its owner has told the leader to stop, which need not be there to say so."""
+    before: int = 0
+    """Rows that earlier sessions answered."""
+    answered: int = 0
+    """Rows that this session answered."""
+    _ran: dict[str, int] = field(default_factory=dict)
+    """By follower: the rows that it had run in this session when it was served."""
+    _said: tuple[str, float] = ("", 0.0)
+    _pause: float = 0.0
+    _next_try: float = 0.0
+    _counted: str = ""
+    """The session whose rows are in `before` already."""
+    _begun: str = ""
+    """The session that was told to serve."""
+    _since: float = field(default_factory=time.monotonic)
+    """When the model was shared."""
+
+    @property
+    def total(self) -> int:
+        """Rows that were answered since `serve` was called."""
+        return self.before + self.answered
+
+    @property
+    def leader(self) -> PartyConfig:
+        """The party that decides what runs."""
+        return self.cluster.config.compute[0]
+
+    def begin(self) -> None:
+        """Have what is left of the limit answered; raises as the leader does."""
+        self._ran = {
+            party.name: int(status.get("ran", 0))
+            for party in self.cluster.config.compute[1:]
+            if isinstance(status := self._asked(party), dict)
+        }
+        left = None if self.limit is None else self.limit - self.before
+        message: dict[str, Any] = {"num_requests": left}
+        if self.on_owner_loss == STOP:
+            message["owner_seconds"] = OWNER_SECONDS
+        path = "/privserve/serve"
+        self.cluster.call(self.leader, "POST", path, session=self.session, json=message)
+        self._begun, self.answered = self.session, 0
+
+    def look(self) -> bool:
+        """Look once how serving goes and mend what can be mended; whether it is over.
+
+        Raises ClusterError where it ended in a way that does not pass, ModelReplaced.
+        """
+        self.cluster.revive(self.tell)
+        status = self._asked(self.leader)
+        if isinstance(status, dict) and self._begun == self.session:
+            if self._counted != self.session:
+                self.answered = max(self.answered, int(status.get("answered", 0)))
+            state = status["state"]
+            is_over = state not in ("loaded", "waiting")
+            if status.get("replaced") and (is_over or status["idle"]):
+                raise ModelReplaced(
+                    f"serving ended: another model is shared as '{self.name}' and has taken "
+                    f"this one's place, which answered {self.total} rows"
+                )
+            if state == "ended":
+                raise ClusterError(f"serving ended: {status['reason']}")
+            if state == "loaded":
+                self._is_well()
+                return not status["serving"]
+        return self._mend(status)
+
+    def _is_well(self) -> None:
+        if self._said[0]:
+            self.tell(f"'{self.name}' is served again")
+            self._said = ("", 0.0)
+        if time.monotonic() - self._since > STEADY_SECONDS:
+            self._pause = 0.0
+
+    def _mend(self, led: dict[str, Any] | str | None) -> bool:
+        """Find out why the model is not served, and share it again if that is what it takes."""
+        said = {party.name: self._asked(party) for party in self.cluster.config.parties}
+        away = [found for found in said.values() if isinstance(found, str)]
+        lost = [name for name, found in said.items() if found is None or self._is_stuck(led, found)]
+        if away:
+            self._say(f"'{self.name}' is not served: {away[0]}; trying again")
+        elif lost:
+            return self._share_again(lost, said)
+        elif isinstance(led, dict):
+            if led["state"] == "failed":
+                raise ClusterError(f"serving ended: {led['reason']}")
+            if led["state"] == "loaded" and self._begun != self.session:
+                with contextlib.suppress(ClusterError, QueryError):  # then the next look tells
+                    self.begin()  # which failed when it was shared again
+                return False
+            self._say(f"'{self.name}' is not served: {led['reason']}")
+        time.sleep(HEAL_SECONDS)
+        return False
+
+    @staticmethod
+    def _is_stuck(led: dict[str, Any] | str | None, found: dict[str, Any] | str) -> bool:
+        """Whether the leader waits for a party whose session is over."""
+        return (
+            isinstance(led, dict)
+            and isinstance(found, dict)
+            and led["state"] == "waiting"
+            and found["state"] in ("failed", "ended")
+        )
+
+    def _share_again(self, lost: list[str], said: dict[str, Any]) -> bool:
+        if self._counted != self.session:
+            self.before += self._count(said)
+            self.answered, self._counted = 0, self.session
+        if self.limit is not None and self.before >= self.limit:
+            return True
+        if time.monotonic() < self._next_try or not self._is_ours():
+            time.sleep(HEAL_SECONDS)
+            return False
+        self._pause = min(max(FIRST_PAUSE, 2 * self._pause), MOST_PAUSE)
+        names = " and ".join(lost)
+        left = "" if self.limit is None else f", for the {self.limit - self.before} rows left"
+        self.tell(f"{names} lost what it had of '{self.name}': sharing it again{left}")
+        try:
+            self.session = self.share_again()
+            self.begin()
+        except (ClusterError, QueryError) as error:
+            self.tell(f"'{self.name}' could not be shared again: {error}")
+        self._since = time.monotonic()
+        self._next_try = self._since + self._pause
+        self._said = ("sharing again", self._since)
+        return False
+
+    def _is_ours(self) -> bool:
+        """Whether the name is free for this model; False where that cannot be told now.
+
+        Raises ClusterError where somebody shares another model under it.
+        """
+        try:
+            other = replacing.holder(self.cluster, self.name)
+        except (ClusterError, QueryError):
+            return False
+        if other is not None and other.session != self.session:
+            raise ClusterError(
+                f"serving ended: another model was shared as '{self.name}' meanwhile"
+            )
+        return True
+
+    def _count(self, said: dict[str, Any]) -> int:
+        """How many rows this session has answered, at most.
+
+        Where the leader has lost its count, those are taken for answered that the others ran: the
+        last batch may have reached nobody, but no limit is exceeded.
+        """
+        found = [self.answered]
+        for name, status in said.items():
+            if isinstance(status, dict) and name == self.leader.name:
+                return int(status.get("answered", self.answered))
+            if isinstance(status, dict) and "ran" in status:
+                found.append(int(status["ran"]) - self._ran.get(name, 0))
+        return max(found)
+
+    def _say(self, line: str) -> None:
+        """Tell what is new, or what is so still."""
+        now = time.monotonic()
+        before, at = self._said
+        if line != before or now - at > SAY_SECONDS:
+            self.tell(line)
+            self._said = (line, now)
+
+    def _asked(self, party: PartyConfig) -> dict[str, Any] | str | None:
+        """A party's status of this session; None where it has none, and why it says nothing."""
+        path = "/privserve/status"
+        try:
+            found: dict[str, Any] = self.cluster.call(
+                party, "GET", path, session=self.session, timeout=ASK_SECONDS
+            ).json()
+            return found
+        except StaleSession:
+            return None
+        except (ClusterError, QueryError, ValueError) as error:
+            return str(error)
+
+
+def serve(tended: Tended, report: Callable[[int], None]) -> int:
+    """Look after a model until its limit is reached or it is stopped; how many were answered."""
+    reported = 0
+    while True:
+        is_stopped = tended.is_stopped.is_set()  # before the last look, which counts
+        is_over = tended.look() or is_stopped
+        if tended.total > reported:
+            reported = tended.total
+            report(reported)
+        if is_over:
+            return reported
+        time.sleep(POLL_SECONDS)
