@@ -46,6 +46,7 @@ SAY_SECONDS = 10.0
 MINUTE = 60.0
 MOST_DEATHS = 3
 """A party that ends this often within a minute is not started again."""
+STARTED_AGAIN = "starting it again"
 
 
 @dataclass
@@ -288,7 +289,7 @@ class Cluster:
                 self._deaths[name] = [*deaths, now]
                 if len(deaths) + 1 >= MOST_DEATHS:
                     raise ClusterError(f"{how} (for the third time within a minute)")
-                tell(f"{how}; starting it again")
+                tell(f"{how}; {STARTED_AGAIN}")
                 party = self.config.parties[self.config.rank(name)]
                 with bind(split_address(party.address), name) as sock:
                     self._spawn(name, self.config.path.parent, sock.fileno(), again=True)

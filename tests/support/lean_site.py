@@ -43,11 +43,13 @@ def make_lean_site(directory: Path) -> Path:
             link = directory / top
             if there.exists() and top != "__pycache__" and not link.exists():
                 link.symlink_to(there)
-    # Of privserve itself the metadata alone, for its version: it is read from this source tree.
-    own = importlib.metadata.distribution("privserve")
-    (metadata,) = {f.parts[0] for f in own.files or () if f.parts[0].endswith(".dist-info")}
-    if not (directory / metadata).exists():
-        (directory / metadata).symlink_to(Path(str(own.locate_file(metadata))))
+    # Of privserve itself the name and version alone: it is read from this source tree.
+    metadata = directory / "privserve.dist-info"
+    metadata.mkdir(exist_ok=True)
+    version = importlib.metadata.version("privserve")
+    (metadata / "METADATA").write_text(
+        f"Metadata-Version: 2.1\nName: privserve\nVersion: {version}\n"
+    )
     return directory
 
 

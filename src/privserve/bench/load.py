@@ -37,7 +37,7 @@ from privserve.bench.load_report import Point, figures, medians, plot, table
 from privserve.bench.options import among, numbers, positive, row_sizes
 from privserve.bench.report import figure
 from privserve.bench.subjects import EXAMPLES, sample_digits
-from privserve.cluster import Cluster, Worker
+from privserve.cluster import STARTED_AGAIN, Cluster, Worker
 from privserve.compiler.ranges import synthetic_samples
 from privserve.credentials import ClientKey, ClientTable, Limits
 from privserve.engines import ENGINES
@@ -140,15 +140,20 @@ def served(cluster: Cluster, model: SecureModel) -> Iterator[Callable[[], None]]
     """Serve a shared model in the background; yields what raises where that has ended."""
     leader = cluster.config.compute[0]
     ended: list[PrivserveError] = []
+    told: list[str] = []
 
     def serve() -> None:
         try:
-            model.serve()
+            model.serve(tell=told.append)
         except PrivserveError as error:
             ended.append(error)
 
     def check() -> None:
         cluster.check_processes()
+        # A party that ended was started again, which is no reason to measure on.
+        for line in list(told):
+            if line.endswith(STARTED_AGAIN):
+                raise ClusterError(line)
         if not thread.is_alive():
             raise ended[0] if ended else ClusterError("serving ended; nobody asked for that")
 
