@@ -90,7 +90,10 @@ def answer(prepared: Prepared, batches: list[np.ndarray], compute_parties: int) 
 
 CASES = [*((net, 2) for net in NETS), ("max pooling", 3), ("conv", 3)]
 # CrypTen takes ten seconds for each; these say least beyond the others.
-SLOW = [("crypten", "average pooling", 2), ("crypten", "conv", 3), ("crypten", "max pooling", 3)]
+SLOW = [
+    *(("crypten", net, 2) for net in ("average pooling", "gemm", "branches")),
+    *(("crypten", net, 3) for net in ("conv", "max pooling")),
+]
 
 
 @pytest.mark.parametrize(

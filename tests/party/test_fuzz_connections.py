@@ -306,7 +306,7 @@ def handshakes(stage: Stage, usual: int) -> None:
 
 def test_no_handshake_makes_a_party_fail(stage: Stage) -> None:
     with stage.undisturbed():
-        handshakes(stage, 300)
+        handshakes(stage, 150)
 
 
 @pytest.mark.slow
