@@ -310,7 +310,10 @@ class Play:
                 assert len(whole) == 2, "half an answer without a bad frame"
                 self.check(whole)
                 return
-            # On a busy machine a query's halves may come further apart than is waited for.
+            # On a busy machine a query's halves may come further apart than is waited for, or a
+            # party may be given up for a moment.
+            over = partial(self.are, "loaded", "failed", "ended")
+            wait_until(over, "no party waits for another", 30)
         raise AssertionError("no answer without a bad frame")
 
     def check(self, answers: list[np.ndarray]) -> None:
