@@ -252,11 +252,10 @@ def test_a_follower_may_not_announce_more_than_a_party_holds(
     monkeypatch.setattr(queries, "MAX_PENDING", 20)
     sessions.start(timeouts=Timeouts(connect=5, peer=20, share=20))
     sessions.leader.queue.serve(None)
-    for number in range(30):
-        say(
-            channel_of(sessions.all[1], "arrivals", 0),
-            framed(json.dumps([[f"q{number}", 1, "c"]]).encode()),
-        )
+    channel = channel_of(sessions.all[1], "arrivals", 0)
+    notes = [framed(json.dumps([[f"q{number}", 1, "c"]]).encode()) for number in range(30)]
+    # At once: the leader may break the connection at any note after the last that it takes.
+    channel._sock.sendall(b"".join(channel.encrypt(note) for note in notes))
     wait_until(lambda: states(sessions) == ["failed"] * 3, "all sessions failed")
     assert "bob sent" in sessions.leader.reason
     assert "more queries than a party may hold" in sessions.leader.reason

@@ -59,7 +59,13 @@ def all_are(stage: Stage, state: str, seconds: float = 40) -> None:
             return all(told(stage, name)["state"] == state for name in NAMES)
         return False
 
-    wait_until(are, f"all are {state}", seconds)
+    try:
+        wait_until(are, f"all are {state}", seconds)
+    except AssertionError as error:
+        found = {name: told(stage, name) for name in NAMES}
+        raise AssertionError(
+            {n: (f["state"], f.get("reason")) for n, f in found.items()}
+        ) from error
 
 
 def ask(stage: Stage, client: ps.Client, seconds: float = 40) -> int:

@@ -21,10 +21,12 @@ from privserve.errors import ClusterError, PeerLost
 from privserve.party.channel import Channel
 from privserve.party.lanes import (
     HELLO_BYTES,
+    REJOIN,
     Listener,
     client_context,
     server_context,
 )
+from privserve.party.messages import WAITING, Hello, Over, hear, read_sign
 from privserve.tls_stream import TlsStream
 
 
@@ -100,10 +102,10 @@ def test_two_sessions_do_not_mix(tmp_path: Path) -> None:
         three.close()
 
 
-def test_a_party_that_never_connects_is_named(tmp_path: Path) -> None:
+def test_parties_that_never_connect_are_named(tmp_path: Path) -> None:
     three = Parties(tmp_path, 3)
     try:
-        with pytest.raises(ClusterError, match="bob did not connect to alice in time"):
+        with pytest.raises(ClusterError, match="bob and carol did not connect to alice in time"):
             three.listeners[0].open_lanes("s", LANES, 0.2)
     finally:
         three.close()
@@ -251,3 +253,23 @@ def test_closing_the_listener_frees_its_port(tmp_path: Path) -> None:
     three.close()
     with socket.create_server(address):
         pass
+
+
+def test_who_comes_to_a_round_that_is_over_is_turned_away_and_told_why(parties: Parties) -> None:
+    """What was dialled for a round that ended early was kept, a descriptor each."""
+    alice, bob, _ = parties.listeners
+    me = alice._me
+    early = [bob.dial(me, "s", lane) for lane in ("watch", "online", REJOIN)]
+    wait_until(lambda: len(alice._arrived) == 3, "they are there")
+    alice.give_up("s", "watch", Over("carol is gone", WAITING))
+    late = [bob.dial(me, "s", lane) for lane in ("watch", "online")]
+    for channel in (early[0], late[0]):
+        assert hear(channel, read_sign, within=5) == Over("carol is gone", WAITING)
+    for channel in (early[1], late[1]):
+        channel.set_timeout(5)
+        with pytest.raises(PeerLost, match="closed"):
+            channel.recv()
+    assert alice.take(Hello("s", REJOIN, "bob")) is not None
+    assert alice._arrived == {}
+    for channel in (*early, *late):
+        channel.release()

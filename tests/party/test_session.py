@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from pathlib import Path
+from typing import Any
 
 import echo_engine
 import numpy as np
@@ -12,9 +13,11 @@ import pytest
 from serving import wait_until
 from sessions import Sessions, answer, numbers, refusals, states, vanish
 
-from privserve.config import Timeouts
+from privserve.config import PartyConfig, Timeouts
 from privserve.errors import ClusterError, NotServing
+from privserve.party.channel import Channel
 from privserve.party.pending import Pending
+from privserve.party.session_spec import SessionSpec
 
 
 def test_ending_one_side_ends_all_with_its_reason(sessions: Sessions) -> None:
@@ -40,7 +43,8 @@ def test_the_cause_is_told_before_the_channels_break_however_slow_the_watcher_is
     monkeypatch.setattr(watch, "_tell", slow)
     sessions.leader.end("the owner left")
     wait_until(lambda: states(sessions) == ["ended"] * 3, "all sessions ended", 5)
-    assert {session.reason for session in sessions.all} == {"the owner left"}
+    told = "alice says: the owner left"
+    assert [session.reason for session in sessions.all] == ["the owner left", told, told]
 
 
 @pytest.mark.parametrize("gone", [0, 1, 2])
@@ -73,9 +77,44 @@ def test_who_cannot_open_its_lanes_tells_the_others_why(
 
     monkeypatch.setattr(sessions.listeners[1], "_dial", refused)
     sessions.start(timeouts=Timeouts(connect=2, peer=20))
-    assert "bob did not connect" in sessions.all[0].reason
-    assert "bob" in sessions.all[2].reason
-    assert "connection to alice" not in sessions.all[2].reason
+    words = "bob cannot reach alice: the cable is cut"
+    assert sessions.all[0].reason == f"carol says: {words}"
+    assert sessions.all[2].reason == words
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_who_keeps_one_party_waiting_is_blamed_and_not_the_one_that_waits(
+    sessions: Sessions, monkeypatch: pytest.MonkeyPatch, rank: int
+) -> None:
+    """The other one heard nothing from the party that was kept, and named that one."""
+    dial = sessions.listeners[2]._dial
+
+    def reluctant(peer: PartyConfig, session: str, lane: str, wait: Any) -> Channel:
+        if peer.name == sessions.configs[0].parties[rank].name:
+            while not wait.over:
+                wait.stop.wait(0.05)
+        return dial(peer, session, lane, wait)
+
+    monkeypatch.setattr(sessions.listeners[2], "_dial", reluctant)
+    sessions.start([0, 1], Timeouts(connect=2.5, peer=0.6))
+    spec = SessionSpec("s", "m", "echo", echo_engine.DESCRIPTION, {}, {})
+    # The dealer waits longer than the others do.
+    sessions.all = [
+        sessions.begin(n, spec, Timeouts(connect=(2, 2, 20)[n], peer=0.6)) for n in range(3)
+    ]
+    assert all(session.ready.wait(10) for session in sessions.all)
+    for session in sessions.all[:2]:
+        assert "carol did not connect" in session.reason, session.reason
+
+
+def test_what_another_party_says_is_told_as_its_words(sessions: Sessions) -> None:
+    """A party that lied of another one was believed: the others said so in their own name."""
+    sessions.start()
+    sessions.all[1].end("carol sent what is none of the protocol")
+    wait_until(lambda: states(sessions) == ["ended"] * 3, "all sessions ended")
+    for rank in (0, 2):
+        lie = "bob says: carol sent what is none of the protocol"
+        assert sessions.all[rank].reason == lie
 
 
 def wait_for_failure(sessions: Sessions) -> None:

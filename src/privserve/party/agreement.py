@@ -10,17 +10,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import time
+from collections.abc import Collection, Mapping
 from importlib.metadata import version
 from typing import Any
 
 from privserve.engines import load_engine
-from privserve.errors import BadFrame, ClusterError, PeerLost, PrivserveError
+from privserve.errors import BadFrame, ClusterError, HalfFrame, PeerLost
 from privserve.party.channel import Channel
-from privserve.party.messages import FAILED, WAITING, Over, hear, message_of, read_facts
-from privserve.party.watching import tell
+from privserve.party.messages import FAILED, WAITING, Over, hear, read_facts
 
-WIRE = 6
+WIRE = 7
 """What parties say to each other, in which order; grows with every change of it."""
 
 OTHER_CODE = ("privserve", "wire")
@@ -69,46 +69,69 @@ def compare(me: str, mine: Mapping[str, Any], peer: str, theirs: Mapping[str, An
     )
 
 
-def agree(
-    me: str, mine: Mapping[str, Any], channels: Mapping[int, Channel], patience: float
-) -> None:
-    """Compare with every other party what is about to run, on the lane of signs of life.
+class Agreement:
+    """What each other party said that it is about to run, and who has not said it yet.
 
-    mine: see `facts`. patience: seconds for each of the others. Raises PeerLost where one is gone,
-    and ClusterError for what the parties do not agree on.
+    All are heard before anybody is judged, as long as they come: whoever leaves with something
+    unread would make the others lose what it said.
     """
-    for channel in channels.values():
-        channel.set_timeout(patience)
-    if (lost := tell(channels, dict(mine))) is not None:
-        raise PeerLost(lost)
-    try:
-        for peer, theirs in _heard(channels, patience).items():
-            compare(me, mine, peer, theirs)
-    except PrivserveError as error:
-        passes = isinstance(error, PeerLost) and not isinstance(error, BadFrame)
-        tell(channels, message_of(Over(str(error), WAITING if passes else FAILED)))
-        raise
 
+    def __init__(self, me: str, mine: Mapping[str, Any], others: Collection[str]) -> None:
+        """mine: see `facts`. others: the names of all other parties."""
+        self.me = me
+        self.mine = dict(mine)
+        self._missing = set(others)
+        self._wrong: tuple[Over, float] | None = None
+        """The first thing that is wrong, and when it was found."""
 
-def _heard(channels: Mapping[int, Channel], patience: float) -> dict[str, Mapping[str, str | int]]:
-    """What every other party is about to run, by its name.
-
-    All are heard before anybody is judged: whoever leaves with something unread would make
-    the others lose what it said.
-    """
-    heard: dict[str, Mapping[str, str | int]] = {}
-    wrong: PrivserveError | None = None
-    for channel in channels.values():
+    def hears(self, channel: Channel, within: float) -> None:
+        """Read what a party says first on the lane of signs of life."""
+        self._missing.discard(channel.peer)
         try:
-            found = hear(channel, read_facts, within=patience)
-        except PeerLost as error:
-            wrong = wrong or error
-            continue
-        if isinstance(found, Over):
-            kind = PeerLost if found.state == WAITING else ClusterError
-            wrong = wrong or kind(found.reason)
-        else:
-            heard[channel.peer] = found
-    if wrong is not None:
-        raise wrong
-    return heard
+            found = hear(channel, read_facts, within=within)
+            if isinstance(found, Over):
+                self.object(said(channel.peer, found))
+            else:
+                compare(self.me, self.mine, channel.peer, found)
+        except HalfFrame as error:
+            self.object(Over(str(error), WAITING))
+        except BadFrame as error:
+            self.object(Over(str(error), FAILED))
+        except PeerLost:
+            self.object(Over(gone(channel.peer), WAITING))
+        except ClusterError as error:
+            self.object(Over(str(error), FAILED))
+
+    def object(self, why: Over) -> None:
+        """Note what is wrong; the first thing counts."""
+        self._wrong = self._wrong or (why, time.monotonic())
+
+    def verdict(self, patience: float) -> Over | None:
+        """Why there will be no round, once all were heard or `patience` seconds were waited."""
+        if self._wrong is None:
+            return None
+        why, since = self._wrong
+        return why if not self._missing or time.monotonic() - since > patience else None
+
+    @property
+    def objection(self) -> Over | None:
+        """What this party found wrong first, if anything."""
+        return self._wrong and self._wrong[0]
+
+    @property
+    def is_reached(self) -> bool:
+        """Whether all are about to run the same."""
+        return not self._missing and self._wrong is None
+
+
+def gone(party: str) -> str:
+    """Say that a party left without a word."""
+    return f"{party} is gone (its process ended or its host cannot be reached)"
+
+
+def said(party: str, over: Over) -> Over:
+    """Return what another party told, as its words: it may lie of others."""
+    words = over.reason
+    if not words.startswith(f"{party} "):  # of itself
+        words = f"{party} says: {words}"
+    return Over(words, over.state, over.by or party)

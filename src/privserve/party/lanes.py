@@ -15,8 +15,8 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from privserve.addresses import connect
@@ -24,7 +24,7 @@ from privserve.config import ClusterConfig, PartyConfig
 from privserve.errors import ClusterError, PeerLost
 from privserve.party.channel import CONTROL_BYTES, Channel, Tap
 from privserve.party.lane_mesh import LaneMesh
-from privserve.party.messages import Hello, framed, hear, read_hello
+from privserve.party.messages import FAILED, Hello, Over, framed, hear, message_of, read_hello
 from privserve.tls import trust
 from privserve.tls_stream import TlsStream, reason_of
 
@@ -68,20 +68,23 @@ class _Wait:
 
     deadline: float
     cancelled: threading.Event
+    stop: threading.Event = field(default_factory=threading.Event)
+    """Set once another one was waited for in vain."""
 
     @property
     def over(self) -> bool:
-        return self.cancelled.is_set() or time.monotonic() >= self.deadline
+        given_up = self.cancelled.is_set() or self.stop.is_set()
+        return given_up or time.monotonic() >= self.deadline
 
     def at_most(self, seconds: float) -> float:
         return max(0.01, min(seconds, self.deadline - time.monotonic()))
 
 
-def _turn_away(channel: Channel, told: str | None, why: str) -> None:
-    """Release the channel of a session that will not be; if its lane is `told`, say why before."""
-    if channel.lane == told and why:
+def _turn_away(channel: Channel, told: str, over: Over) -> None:
+    """Release the channel of a round that will not be; if its lane is `told`, say why before."""
+    if channel.lane == told and over.reason:
         with contextlib.suppress(PeerLost):
-            channel.send(framed({"over": why, "state": "failed"}))
+            channel.send(framed(message_of(over)))
     channel.release()
 
 
@@ -121,7 +124,7 @@ class Listener:
         self._server = server_context(config, me)
         self._client = client_context(config, me)
         self._arrived: dict[Hello, _Arrived] = {}
-        self._given_up: dict[str, tuple[str | None, str]] = {}
+        self._given_up: dict[str, tuple[str, Over]] = {}
         """By session: the lane on which whoever comes late is told why, and why."""
         self.meets: Callable[[Hello], str | None] = lambda hello: None
         """Why whoever comes to a session's next round (the lane REJOIN) is turned away; None: it is
@@ -191,11 +194,11 @@ class Listener:
             if self._closed:
                 channel.release()
                 return
-            if hello.session in self._given_up:
+            if hello.session in self._given_up and hello.lane != REJOIN:
                 _turn_away(channel, *self._given_up[hello.session])
                 return
             if hello.lane == REJOIN and (why := self.meets(hello)) is not None:
-                _turn_away(channel, REJOIN, why)
+                _turn_away(channel, REJOIN, Over(why, FAILED))
                 return
             self._forget_closed()
             # Sessions that failed on this side leave theirs behind; the sender's oldest go, so
@@ -222,16 +225,20 @@ class Listener:
         for descriptor, _ in poll.poll(0):
             self._arrived.pop(unclaimed[descriptor]).channel.release()
 
-    def _claim(self, hello: Hello, wait: _Wait) -> Channel:
+    def _claim(self, wanted: Collection[Hello], wait: _Wait) -> tuple[Hello, Channel]:
+        """Wait for one of these connections, whichever comes first."""
         with self._changed:
-            while hello not in self._arrived:
+            while True:
+                for hello in wanted:
+                    if hello in self._arrived:
+                        return hello, self._arrived.pop(hello).channel
                 if wait.over or self._closed:
+                    missing = " and ".join(dict.fromkeys(hello.sender for hello in wanted))
                     raise ClusterError(
-                        f"{hello.sender} did not connect to {self._me.name} in time; check that it "
+                        f"{missing} did not connect to {self._me.name} in time; check that each "
                         f"runs and reaches {self._me.address}"
                     )
                 self._changed.wait(0.1)
-            return self._arrived.pop(hello).channel
 
     def take(self, hello: Hello) -> Channel | None:
         """Return the connection that says so of itself, if it has come; waits for nothing."""
@@ -292,15 +299,16 @@ class Listener:
         timeout: float,
         cancelled: threading.Event | None = None,
         limits: Mapping[str, int] | None = None,
-        watch: str | None = None,
+        met: Callable[[int, Channel], None] | None = None,
     ) -> dict[str, LaneMesh]:
         """Connect this party with all others on every lane of one session.
 
         Collective: every party calls it with the same arguments. Of two parties the later
-        one in cluster.toml dials. limits: by lane, the bytes of its largest frame, where
-        that is more than CONTROL_BYTES. Raises ClusterError naming who is missing after
-        `timeout` seconds, or when `cancelled` is set meanwhile; those who are there are told so on
-        the lane `watch`.
+        one in cluster.toml dials; none waits for one before it is there for the others. limits: by
+        lane, the bytes of its largest frame, where that is more than CONTROL_BYTES. met: takes each
+        channel as soon as it is open, and owns it from then on; called in any thread. Raises
+        ClusterError naming who is missing after `timeout` seconds, or when `cancelled` is set
+        meanwhile; who comes later waits until `give_up` turns it away.
         """
         wait = _Wait(time.monotonic() + timeout, cancelled or threading.Event())
         with self._changed:
@@ -308,35 +316,59 @@ class Listener:
         parties = self._config.parties
         rank = self._config.rank(self._me.name)
         opened: dict[str, dict[int, Channel]] = {lane: {} for lane in lanes}
+        failed: list[Exception] = []
+
+        def take(index: int, lane: str, channel: Channel) -> None:
+            channel.limit = max((limits or {}).get(lane, 0), CONTROL_BYTES)
+            opened[lane][index] = channel
+            if met is not None:
+                met(index, channel)
+
+        def dial(index: int) -> None:
+            try:
+                for lane in lanes:
+                    take(index, lane, self._dial(parties[index], session, lane, wait))
+            except Exception as error:
+                failed.append(error)
+                wait.stop.set()
+
+        dialling = [threading.Thread(target=dial, args=(i,), daemon=True) for i in range(rank)]
+        for thread in dialling:
+            thread.start()
         try:
-            for index in range(rank):
-                for lane in lanes:
-                    opened[lane][index] = self._dial(parties[index], session, lane, wait)
-            for index in range(rank + 1, len(parties)):
-                for lane in lanes:
-                    hello = Hello(session, lane, parties[index].name)
-                    opened[lane][index] = self._claim(hello, wait)
+            ranks = {party.name: index for index, party in enumerate(parties)}
+            later = parties[rank + 1 :]
+            wanted = dict.fromkeys(Hello(session, lane, p.name) for p in later for lane in lanes)
+            while wanted:
+                hello, channel = self._claim(wanted, wait)
+                del wanted[hello]
+                take(ranks[hello.sender], hello.lane, channel)
         except Exception as error:
-            told = None if wait.cancelled.is_set() else watch
-            self._give_up(session, opened, told, str(error))
-            raise
-        for lane, limit in (limits or {}).items():
-            for channel in opened[lane].values():
-                channel.limit = max(limit, CONTROL_BYTES)
+            failed.append(error)
+            wait.stop.set()
+        for thread in dialling:
+            thread.join()
+        if failed:
+            if met is None:
+                for channel in (c for lane in opened.values() for c in lane.values()):
+                    channel.release()
+            raise failed[0]
         return {lane: LaneMesh(rank, len(parties) - 1, opened[lane]) for lane in lanes}
 
-    def _give_up(
-        self, session: str, opened: dict[str, dict[int, Channel]], told: str | None, why: str
-    ) -> None:
-        """Release a session's channels, claimed or not; on the lane `told` say why before."""
+    def give_up(self, session: str, told: str, over: Over) -> None:
+        """Turn away whoever has come for the lanes of a session, or still comes.
+
+        Who comes on the lane `told` learns why. Not on the lane REJOIN: there the next round's
+        name is learned.
+        """
         with self._changed:
-            self._given_up[session] = told, why
+            self._given_up[session] = told, over
             if len(self._given_up) > self.MAX_GIVEN_UP:
                 self._given_up.pop(next(iter(self._given_up)))
-            arrived = [hello for hello in self._arrived if hello.session == session]
+            arrived = [h for h in self._arrived if h.session == session and h.lane != REJOIN]
             unclaimed = [self._arrived.pop(hello).channel for hello in arrived]
-        for channel in [*(c for lane in opened.values() for c in lane.values()), *unclaimed]:
-            _turn_away(channel, told, why)
+        for channel in unclaimed:
+            _turn_away(channel, told, over)
 
     def close(self) -> None:
         """Stop accepting and free the port."""

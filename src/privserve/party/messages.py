@@ -52,6 +52,8 @@ class Over:
     reason: str
     state: str
     """One of STATES."""
+    by: str = ""
+    """Whose words these are, where a party passes another one's on; so it says, at least."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ def framed(message: object) -> bytes:
 
 def message_of(over: Over) -> dict[str, str]:
     """Return what says so, for `framed`."""
-    return {"over": over.reason, "state": over.state}
+    return {"over": over.reason, "state": over.state, **({"by": over.by} if over.by else {})}
 
 
 def hear(channel: Channel, read: Callable[[Any], T], within: float | None = None) -> T:
@@ -122,7 +124,7 @@ def read_facts(message: Any) -> Mapping[str, str | int] | Over:
     Other versions may say more of it, or less.
     """
     fields = _object(message)
-    if set(fields) == {"over", "state"}:
+    if "over" in fields:
         return _over(fields)
     if len(fields) > MAX_FACTS:
         raise _Malformed("it says too much of what it is about to run")
@@ -139,13 +141,16 @@ def read_sign(message: Any) -> Over | None:
     fields = _object(message)
     if fields == {"alive": True}:
         return None
-    return _over(_object(message, "over", "state"))
+    return _over(fields)
 
 
 def _over(fields: Mapping[str, Any]) -> Over:
+    if set(fields) - {"by"} != {"over", "state"}:
+        raise _Malformed("it is no message of this lane")
+    by = _name(fields["by"], "whose words these are") if "by" in fields else ""
     if not isinstance(fields["over"], str) or fields["state"] not in STATES:
         raise _Malformed("it does not say how the session is over")
-    return Over(fields["over"], fields["state"])
+    return Over(fields["over"], fields["state"], by)
 
 
 def read_meeting(message: Any) -> Wait | Begin | Over:
@@ -157,12 +162,12 @@ def read_meeting(message: Any) -> Wait | Begin | Over:
         if not isinstance(fields["round"], str) or not ROUND.fullmatch(fields["round"]):
             raise _Malformed("it names a round by what is no name of one")
         return Begin(fields["round"])
-    return _over(_object(message, "over", "state"))
+    return _over(fields)
 
 
 def read_parting(message: Any) -> Over:
     """Read what a party says that leaves while it waits for the next round."""
-    return _over(_object(message, "over", "state"))
+    return _over(_object(message))
 
 
 def read_notes(message: Any) -> tuple[Note, ...]:

@@ -33,11 +33,14 @@ class Round:
         self.over = threading.Event()
         self.told: Over | None = None
         """What the others are told of its end; set before `over` is."""
+        self.channels: dict[int, Channel] = {}
+        """On which parties give signs of life: those that have been met, and the watcher's own."""
         self.lost: PeerLost | None = None
         """Why a peer is heard no more, which whoever drives the poller found."""
         self.wake, self._woken = socket.socketpair()
-        """Can be read once the round is over."""
+        """Can be read once the round is over, or its watcher is called to."""
         self._threads: list[threading.Thread] = []
+        self._owned: list[Channel] = []
 
     def spawn(self, target: Callable[[], None], name: str) -> None:
         """Run `target`, which raises nothing, in a thread of its own."""
@@ -50,10 +53,9 @@ class Round:
         """The thread that knows who left first and why, once there is one."""
         return next((t for t in self._threads if t.name == WATCHER), None)
 
-    @property
-    def channels(self) -> dict[int, Channel]:
-        """Return the channels on which parties give signs of life."""
-        return self.lanes[WATCHER].channels
+    def own(self, channel: Channel) -> None:
+        """Break and free a channel with the round, though it may be none of a lane."""
+        self._owned.append(channel)
 
     def finish(self, told: Over) -> None:
         """Note that the round is over; the first time counts."""
@@ -61,8 +63,18 @@ class Round:
             return
         self.told = told
         self.over.set()
+        self.rouse()
+
+    def rouse(self) -> None:
+        """Have the watcher look."""
         with contextlib.suppress(OSError):
             self._woken.send(b"x")
+
+    def calm(self) -> None:
+        """Note at the watcher that it looks."""
+        if not self.over.is_set():
+            with contextlib.suppress(OSError):
+                self.wake.recv(64)
 
     def part(self) -> None:
         """Let the watcher tell the others why, and break the channels."""
@@ -71,6 +83,8 @@ class Round:
             watcher.join(GOODBYE_SECONDS)
         for lane in self.lanes.values():
             lane.close()
+        for channel in self._owned:
+            channel.close()
 
     def release(self) -> None:
         """Free the sockets, once no thread uses them any more."""
@@ -78,5 +92,7 @@ class Round:
             thread.join(JOIN_SECONDS)
         for lane in self.lanes.values():
             lane.release()
+        for channel in self._owned:
+            channel.release()
         self.wake.close()
         self._woken.close()

@@ -31,7 +31,8 @@ from privserve.errors import (
     StaleSession,
 )
 from privserve.party.accounts import Accounts
-from privserve.party.agreement import agree, facts
+from privserve.party.agreement import Agreement, facts
+from privserve.party.channel import Channel
 from privserve.party.keep import Keep
 from privserve.party.lanes import Listener
 from privserve.party.messages import ENDED, FAILED, WAITING, Over
@@ -78,6 +79,10 @@ class Seat:
     def rank(self) -> int:
         """0..n-1 for compute parties, n for the dealer."""
         return self.config.rank(self.me.name)
+
+
+class _Absent(PeerLost):
+    """A party did not come: that is the cause, and no consequence of another one."""
 
 
 class Session(ABC):
@@ -213,26 +218,32 @@ class Session(ABC):
         Raises PeerLost, and ClusterError for what the parties do not agree on.
         """
         round_, engine = self._round, load_engine(self.spec.engine)
-        self._open_lanes([WATCH], told=WATCH)
-        agree(self._me.name, self._mine, round_.channels, self._timeouts.peer)
-        if round_.over.is_set():
-            raise PeerLost(self.reason)
-        self._watch = Watch(round_, self._timeouts.peer)
-        watch = self._watch
-        round_.spawn(lambda: self._guarded(lambda: watch.run(self._lost)), WATCHER)
-        self._open_lanes([ORDERS, ARRIVALS, *engine.LANES], told=None)
-
-    def _open_lanes(self, lanes: list[str], told: str | None) -> None:
-        round_, seconds = self._round, self._timeouts.connect
+        seconds = self._timeouts.connect
         if not round_.is_first:
             seconds = min(seconds, OPEN_SECONDS)
+        others = [party.name for party in self._config.parties if party.name != self._me.name]
+        agreement = Agreement(self._me.name, self._mine, others)
+        watch = Watch(round_, agreement, self._timeouts.peer, seconds)
+        self._watch = watch
+        round_.spawn(lambda: self._guarded(lambda: watch.run(self._lost)), WATCHER)
+        self._open_lanes([WATCH], seconds, watch.meet)
+        watch.wait_agreed()
+        if round_.over.is_set():
+            raise PeerLost(self.reason)
+        # Whoever waits for a party itself that does not come names that one before.
+        self._open_lanes([ORDERS, ARRIVALS, *engine.LANES], seconds + self._timeouts.peer)
+
+    def _open_lanes(
+        self, lanes: list[str], seconds: float, met: Callable[[int, Channel], None] | None = None
+    ) -> None:
+        round_ = self._round
         limits = {lane: limit for lane, limit in self._limits.items() if lane in lanes}
         try:
             opened = self._listener.open_lanes(
-                round_.name, lanes, seconds, round_.over, limits, told
+                round_.name, lanes, seconds, round_.over, limits, met
             )
         except ClusterError as error:
-            raise PeerLost(str(error)) from None
+            raise _Absent(str(error)) from None
         for lane in opened.values():
             lane.set_patience(self._timeouts.peer)
         round_.lanes.update(opened)
@@ -284,7 +295,8 @@ class Session(ABC):
         is_bad = isinstance(error, BadFrame) and not isinstance(error, HalfFrame)
         if isinstance(error, PeerLost) and not is_bad:
             # The watcher knows who left first and why; this thread only saw a broken pipe.
-            self._round.over.wait(CAUSE_SECONDS if self._round.watcher is not None else 0)
+            knows = self._round.watcher is not None and not isinstance(error, _Absent)
+            self._round.over.wait(CAUSE_SECONDS if knows else 0)
             self._finish(WAITING, str(error))
         elif isinstance(error, PrivserveError):
             self._finish(FAILED, str(error))
@@ -380,6 +392,8 @@ class Session(ABC):
     def _leave_round(self) -> None:
         """Throw away all that belongs to the round, but for what it counted."""
         self._round.part()
+        if self._round.told is not None:
+            self._listener.give_up(self._round.name, WATCH, self._round.told)
         self.traffic.end()
         self._round.release()
 

@@ -4,16 +4,30 @@ from __future__ import annotations
 
 import contextlib
 import select
+import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from privserve.errors import BadFrame, HalfFrame, PeerLost
+from privserve.party.agreement import Agreement, gone, said
 from privserve.party.channel import Channel
-from privserve.party.messages import FAILED, WAITING, Over, framed, hear, message_of, read_sign
+from privserve.party.messages import (
+    FAILED,
+    WAITING,
+    Over,
+    framed,
+    hear,
+    message_of,
+    read_facts,
+    read_sign,
+)
 from privserve.party.rounds import Round
 
 HEARTBEAT_SECONDS = 2.0
+FIRSTHAND_SECONDS = 0.5
+"""For the words of a party that another one passes on, which are on their way."""
 
 
 def tell(channels: Mapping[int, Channel], message: dict[str, Any]) -> str | None:
@@ -27,23 +41,36 @@ def tell(channels: Mapping[int, Channel], message: dict[str, Any]) -> str | None
     return lost
 
 
-def gone(party: str) -> str:
-    """Say that a party left without a word."""
-    return f"{party} is gone (its process ended or its host cannot be reached)"
-
-
 class Watch:
     """One party's watch over the others, for one round."""
 
-    def __init__(self, round_: Round, patience: float) -> None:
-        """patience: seconds without a sign of life after which a party is given up."""
+    def __init__(
+        self, round_: Round, agreement: Agreement, patience: float, introduction: float
+    ) -> None:
+        """patience: seconds without a sign of life after which a party is given up; introduction:
+        for it to say what it is about to run, which it may still be given."""
         self._round = round_
+        self._agreement = agreement
         self._channels = round_.channels
         self._patience = patience
+        self._introduction = introduction
         self._beat = min(HEARTBEAT_SECONDS, patience / 4)
-        self._heard = dict.fromkeys(self._channels, time.monotonic())
-        for channel in self._channels.values():
-            channel.set_timeout(patience)
+        self._heard: dict[int, float] = {}
+        """When each party gave its last sign; who has said what it runs."""
+        self._met: dict[int, float] = {}
+        """When each party was met that has not said so yet."""
+        self._coming: deque[tuple[int, Channel]] = deque()
+        self._agreed = threading.Event()
+
+    def meet(self, peer: int, channel: Channel) -> None:
+        """Watch a party from now on, too, and tell it what runs here; for any thread."""
+        self._round.own(channel)
+        self._coming.append((peer, channel))
+        self._round.rouse()
+
+    def wait_agreed(self) -> None:
+        """Wait until all parties have said that they run the same, or the round is over."""
+        self._agreed.wait()
 
     def silent(self) -> list[str]:
         """Return who has missed a sign of life by now, though it is not given up yet."""
@@ -60,12 +87,30 @@ class Watch:
         lost: called where another party is the cause, after the others were told: they shall
         learn the cause, and not the consequence.
         """
-        found = self._until_over()
-        if found is not None:
-            self._tell(message_of(found))
-            lost(found)
-        elif self._round.told is not None:
-            self._tell(message_of(self._round.told))
+        try:
+            found = self._until_over()
+            if found is not None:
+                # What this party found itself, and not what another one concluded from it.
+                found = self._agreement.objection or found
+                self._tell(message_of(found))
+                lost(found)
+            elif self._round.told is not None:
+                self._welcome()  # who has come meanwhile is to be told as well
+                self._tell(message_of(self._round.told))
+        finally:
+            self._agreed.set()
+
+    def _welcome(self) -> str | None:
+        """Introduce this party to those who were met since; who turned out to be gone."""
+        lost = None
+        while self._coming:
+            peer, channel = self._coming.popleft()
+            channel.set_timeout(self._patience)
+            channel.patience = self._patience
+            self._channels[peer] = channel
+            self._met[peer] = time.monotonic()
+            lost = tell({peer: channel}, self._agreement.mine) or lost
+        return lost
 
     def _until_over(self) -> Over | None:
         """Why another party ends the round; None where this one does."""
@@ -75,17 +120,27 @@ class Watch:
             # Whoever slept itself (stopped, or starved of its core) blames nobody for that.
             self._forgive(now - looked - self._beat)
             looked = now
-            if now >= next_beat:
-                if (lost := self._tell({"alive": True})) is not None:
+            lost = self._welcome()
+            if now >= next_beat or lost is not None:
+                lost = lost or self._tell({"alive": True})
+                if lost is not None:
                     # Who left may have said why before.
                     return self._last_words() or Over(lost, WAITING)
                 next_beat = now + self._beat
-            if (over := self._hear(next_beat - now)) is not None:
+            if (over := self._hear(next_beat - now) or self._late(now)) is not None:
                 return over
-            for peer, at in self._heard.items():
-                if now - at > self._patience:
-                    return Over(self._no_sign(peer), WAITING)
         return None
+
+    def _late(self, now: float) -> Over | None:
+        """Who is late with its sign of life, or with its introduction."""
+        for peer, at in self._heard.items():
+            if now - at > self._patience:
+                return Over(self._no_sign(peer), WAITING)
+        for peer, at in self._met.items():
+            if now - at > self._introduction:
+                why = f"{self._channels[peer].peer} did not say within {self._introduction:g} s "
+                return Over(why + "what it is about to run; is it overloaded or stopped?", WAITING)
+        return self._agreement.verdict(self._patience)
 
     def _tell(self, message: dict[str, Any]) -> str | None:
         return tell(self._channels, message)
@@ -97,22 +152,44 @@ class Watch:
     def _forgive(self, slept: float) -> None:
         if slept > self._beat:
             self._heard = {peer: at + slept for peer, at in self._heard.items()}
+            self._met = {peer: at + slept for peer, at in self._met.items()}
 
     def _last_words(self) -> Over | None:
         """Why the round is over, if any party said so; reads what has come."""
-        for channel in self._channels.values():
+        for peer, channel in self._channels.items():
             with contextlib.suppress(PeerLost):
                 while select.select([channel.fileno()], [], [], 0)[0]:
-                    if (over := self._sign(channel)) is not None:
+                    if peer in self._met:
+                        self._introduced(peer)
+                    elif (over := self._sign(channel)) is not None:
                         return over
-        return None
+        return self._agreement.objection
 
     def _sign(self, channel: Channel) -> Over | None:
         """Read one sign of life, or the news that the round is over.
 
         No peer may keep the watcher from the others, who would give this party up.
         """
-        return hear(channel, read_sign, within=self._patience / 3)
+        over = hear(channel, read_sign, within=self._patience / 3)
+        if over is None:
+            return None
+        return self._firsthand(over.by, channel) or said(channel.peer, over)
+
+    def _firsthand(self, party: str, told_by: Channel) -> Over | None:
+        """What a party says itself of the end, of which another one has told already."""
+        for peer, channel in self._channels.items():
+            if channel.peer != party or channel is told_by:
+                continue
+            until = time.monotonic() + min(FIRSTHAND_SECONDS, self._patience / 3)
+            with contextlib.suppress(PeerLost):
+                while select.select([channel.fileno()], [], [], max(0, until - time.monotonic()))[
+                    0
+                ]:
+                    read = read_facts if peer in self._met else read_sign
+                    found = hear(channel, read, within=max(0.01, until - time.monotonic()))
+                    if isinstance(found, Over):
+                        return said(party, found)
+        return None
 
     def _hear(self, timeout: float) -> Over | None:
         """Read what comes within `timeout`; why the round is over, if somebody says so."""
@@ -122,6 +199,10 @@ class Watch:
         for descriptor in readable:
             peer = by_descriptor.get(descriptor)
             if peer is None:
+                self._round.calm()
+                continue
+            if peer in self._met:
+                self._introduced(peer)
                 continue
             try:
                 over = self._sign(self._channels[peer])
@@ -135,3 +216,11 @@ class Watch:
             if over is not None:
                 return over
         return None
+
+    def _introduced(self, peer: int) -> None:
+        """Hear what a party is about to run, before it gives any sign of life."""
+        self._agreement.hears(self._channels[peer], self._patience / 3)
+        del self._met[peer]
+        self._heard[peer] = time.monotonic()
+        if self._agreement.is_reached:
+            self._agreed.set()
