@@ -14,7 +14,8 @@ from serving import wait_until
 from sessions import QUICK, Sessions, answer, cut_off, numbers, refusals, states, vanish
 
 from privserve.config import Timeouts
-from privserve.errors import LimitReached, NotServing, PeerLost
+from privserve.errors import LimitReached, NotServing, PeerLost, QueryError
+from privserve.party.agreement import Agreement
 from privserve.party.lanes import REJOIN
 from privserve.party.pending import Pending
 from privserve.party.queries import LeaderQueue
@@ -115,6 +116,33 @@ def test_all_queries_of_a_lost_round_are_answered_and_none_is_counted(sessions: 
         sessions.leader.submit(late)
     answer(sessions.ask(numbers(1, 1)))
     assert sessions.leader.queue.answered == 1
+
+
+def test_a_note_that_is_read_after_its_round_was_over_counts_in_no_other(
+    sessions: Sessions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The leader ordered a query which the follower held no more: that ended the session."""
+    sessions.start()
+    queue = sessions.leader.queue
+    queue.serve(None)
+    lose, waiting = queue.lose, iter([None])
+
+    def lose_and_hear(error: QueryError) -> None:
+        lose(error)
+        if threading.current_thread() is not sessions.leader._main_thread:
+            for _ in waiting:
+                queue.announced(1, "late", 1)
+
+    monkeypatch.setattr(queue, "lose", lose_and_hear)
+    before = [session._round for session in sessions.all]
+    cut_off(sessions.all[2])
+    next_round(sessions, before)
+    assert not list(waiting), "the note was never read"
+    late = Pending("late", [numbers(1, 1)], 1)
+    with pytest.raises(NotServing, match="comes back by itself"):
+        sessions.leader.submit(late)
+    answer(sessions.ask(numbers(1, 1)))
+    assert states(sessions) == ["loaded"] * 3
 
 
 def test_costs_are_those_of_all_rounds(sessions: Sessions) -> None:
@@ -281,8 +309,8 @@ def open_sockets() -> int:
 
 def test_who_slept_itself_blames_nobody(sessions: Sessions) -> None:
     sessions.start(timeouts=Timeouts(connect=5, peer=20))
-    watch = Watch(sessions.leader._round, 1.0)
-    long_ago = dict.fromkeys(watch._heard, 0.0)
+    watch = Watch(sessions.leader._round, Agreement("alice", {}, ["bob", "carol"]), 1.0, 5.0)
+    long_ago = {1: 0.0, 2: 0.0}
     watch._heard = dict(long_ago)
     watch._forgive(0.2)
     assert watch._heard == long_ago

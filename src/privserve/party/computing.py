@@ -191,3 +191,6 @@ class ComputeSession(PollingSession):
         if compute is not None:  # its threads use the channels, which are broken by now
             compute.close()
         super()._leave_round()
+        # Once more: what peers said of queries may have been read since the round was over, and
+        # they know nothing of it in the next one.
+        self._refuse_all(self._over())
