@@ -52,6 +52,77 @@ def test_an_unknown_party_is_named_together_with_the_known_ones(toml: Path) -> N
         read_config(toml).rank("mallory")
 
 
+CELLS = """
+[[cell]]
+alice = "a.example:1"
+bob = {address = ["b.example:2", "10.0.0.9:2"], listen = "0.0.0.0:2"}
+carol = ["c.example:3"]
+
+[[cell]]
+alice = "a.example:4"
+bob = "b.example:5"
+carol = "c.example:6"
+"""
+
+
+def test_a_file_without_cells_is_one(toml: Path) -> None:
+    config = read_config(toml)
+    assert config.cells == (config,)
+    with pytest.raises(ConfigError, match="no cell 1; its cells are 0 to 0"):
+        config.of_cell(1)
+
+
+def test_the_parties_of_further_cells_are_elsewhere_with_the_same_names_and_files(
+    toml: Path,
+) -> None:
+    toml.write_text(toml.read_text() + CELLS)
+    first, second, third = read_config(toml).cells
+    assert [cell.cell for cell in (first, second, third)] == [0, 1, 2]
+    assert [p.address for p in first.parties] == [address for _, address in PARTIES]
+    assert [p.address for p in third.parties] == ["a.example:4", "b.example:5", "c.example:6"]
+    bob = second.parties[1]
+    assert bob.addresses == ("b.example:2", "10.0.0.9:2")
+    assert bob.listen == ("0.0.0.0:2",)
+    for cell in (second, third):
+        assert [(p.name, p.cert, p.key) for p in cell.parties] == [
+            (p.name, p.cert, p.key) for p in first.parties
+        ]
+        assert cell.identity("bob") == first.identity("bob")
+        assert cell.cells == (first, second, third)
+
+
+def test_cells_that_are_written_are_read_back(tmp_path: Path) -> None:
+    further = [[(name, f"h:{10 * n + i}") for i, (name, _) in enumerate(PARTIES)] for n in (1, 2)]
+    path = tmp_path / "cluster.toml"
+    path.write_text(format_config(PARTIES, "c", OWNER, further))
+    cells = read_config(path).cells
+    assert [[(p.name, p.address) for p in cell.parties] for cell in cells] == [PARTIES, *further]
+
+
+BAD_CELLS = {
+    "a party is missing": (
+        CELLS.replace('bob = "b.example:5"', ""),
+        "cell 2 has to give an address to each of alice, bob, carol, and not to alice, carol",
+    ),
+    "a party too many": (CELLS + 'dave = "d.example:7"', "cell 2 has to give .* carol, dave"),
+    "no address": (CELLS.replace('"a.example:4"', "4"), "'address' is missing or no address"),
+    "an address of another cell": (
+        CELLS.replace("b.example:5", "10.0.0.2:4001"),
+        r"bob of cell 2 has the address 10\.0\.0\.2:4001, and so has bob of another cell",
+    ),
+    "no tables": ("cell = 3", r"cells are \[\[cell\]\] tables"),
+    "too many": ("".join("[[cell]]\n" for _ in range(64)), "at most 64 cells"),
+}
+
+
+@pytest.mark.parametrize(("added", "complaint"), BAD_CELLS.values(), ids=BAD_CELLS)
+def test_a_bad_cell_is_refused_with_its_cause(toml: Path, added: str, complaint: str) -> None:
+    text = toml.read_text()
+    toml.write_text(f"{added}\n{text}" if added == "cell = 3" else text + added)
+    with pytest.raises(ConfigError, match=complaint):
+        read_config(toml)
+
+
 def test_a_missing_file_says_how_to_get_one(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"there is no .*nowhere\.toml; start a cluster"):
         read_config(tmp_path / "nowhere.toml")

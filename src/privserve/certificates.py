@@ -34,7 +34,12 @@ Parties = Sequence[tuple[str, str]]
 
 
 def write_cluster(
-    directory: Path, parties: Parties, *, keep: Path | None = None, make_keys: bool = True
+    directory: Path,
+    parties: Parties,
+    *,
+    further: Sequence[Parties] = (),
+    keep: Path | None = None,
+    make_keys: bool = True,
 ) -> Path:
     """Write the files of a new cluster below `directory` and return its cluster.toml.
 
@@ -42,6 +47,8 @@ def write_cluster(
     client.key, the key of a default client. Another client needs cluster.toml, ca.pem and a key
     of its own, see `privserve.clients`. Keys are readable by their owner alone.
 
+    further: the same parties of the cells after cell 0, at other addresses; each party has one key
+    and one certificate for all of them.
     keep: a file with a secret, made where it is not there, to keep the authority's key with; it
     is thrown away when None, and then nothing can be signed, renewed or revoked later.
     make_keys: whether `directory/NAME/` is to hold all that party NAME needs, its private key
@@ -51,16 +58,18 @@ def write_cluster(
     cluster, owner = secrets.token_hex(8), ed25519.Ed25519PrivateKey.generate()
     authority = Authority.fresh(cluster)
     public = owner.public_key().public_bytes_raw()
-    text = format_config(parties, cluster, public).encode()
+    text = format_config(parties, cluster, public, further).encode()
     ca = authority.certificate.public_bytes(serialization.Encoding.PEM)
     write_file(directory / OWNER_KEY, private_pem(owner), secret=True)
     write_file(directory / "ca.pem", ca)
-    entries = tuple(
-        PartyConfig(name, (address,), (address,), Path(f"{name}.pem"), Path(f"{name}.key"))
-        for name, address in parties
-    )
+    cells = tuple(_entries(cell) for cell in (parties, *further))
     config = ClusterConfig(
-        entries, cluster, directory / "ca.pem", public, directory / "cluster.toml"
+        cells[0],
+        cluster,
+        directory / "ca.pem",
+        public,
+        directory / "cluster.toml",
+        by_cell=cells,
     )
     if keep is not None:
         if not keep.exists():
@@ -80,6 +89,13 @@ def write_cluster(
     # Last, so that whoever waits for this file finds the others complete.
     write_file(config.path, text)
     return config.path
+
+
+def _entries(parties: Parties) -> tuple[PartyConfig, ...]:
+    return tuple(
+        PartyConfig(name, (address,), (address,), Path(f"{name}.pem"), Path(f"{name}.key"))
+        for name, address in parties
+    )
 
 
 def join(invitation: Path, directory: Path) -> tuple[Path, str]:
@@ -148,7 +164,9 @@ def _sign(
     key: ec.EllipticCurvePublicKey,
     days: int = VALID_DAYS,
 ) -> bytes:
-    hosts = [split_address(address)[0] for address in party.addresses]
+    rank = config.rank(party.name)
+    homes = [cell.parties[rank] for cell in config.cells]
+    hosts = [split_address(address)[0] for home in homes for address in home.addresses]
     certificate = authority.sign(party.name, config.cluster, key, hosts, days)
     note_issued(config, party.name, certificate)
     return certificate.public_bytes(serialization.Encoding.PEM)

@@ -11,9 +11,14 @@
     cert = "alice.pem"
     key = "alice.key"                   # only on alice's host
 
-File names are relative to cluster.toml. Clients, the model owner and the other parties come to one
-port. A file of an older version has `http` for it, and `peer` for a second port, which is not used
-any more.
+    [[cell]]                            # the parties once more, elsewhere; the above are cell 0
+    alice = "localhost:4010"            # or a list, as above
+    bob = {address = "b.example:4010", listen = "0.0.0.0:4010"}
+    carol = "localhost:4012"
+
+In each cell a party has the same name, key and certificate. File names are relative to
+cluster.toml. Clients, the model owner and the other parties come to one port. A file of an older
+version has `http` for it, and `peer` for a second port, which is not used any more.
 """
 
 from __future__ import annotations
@@ -23,7 +28,7 @@ import json
 import re
 import tomllib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from privserve.addresses import split_address
@@ -33,6 +38,8 @@ from privserve.sharing import MAX_COMPUTE_PARTIES
 DOMAIN = "privserve.invalid"
 OWNER_KEY_BYTES = 32
 LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?")
+
+MOST_CELLS = 64
 
 EXTRA_NAMES = ("dave", "erin", "frank", "grace", "heidi", "ivan", "judy", "karl", "laura")
 
@@ -114,9 +121,10 @@ class PartyConfig:
 
 @dataclass(frozen=True)
 class ClusterConfig:
-    """A whole cluster; the last party is the dealer."""
+    """One cell of a cluster, which may be all there is; the last party is the dealer."""
 
     parties: tuple[PartyConfig, ...]
+    """Of this cell."""
     cluster: str
     ca: Path
     owner: bytes
@@ -124,6 +132,25 @@ class ClusterConfig:
     path: Path
     state: Path | None = None
     """A directory that a party keeps in what it is told while it runs; None: that of `path`."""
+    cell: int = 0
+    """Which one this is."""
+    by_cell: tuple[tuple[PartyConfig, ...], ...] = ()
+    """The parties of all cells; empty where there is one."""
+
+    @property
+    def cells(self) -> tuple[ClusterConfig, ...]:
+        """All cells of the cluster, by their numbers."""
+        cells = enumerate(self.by_cell or (self.parties,))
+        return tuple(replace(self, parties=parties, cell=number) for number, parties in cells)
+
+    def of_cell(self, number: int) -> ClusterConfig:
+        """Return one of `cells`; raises ConfigError for a number that none has."""
+        cells = self.cells
+        if not 0 <= number < len(cells):
+            raise ConfigError(
+                f"{self.path} has no cell {number}; its cells are 0 to {len(cells) - 1}"
+            )
+        return cells[number]
 
     @property
     def compute(self) -> tuple[PartyConfig, ...]:
@@ -182,13 +209,54 @@ def read_config(path: str | Path) -> ClusterConfig:
             raise ConfigError(
                 f"{path}: '{label}' cannot be a name; use lower-case letters, digits and '-'"
             )
+    further = _cells(path, table.get("cell", []), parties)
     return ClusterConfig(
         parties=parties,
         cluster=cluster,
         ca=path.parent / _text(path, table, "ca"),
         owner=_public_key(path, _text(path, table, "owner")),
         path=path,
+        by_cell=(parties, *further),
     )
+
+
+def _cells(
+    path: Path, entries: object, parties: tuple[PartyConfig, ...]
+) -> tuple[tuple[PartyConfig, ...], ...]:
+    """The parties of the cells after cell 0; raises ConfigError."""
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise ConfigError(f"{path}: cells are [[cell]] tables, with an address for each party")
+    if len(entries) >= MOST_CELLS:
+        raise ConfigError(f"{path}: a cluster has at most {MOST_CELLS} cells")
+    names = [party.name for party in parties]
+    seen = {address: party.name for party in parties for address in party.addresses}
+    cells = []
+    for number, entry in enumerate(entries, 1):
+        if set(entry) != set(names):
+            raise ConfigError(
+                f"{path}: cell {number} has to give an address to each of {', '.join(names)}, and "
+                f"not to {', '.join(entry) or 'nobody'}"
+            )
+        cell = tuple(_moved(path, party, entry[party.name]) for party in parties)
+        for party in cell:
+            for address in party.addresses:
+                if address in seen:
+                    raise ConfigError(
+                        f"{path}: {party.name} of cell {number} has the address {address}, and so "
+                        f"has {seen[address]} of another cell; each party of a cell is a process "
+                        "of its own"
+                    )
+        seen |= {address: party.name for party in cell for address in party.addresses}
+        cells.append(cell)
+    return tuple(cells)
+
+
+def _moved(path: Path, party: PartyConfig, given: object) -> PartyConfig:
+    """A party of cell 0 at the address that another cell's table gives."""
+    entry = given if isinstance(given, dict) else {"address": given}
+    addresses = _addresses(path, entry, "address")
+    listen = _addresses(path, entry, "listen") if "listen" in entry else addresses
+    return replace(party, addresses=addresses, listen=listen)
 
 
 def identity(name: str, cluster: str) -> str:
@@ -237,8 +305,16 @@ def _text(path: Path, table: dict[str, object], key: str, default: str | None = 
     return value
 
 
-def format_config(parties: Sequence[tuple[str, str]], cluster: str, owner: bytes) -> str:
-    """Return cluster.toml for pairs of name and address, with the default file names."""
+def format_config(
+    parties: Sequence[tuple[str, str]],
+    cluster: str,
+    owner: bytes,
+    further: Sequence[Sequence[tuple[str, str]]] = (),
+) -> str:
+    """Return cluster.toml for pairs of name and address, with the default file names.
+
+    further: likewise, of the cells after cell 0.
+    """
     lines = [
         "# A privserve cluster: compute parties first, the dealer last.",
         f"cluster = {json.dumps(cluster)}",
@@ -256,4 +332,6 @@ def format_config(parties: Sequence[tuple[str, str]], cluster: str, owner: bytes
                 ("key", f"{name}.key"),
             )
         ]
+    for cell in further:
+        lines += ["", "[[cell]]", *(f"{name} = {json.dumps(address)}" for name, address in cell)]
     return "\n".join(lines) + "\n"

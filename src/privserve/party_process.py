@@ -21,21 +21,23 @@ def start_party(
     timeouts: Timeouts,
     options: Sequence[str] = (),
     *,
+    cell: int = 0,
     again: bool = False,
 ) -> tuple[subprocess.Popen[bytes], int]:
     """Start a party of the cluster in `directory`; returns it, and our end of its lifeline.
 
     listening: the descriptor of its port, which is bound. options: of its command line, besides.
-    again: it goes on with its log.
+    cell: of which it is. again: it goes on with its log.
     """
     config = directory.resolve() / name / "cluster.toml"
     ends, held = os.pipe()
     flags = os.O_WRONLY | os.O_CREAT | (os.O_APPEND if again else os.O_TRUNC)
-    log = os.open(directory / name / "party.log", flags, 0o600)
+    log = os.open(log_of(name, directory, cell), flags, 0o600)
     command = [sys.executable, "-m", "privserve.party", "--name", name, "--config", str(config)]
     command += ["--listen-fd", str(listening), "--lifeline-fd", str(ends)]
     for what, seconds in asdict(timeouts).items():
         command += [f"--{what}-timeout", str(seconds)]
+    command += ["--cell", str(cell)] if cell else []
     command += options
     try:
         process = subprocess.Popen(
@@ -57,6 +59,11 @@ def start_party(
         os.close(ends)
         os.close(log)
     return process, held
+
+
+def log_of(name: str, directory: Path, cell: int = 0) -> Path:
+    """Return where a party that is started here writes its log."""
+    return directory / name / (f"party-{cell}.log" if cell else "party.log")
 
 
 def state_options(

@@ -51,7 +51,9 @@ def _keep(config: ClusterConfig, options: argparse.Namespace) -> Keep | None:
     if options.state_dir is None or key is None:
         return None
     leads = config.rank(options.name) == 0
-    return Keep(options.state_dir, config.cluster, options.name, key, leads=leads)
+    # No party's name has a dot: what is one cell's is no other one's, also in one directory.
+    name = f"{options.name}.{config.cell}" if config.cell else options.name
+    return Keep(options.state_dir, config.cluster, name, key, leads=leads)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -59,6 +61,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m privserve.party", description=__doc__)
     parser.add_argument("--name", required=True, help="which party of cluster.toml this is")
     parser.add_argument("--config", type=Path, default=Path("cluster.toml"))
+    parser.add_argument(
+        "--cell", type=int, default=0, metavar="N", help="of which cell of cluster.toml (0)"
+    )
     parser.add_argument(
         "--listen",
         action="append",
@@ -106,7 +111,8 @@ def main(arguments: list[str] | None = None) -> int:
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
     def work() -> int:
-        config = replace(read_config(options.config), state=options.state_dir)
+        config = read_config(options.config).of_cell(options.cell)
+        config = replace(config, state=options.state_dir)
         run_party(
             config,
             options.name,

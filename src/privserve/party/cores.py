@@ -35,12 +35,17 @@ def own_cores(config: ClusterConfig, rank: int) -> list[int]:
     """
     if not hasattr(os, "sched_setaffinity"):
         return []
-    hosts = [party.endpoint[0] for party in config.compute]
-    neighbours = [other for other, host in enumerate(hosts) if host == hosts[rank]]
+    host = config.compute[rank].endpoint[0]
+    neighbours = [
+        (cell.cell, other)
+        for cell in config.cells
+        for other, party in enumerate(cell.compute)
+        if party.endpoint[0] == host
+    ]
     cores = physical_first(sorted(os.sched_getaffinity(0)))
     if len(neighbours) < 2 or len(cores) < len(neighbours):
         return []
-    return cores[neighbours.index(rank) :: len(neighbours)]
+    return cores[neighbours.index((config.cell, rank)) :: len(neighbours)]
 
 
 def stay_on(cores: Sequence[int]) -> bool:
