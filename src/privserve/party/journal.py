@@ -36,6 +36,8 @@ class Served:
     limit: int | None = None
     owner_seconds: float | None = None
     answered: int = 0
+    leased: bool = False
+    """Whether there may be more rows than `limit` says; see `LeaderQueue.extend`."""
     refusal: list[Any] | None = None
     """Code, status and reason of what later queries are told; None while it is served."""
 
@@ -56,7 +58,12 @@ class Totals:
         if kind == "all":
             self._take_all(record)
         elif kind == "serve":
-            self.sessions[session] = Served(record["limit"], record["owner_seconds"])
+            self.sessions[session] = Served(
+                record["limit"], record["owner_seconds"], leased=record.get("leased", False)
+            )
+        elif kind == "extend":
+            served = self.sessions[session]
+            served.limit, served.leased, served.refusal = record["limit"], record["leased"], None
         elif kind == "over":
             self.sessions[session].refusal = record["refusal"]
         elif kind == "rows":
@@ -145,9 +152,13 @@ class Book:
         """Return what became of the session before this process began; None: nothing."""
         return self._journal.totals.sessions.get(self._session)
 
-    def begin(self, limit: int | None, owner_seconds: float | None) -> None:
+    def begin(self, limit: int | None, owner_seconds: float | None, leased: bool = False) -> None:
         """Note that the session is served."""
-        self._append("serve", limit=limit, owner_seconds=owner_seconds)
+        self._append("serve", limit=limit, owner_seconds=owner_seconds, leased=leased)
+
+    def extend(self, limit: int, leased: bool) -> None:
+        """Note that it answers this many rows since it is served."""
+        self._append("extend", limit=limit, leased=leased)
 
     def end(self, code: str, status: int, reason: str) -> None:
         """Note that it is not served any more, and what later queries are told."""

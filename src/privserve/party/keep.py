@@ -125,7 +125,7 @@ class Keep:
                 description=read_description(message["description"]),
                 shares=shares,
                 options=read_options(message["options"]),
-                everybody=None if everybody is None else checked_limits(everybody),
+                everybody=None if everybody is None else checked_limits(everybody, 0),
             )
         except (PrivserveError, KeyError) as error:
             raise ConfigError(

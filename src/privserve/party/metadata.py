@@ -34,6 +34,7 @@ def party_facts(party: Party) -> dict[str, Any]:
         "party": party.me.name,
         "boot": party.owner.boot,
         "role": party.role,
+        "cell": party.config.cell,
         "compute_parties": [p.name for p in party.config.compute],
         "models": [session.spec.model for session in party.models.loaded()],
         **({} if served is None else {"serving": served}),

@@ -93,7 +93,7 @@ MODEL_STATISTICS = _object(
 LIMIT: Schema = {"type": ["integer", "null"], "minimum": 1}
 OWNER_SECONDS: Schema = {"type": ["number", "null"], "minimum": 1, "maximum": 86400}
 LIMITS: dict[str, Schema] = {
-    **_alike(LIMIT, "rows", "rows_per_minute", "rows_per_query"),
+    **_alike({**LIMIT, "minimum": 0}, "rows", "rows_per_minute", "rows_per_query"),
     "expires": {"type": ["string", "null"], "format": "date"},
     "models": {
         "type": ["array", "null"],
@@ -113,6 +113,7 @@ SCHEMAS: dict[str, Schema] = {
             **_alike(TEXT, "name", "version", "party", "boot"),
             **_alike(_array(TEXT), "extensions", "compute_parties", "models", "serving"),
             "role": {"enum": ["compute", "dealer"]},
+            "cell": COUNT,
         },
         ["serving"],
     ),
@@ -198,8 +199,13 @@ SCHEMAS: dict[str, Schema] = {
         more=True,
     ),
     "Serve": _object(
-        {"num_requests": LIMIT, "owner_seconds": OWNER_SECONDS},
-        ["num_requests", "owner_seconds"],
+        {"num_requests": LIMIT, "owner_seconds": OWNER_SECONDS, "leased": FLAG},
+        ["num_requests", "owner_seconds", "leased"],
+        more=True,
+    ),
+    "Extend": _object(
+        {"limit": COUNT, "number": {"type": "integer", "minimum": 1}, "final": FLAG},
+        ["final"],
         more=True,
     ),
     "Clients": _object(

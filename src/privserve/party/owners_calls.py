@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import re
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from starlette.requests import Request
@@ -61,17 +62,42 @@ async def switch(party: Party, request: Request) -> Response:
 async def serve(party: Party, request: Request) -> Response:
     """Answer the next `num_requests` queries; null is no limit. Leader only.
 
-    With `owner_seconds`, only for as long as the owner asks for the session's status that often.
+    Where these are `leased`, what does not fit waits for `/privserve/extend`. With `owner_seconds`,
+    only for as long as the owner asks for the session's status that often.
     """
     permission, body = await _signed_body(party, request, MAX_SERVE_BYTES)
     message = json_object(body)
     count = message.get("num_requests")
+    leased = message.get("leased", False)
+    if type(leased) is not bool:
+        raise InputError("'leased' must be true or false")
     if count is not None and (type(count) is not int or count < 1):
         raise InputError("'num_requests' must be a positive whole number or null")
     seconds = message.get("owner_seconds")
     if seconds is not None and (type(seconds) not in (int, float) or not 1 <= seconds <= 86400):
         raise InputError("'owner_seconds' must be a number from 1 to 86400, or null")
-    await asyncio.to_thread(party.leader(permission.session).queue.serve, count, seconds)
+    queue = party.leader(permission.session).queue
+    is_leased = leased and count is not None
+    await asyncio.to_thread(partial(queue.serve, count, seconds, leased=is_leased))
+    return Json(party.status(permission.session))
+
+
+async def extend(party: Party, request: Request) -> Response:
+    """Answer `limit` rows since `serve`, or as many more as are begun already. Leader only.
+
+    Of two calls the one with the larger `number` counts. `final`: there are no more.
+    """
+    permission, body = await _signed_body(party, request, MAX_SERVE_BYTES)
+    message = json_object(body)
+    for key, least in (("limit", 0), ("number", 1)):
+        value = message.get(key)
+        if type(value) is not int or value < least:
+            raise InputError(f"'{key}' must be a whole number of at least {least}")
+    final = message.get("final", False)
+    if type(final) is not bool:
+        raise InputError("'final' must be true or false")
+    queue = party.leader(permission.session).queue
+    await asyncio.to_thread(partial(queue.extend, message["limit"], message["number"], final=final))
     return Json(party.status(permission.session))
 
 
@@ -152,7 +178,7 @@ def _load(party: Party, body: bytearray, length: str | None, model: str) -> str:
         options=read_options(message.get("options")),
         description=read_description(message.get("description")),
         shares=shares,
-        everybody=None if everybody is None else checked_limits(_object(message, "everybody")),
+        everybody=None if everybody is None else checked_limits(_object(message, "everybody"), 0),
     )
     party.know(read_entries(message.get("clients")))
     party.load(spec)

@@ -13,6 +13,7 @@ import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from privserve.credentials import ANONYMOUS
 from privserve.errors import (
@@ -24,6 +25,7 @@ from privserve.errors import (
 )
 from privserve.party.accounts import Counted
 from privserve.party.journal import Book, Served
+from privserve.party.leased import USED_UP, Lease
 from privserve.party.pending import MAX_PENDING, Pending, PendingQueries
 from privserve.party.refusals import MAX_REFUSALS, Refusal
 from privserve.party.turns import Admission, Piece, Turns
@@ -81,6 +83,7 @@ class LeaderQueue:
         self._serving = False
         self._is_draining = False
         self._limit: int | None = None
+        self._lease = Lease()
         self._why_not = Refusal(
             "",
             NotServing.code,
@@ -100,15 +103,19 @@ class LeaderQueue:
         self._limit, self.answered = served.limit, served.answered
         self._remaining = None if served.limit is None else served.limit - served.answered
         self._owner_seconds, self._owner_at = served.owner_seconds, time.monotonic()
+        self._lease.is_open = served.leased
         if served.refusal is not None:
             self._why_not = Refusal("", *served.refusal)
-        elif self._remaining is not None and self._remaining <= 0:
+        elif self._remaining is not None and self._remaining <= 0 and not self._lease.is_open:
             self._why_not = Refusal("", LimitReached.code, LimitReached.status, self._is_reached())
         else:
             self._serving = True
 
     def _is_reached(self) -> str:
-        return f"the limit of {self._limit} rows is reached; ask the model owner to serve again"
+        limit = f"the limit of {self._limit} rows"
+        if self._lease.number:
+            limit = f"the limit, of which this cell had {self._limit} rows,"
+        return f"{limit} is reached; ask the model owner to serve again"
 
     def settle(self, batch: Sequence[Piece]) -> None:
         """Write down whom the answers of a batch go to, before they do; see `finished`."""
@@ -130,10 +137,17 @@ class LeaderQueue:
         """The num_requests of the current or last `serve`."""
         return self._limit
 
-    def serve(self, num_requests: int | None, owner_seconds: float | None = None) -> None:
+    def serve(
+        self,
+        num_requests: int | None,
+        owner_seconds: float | None = None,
+        *,
+        leased: bool = False,
+    ) -> None:
         """Answer the next `num_requests` rows (a request is one row); without end when None.
 
-        owner_seconds: for how long after the last `owner_heard`; None: without end.
+        owner_seconds: for how long after the last `owner_heard`; None: without end. leased: these
+        are a part of a limit, and there may be more (see `extend`): what does not fit waits.
         """
         with self._lock:
             if self._is_draining:
@@ -141,12 +155,51 @@ class LeaderQueue:
             if self._serving:
                 raise QueryError("the model is being served already; stop that first", 409)
             if self._book is not None:
-                self._book.begin(num_requests, owner_seconds)
+                self._book.begin(num_requests, owner_seconds, leased)
             self._owner_seconds, self._owner_at = owner_seconds, time.monotonic()
             self._serving = True
             self._limit = self._remaining = num_requests
+            self._lease = Lease(is_open=leased)
             self.answered = 0
             self._wake()
+
+    def extend(self, limit: int, number: int, *, final: bool) -> None:
+        """Answer this many rows since `serve`, as far as these are not answered or begun already.
+
+        So it may be fewer than before. final: there are no more; what does not fit is refused, and
+        all of what comes where `serve` was never called and the limit is 0.
+        number: of this call; one that comes after a later one is refused. Raises QueryError where
+        no part of a limit is served.
+        """
+        with self._lock:
+            is_new = self._limit is None and not self._serving and not limit and final
+            is_over = not self._serving and self._why_not.code != LimitReached.code
+            if (not is_new and (self._limit is None or is_over)) or self._is_draining:
+                raise QueryError("no part of a limit is being served; call serve first", 409)
+            if number <= self._lease.number:
+                raise QueryError("a later call has said already how many rows to answer", 409)
+            limit = max(limit, self.answered + self._begun.total())
+            if self._book is not None and is_new:
+                self._book.begin(limit, None)
+            if self._book is not None:
+                self._book.extend(limit, not final)
+            self._limit, self._remaining = limit, limit - self.answered
+            self._lease = Lease(is_open=not final, number=number)
+            self._serving = True
+            self._close_at_limit()
+            self._wake()
+
+    def leased(self) -> dict[str, Any]:
+        """Return what the owner's program goes by when it leases rows; JSON-able."""
+        with self._lock:
+            begun, remaining = self._begun.total(), self._remaining or 0
+            return {
+                "leased": self._lease.is_open,
+                "begun": begun,
+                "spare": remaining - begun - self._ready.rows,
+                "short": 0 if begun or not self._ready else self._lease.short,
+                "refuses": "" if self._serving else self._why_not.code,
+            }
 
     def owner_heard(self) -> None:
         """Note that the owner's program is there."""
@@ -277,7 +330,8 @@ class LeaderQueue:
         with self._lock:
             owner_left = self._owner_left()
             left = self._expire_shares()
-            return min((s for s in (owner_left, left) if s is not None), default=None)
+            waits = (owner_left, left, self._lease.patience() if self._ready else None)
+            return min((s for s in waits if s is not None), default=None)
 
     def _expire_shares(self) -> float | None:
         now = time.monotonic()
@@ -309,11 +363,14 @@ class LeaderQueue:
         with self._lock:
             if not self._serving:
                 return []
+            self._lease.short = 0
             batch = self._ready.take(self._max_rows, self._admit)
             for query, _, stop in batch:
                 if stop == query.rows:  # it cannot be refused any more
                     self.pending.take(query.id)
                     self._arrivals.pop(query.id, None)
+            if batch or not self._lease.short:
+                self._lease.since = None
             return batch
 
     def patience(self, seconds: float) -> float:
@@ -329,6 +386,10 @@ class LeaderQueue:
             return self._refused(query, DeadlinePassed, "the query's time was up")
         if self._remaining is not None:
             left = self._remaining - self._begun.total()
+            if query.rows > left and self._lease.is_open:
+                if self._lease.lacks(query.rows - left):
+                    return self._refused(query, LimitReached, USED_UP)
+                return Admission.LATER
             if query.rows > self._remaining:
                 if left < self._remaining:  # how many are left is certain once these are answered
                     return Admission.LATER
@@ -372,9 +433,12 @@ class LeaderQueue:
                     self._ready.discard(query)
                     self.pending.take(query.id)
                     self._arrivals.pop(query.id, None)
-            if self._remaining == 0 and self._serving:
-                self._close(LimitReached, self._is_reached())
+            self._close_at_limit()
             self._wake()
+
+    def _close_at_limit(self) -> None:
+        if self._remaining == 0 and self._serving and not self._lease.is_open:
+            self._close(LimitReached, self._is_reached())
 
     def _has_ended(self, query: Pending) -> None:
         """Count a query's rows no more as begun; nothing was begun where the round was lost."""

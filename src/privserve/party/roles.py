@@ -107,6 +107,7 @@ class LeaderSession(ComputeSession):
             "limit": self.queue.limit,
             "answered": self.queue.answered,
             "waiting": len(self.queue.pending),
+            **self.queue.leased(),
         }
 
     def _serve(self) -> None:
@@ -160,6 +161,7 @@ class FollowerSession(ComputeSession):
         super().__init__(seat, spec, came_back)
         self._pending = PendingQueries(lambda: self.parts)
         self._is_running = False
+        self._is_back = bool(came_back)
         self._ran = 0
         """Rows of the queries all of which were answered here."""
         self._notes: list[tuple[str, int, str]] = []
@@ -185,8 +187,12 @@ class FollowerSession(ComputeSession):
             self._note(query, query.rows)
 
     def facts(self) -> dict[str, Any]:
-        """Return the session's facts, and how many rows it had a share of the answer of."""
-        return {**super().facts(), "ran": self._ran}
+        """Return the session's facts, and how many rows it had a share of the answer of.
+
+        A party that was started again does not know how many that were.
+        """
+        facts = super().facts()
+        return facts if self._is_back else {**facts, "ran": self._ran}
 
     def withdraw(self, query: Pending) -> None:
         """Tell the leader that a query's client left; the share stays until it has said so."""

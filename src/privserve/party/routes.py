@@ -106,6 +106,7 @@ CALLS: list[Call] = [
     _owners("POST", "/v2/repository/models/{model}/unload", owners_calls.unload, also=(404,)),
     _owners("POST", "/privserve/switch", owners_calls.switch, also=(503,)),
     _owners("POST", "/privserve/serve", owners_calls.serve, "Serve"),
+    _owners("POST", "/privserve/extend", owners_calls.extend, "Extend"),
     _owners("POST", "/privserve/stop", owners_calls.stop),
     _owners("GET", "/privserve/status", owners_calls.status),
     _owners("POST", "/privserve/clients", owners_calls.clients, "Clients"),
