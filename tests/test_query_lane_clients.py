@@ -37,7 +37,7 @@ def test_a_client_speaks_over_lanes_where_parties_know_them(
 ) -> None:
     with digits.serving():
         client.query_model(digits.images[:1])
-    assert isinstance(client._way, LaneClient)
+    assert isinstance(client._cells[0].way, LaneClient)
 
 
 def test_a_client_falls_back_to_http_where_that_is_all_that_gets_through(
@@ -48,14 +48,14 @@ def test_a_client_falls_back_to_http_where_that_is_all_that_gets_through(
         answer = client.query_model(digits.images[:2])
         future = client.query_model_async(digits.images[:2])
         np.testing.assert_allclose(future.result(30), answer, atol=1e-2)
-        assert isinstance(client._way, HttpClient)
+        assert isinstance(client._cells[0].way, HttpClient)
     np.testing.assert_allclose(answer, predicted(digits, slice(2)), atol=2e-2)
 
 
 def test_a_client_speaks_http_where_it_is_told_to(digits: Digits) -> None:
     with digits.serving(), ps.Client(digits.cluster, timeout=30, http=True) as client:
         assert client.query_model(digits.images[:1]).argmax() == digits.labels[0]
-        assert isinstance(client._way, HttpClient)
+        assert isinstance(client._cells[0].way, HttpClient)
 
 
 def test_many_threads_share_a_client_and_get_their_own_answers(
@@ -193,9 +193,9 @@ def test_answers_are_read_while_another_thread_reads_the_model(tag: str) -> None
             client.read_model()
             model.share(cluster)  # what the client knows is of a session that is over
             with serving(cluster, model):
-                with client._lock:  # as `read_model` holds it
+                with client._cells[0].lock:  # as `read_model` holds it
                     future = client.query_model_async(SMALL)
-                    wait_until(lambda: client._model is None, "the refusal is read")
+                    wait_until(lambda: client._cells[0].model is None, "the refusal is read")
                 assert future.result(30).shape == (1, 2)
 
 
@@ -214,7 +214,7 @@ def test_an_event_loop_goes_on_while_a_lane_is_opened_anew(digits: Digits) -> No
             await client.query_model(one(digits, 0))
             os.kill(pid, 19)  # SIGSTOP: bob's port takes connections, and nobody greets them
             try:
-                bob = client._client._way._connections[1]  # type: ignore[union-attr]
+                bob = client._client._cells[0].way._connections[1]  # type: ignore[union-attr]
                 bob.stream.sock.shutdown(socket.SHUT_RDWR)
                 ticking = asyncio.create_task(tick())
                 for _ in range(2):  # one finds the lane broken, one opens another
@@ -227,7 +227,7 @@ def test_an_event_loop_goes_on_while_a_lane_is_opened_anew(digits: Digits) -> No
         return longest
 
     with digits.serving():
-        assert asyncio.run(ask(digits.cluster._processes["bob"].pid)) < 2
+        assert asyncio.run(ask(digits.cluster.process_ids["bob"])) < 2
     with digits.serving(), ps.Client(digits.cluster, timeout=30) as client:
         assert client.query_model(one(digits, 0)).argmax() == digits.labels[0]
 
@@ -239,10 +239,10 @@ def test_a_lane_that_broke_while_idle_is_opened_anew(
     monkeypatch.setattr(lane_client, "IDLE_SECONDS", -1.0)
     with digits.serving():
         client.query_model(one(digits, 0))
-        broken = client._way._connections[rank]  # type: ignore[union-attr]
+        broken = client._cells[0].way._connections[rank]  # type: ignore[union-attr]
         broken.stream.sock.shutdown(socket.SHUT_RDWR)
         assert client.query_model(one(digits, 0)).argmax() == digits.labels[0]
-        assert client._way._connections[rank] is not broken  # type: ignore[union-attr]
+        assert client._cells[0].way._connections[rank] is not broken  # type: ignore[union-attr]
 
 
 def test_a_lane_that_breaks_under_a_query_is_said_with_the_partys_name(
@@ -252,7 +252,7 @@ def test_a_lane_that_breaks_under_a_query_is_said_with_the_partys_name(
     with digits.serving():
         digits.model.status()
     # Nobody serves: alice refuses, and bob's lane breaks before it says so.
-    bob = client._way._connections[1]  # type: ignore[union-attr]
+    bob = client._cells[0].way._connections[1]  # type: ignore[union-attr]
     bob.stream.sock.shutdown(socket.SHUT_RDWR)
     with pytest.raises((ps.ClusterError, ps.NotServing), match=r"connection to bob|stopped"):
         client.query_model(one(digits, 0))
@@ -263,7 +263,7 @@ def test_a_lane_that_breaks_under_a_query_is_said_with_the_partys_name(
 def test_a_query_without_an_answer_in_time_names_who_is_silent(digits: Digits) -> None:
     with digits.serving(), ps.Client(digits.cluster, timeout=3) as client:
         client.query_model(one(digits, 0))
-        pid = digits.cluster._processes["bob"].pid
+        pid = digits.cluster.process_ids["bob"]
         os.kill(pid, 19)  # SIGSTOP
         try:
             with pytest.raises(ps.PrivserveError) as refused:
@@ -279,8 +279,8 @@ def test_a_background_query_without_an_answer_in_time_fails_and_its_lane_is_give
     monkeypatch.setattr(lane_client, "IDLE_SECONDS", 60.0)
     with digits.serving(), ps.Client(digits.cluster, timeout=3) as client:
         client.query_model(one(digits, 0))
-        lanes = list(client._way._connections)  # type: ignore[union-attr]
-        pids = [digits.cluster._processes[name].pid for name in ("alice", "bob")]
+        lanes = list(client._cells[0].way._connections)  # type: ignore[union-attr]
+        pids = [digits.cluster.process_ids[name] for name in ("alice", "bob")]
         for pid in pids:
             os.kill(pid, 19)  # SIGSTOP: nobody can say that a query's time is up
         try:
@@ -300,7 +300,7 @@ def test_who_waits_is_told_when_the_client_is_closed(digits: Digits) -> None:
     with digits.serving():
         client = ps.Client(digits.cluster, timeout=30)
         client.query_model(one(digits, 0))
-        pid = digits.cluster._processes["bob"].pid
+        pid = digits.cluster.process_ids["bob"]
         os.kill(pid, 19)
         try:
             failed: list[BaseException] = []
@@ -314,7 +314,7 @@ def test_who_waits_is_told_when_the_client_is_closed(digits: Digits) -> None:
             thread = threading.Thread(target=ask)
             thread.start()
             deadline = time.monotonic() + 10
-            while not client._way._asked and time.monotonic() < deadline:  # type: ignore[union-attr]
+            while not client._cells[0].way._asked and time.monotonic() < deadline:  # type: ignore[union-attr]
                 time.sleep(0.01)
             client.close()
             thread.join(10)
@@ -383,7 +383,7 @@ def test_a_client_in_a_forked_child_refuses_to_ask(digits: Digits, client: ps.Cl
 
 def test_shares_of_one_input_differ_each_time_and_sum_to_it(client: ps.Client) -> None:
     x = {"x": np.arange(8, dtype=np.int64)}
-    splits = [client._split(x) for _ in range(5)]
+    splits = [client._cells[0].split(x) for _ in range(5)]
     for alice, bob in splits:
         np.testing.assert_array_equal(alice["x"] + bob["x"], x["x"])
     assert len({alice["x"].tobytes() for alice, _ in splits}) == 5

@@ -53,12 +53,14 @@ def words() -> RingArray:
 
 def ask(client: ps.Client, shares: list[RingArray]) -> np.ndarray:
     """The answer to shares of the caller's own making, one per compute party."""
-    model, way = client.read_model(), client._open()
+    model, way = client.read_model(), client._cells[0].open()
     assert isinstance(way, LaneClient)
     (tensor,) = model.description["inputs"]
     split = [{tensor["name"]: share} for share in shares]
-    payloads = client._payloads(model, os.urandom(16), split)
-    given = client._read(model, way.finish(way.begin(Kind.QUERY, payloads), 60), len(shares[0]))
+    payloads = client._cells[0].payloads(model, os.urandom(16), split, 60)
+    given = client._cells[0].read(
+        model, way.finish(way.begin(Kind.QUERY, payloads), 60), len(shares[0])
+    )
     answers = [parts[0] for parts in given]
     return decode(sharing.join(answers), model.description["output_fraction_bits"])
 

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from privserve.client import IN_FLIGHT, BackgroundQuery, Client
+from privserve.client import BackgroundQuery, Client
+from privserve.client_cell import IN_FLIGHT
 from privserve.config import ClusterConfig
 from privserve.inputs import Inputs
-from privserve.lane_client import LaneClient
 from privserve.served_model import ServedModel
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class AsyncClient:
     @property
     def model(self) -> ServedModel | None:
         """What the parties said last that they serve; None before, and where that is over."""
-        return self._client._model
+        return self._client.model
 
     async def read_model(self) -> ServedModel:
         """Ask the parties now what they serve; raises as `Client.read_model` does."""
@@ -63,19 +63,12 @@ class AsyncClient:
         the parties leave it away where they have not begun with it.
         """
         async with self._in_flight:
-            if not self._is_connected():
-                await asyncio.to_thread(self._connect)
-            query = BackgroundQuery(self._client, x, logits, named)
+            trip = self._client.trip()
+            cell = trip.next()
+            if cell.is_connected:
+                query = BackgroundQuery(self._client, x, logits, named, trip, cell)
+            else:  # not in the event loop: to read the model and to open lanes may take long
+                query = await asyncio.to_thread(
+                    BackgroundQuery, self._client, x, logits, named, trip, cell
+                )
             return await asyncio.wrap_future(query.future)
-
-    def _is_connected(self) -> bool:
-        """Whether a query can be sent from the event loop without keeping it waiting."""
-        way = self._client._way
-        is_ready = way is not None and (not isinstance(way, LaneClient) or way.is_fresh)
-        return is_ready and self._client._model is not None
-
-    def _connect(self) -> None:
-        """Read the model and open lanes, where need be; not in the event loop: it may take long."""
-        self._client.read_model()
-        if isinstance(self._client._way, LaneClient):
-            self._client._way.renew()

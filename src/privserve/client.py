@@ -7,50 +7,35 @@ party, and what comes back is joined here, where the final softmax or sigmoid is
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
-import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from privserve import sharing
+from privserve.choosing import Trip
+from privserve.client_cell import IN_FLIGHT, ClientCell
 from privserve.config import ClusterConfig
-from privserve.describing import SWITCH_SECONDS, Describer
-from privserve.errors import (
-    ClusterError,
-    ConfigError,
-    InputError,
-    NotServing,
-    PrivserveError,
-    QueryError,
-    StaleSession,
-)
+from privserve.errors import ClusterError, ConfigError, PrivserveError, QueryError
 from privserve.fixedpoint import RingArray
 from privserve.inputs import Inputs
 from privserve.known_parties import authorization, client_key, resolve
 from privserve.lane_client import Asked, LaneClient
-from privserve.lane_connection import Peer, SpeaksHttpOnly
-from privserve.prg import Prg
-from privserve.query_frames import QUERY_HEAD, Kind
+from privserve.lane_connection import Peer
 from privserve.revocation import Revocations
 from privserve.served_model import ServedModel
 
 if TYPE_CHECKING:
     from privserve.cluster import Cluster
-    from privserve.http_client import HttpClient
 
-IN_FLIGHT = 128
-"""Queries of one client that are with the parties at a time; further ones wait here."""
 STREAMED = 32
 BEGUN = 1024
 """Queries in the background that `query_model_join` remembers."""
 
 
 class Client:
-    """Queries one served model of a cluster. Thread-safe; also a context manager."""
+    """Queries one served model of a cluster, in whichever cell. Thread-safe; a context manager."""
 
     def __init__(
         self,
@@ -68,24 +53,25 @@ class Client:
         http: ask over HTTP, slower, also where the parties know query lanes. model: the name of
         the one to ask; None: the only one there is.
         """
-        parties, authority, beside = resolve(cluster, ca)
+        cells, authority, beside = resolve(cluster, ca)
         self._revocations = Revocations(authority)
         shown = client_key(key, beside)
         self._timeout = timeout
-        self._peers = [
-            Peer(name, addresses, identity, authorization(shown, identity))
-            for name, addresses, identity in parties
+        in_flight = threading.BoundedSemaphore(IN_FLIGHT)
+        self._cells = [
+            ClientCell(
+                number,
+                [Peer(*known, authorization(shown, known.identity)) for known in parties],
+                self._revocations,
+                model,
+                timeout,
+                http=http,
+                in_flight=in_flight,
+                check=self._check_same if len(cells) > 1 else None,
+            )
+            for number, parties in enumerate(cells)
         ]
-        self._describer = Describer(self._peers, self._revocations, model)
-        self._http_only = http
-        self._way: LaneClient | HttpClient | None = None
-        self._model: ServedModel | None = None
-        self._is_closed = False
-        self._lock = threading.RLock()
-        self._prg, self._splitting = Prg(), threading.Lock()
-        self._process = os.getpid()
         self._begun: deque[Future[Any]] = deque(maxlen=BEGUN)
-        self._in_flight = threading.BoundedSemaphore(IN_FLIGHT)
 
     def __enter__(self) -> Client:
         return self
@@ -95,10 +81,8 @@ class Client:
 
     def close(self) -> None:
         """Close all connections."""
-        with self._lock:
-            self._is_closed = True
-            if self._way is not None:
-                self._way.close()
+        for cell in self._cells:
+            cell.close()
 
     def query_model(self, x: Inputs, *, logits: bool = False, named: bool = False) -> Any:
         """Return the model's prediction for `x`, as Keras would give it, learnt by nobody else.
@@ -111,7 +95,7 @@ class Client:
         Raises InputError or RangeError for an x that does not fit, GuessedRangeError (a
         RangeError) where x takes a deep model out of the ranges that were guessed when it was
         shared, LimitReached or NotServing when nobody answers queries now, ClusterError when a
-        party is gone.
+        party is gone. Where there are several cells, only once none of them answers.
         """
         model, shares = self._asked(x)
         return _shaped(model.decode(shares, logits=logits), named)
@@ -169,166 +153,117 @@ class Client:
 
         The first query does so by itself. again: ask them also where the model is known.
         """
-        with self._lock:
-            if self._model is not None and not again:
-                return self._model
-            self._model = self._describer.read(self._open())
-            return self._model
+        trip = self.trip()
+        while True:
+            cell = trip.next()
+            try:
+                return cell.read_model(again=again)
+            except PrivserveError as error:
+                if (why := trip.failed(cell, error)) is not None:
+                    raise why from None
 
     def models(self, *, served: bool = False) -> list[str]:
         """Ask the parties now which models this client may ask; returns their names.
 
-        served: only those of which the leader says that they are being served.
+        served: only those of which the leader says that they are being served. Of several cells
+        those that any of them has which can be reached.
         """
-        with self._lock:
-            return self._describer.names(self._open(), served)
+        found: dict[str, None] = {}
+        failed: list[PrivserveError] = []
+        for cell in self._cells:
+            try:
+                found |= dict.fromkeys(cell.names(served=served))
+            except (ClusterError, QueryError) as error:
+                failed.append(error)
+        if len(failed) == len(self._cells):
+            raise failed[0]
+        return list(found)
 
-    # -- with the parties -----------------------------------------------------------------
+    # -- with the cells -------------------------------------------------------------------
 
-    def _asked(self, x: Inputs) -> tuple[ServedModel, list[list[RingArray]]]:
+    @property
+    def model(self) -> ServedModel | None:
+        """What the parties said last that they serve; None before, and where that is over."""
+        return next((cell.model for cell in self._cells if cell.model is not None), None)
+
+    def trip(self) -> Trip:
+        """Return the way of one query through the cells."""
+        return Trip(self._cells, self._timeout)
+
+    def _asked(
+        self,
+        x: Inputs,
+        trip: Trip | None = None,
+        cell: ClientCell | None = None,
+        before: ServedModel | None = None,
+    ) -> tuple[ServedModel, list[list[RingArray]]]:
         """The model that was asked, and the answers by party and output.
 
-        A client may outlive a model: what it knows of number formats belongs to one session,
-        which the query names. Where that is over, the model is read and asked once more.
+        trip: where the query was already; cell: where it is, with a model that is over, `before`.
         """
-        model = self._model or self.read_model()
-        try:
-            return model, self._ask(model, model.encode(x))
-        except QueryError as error:
-            if not self._is_stale(model, error):
-                raise
-        return self._asked_anew(model, x)
-
-    def _asked_anew(
-        self, before: ServedModel, x: Inputs
-    ) -> tuple[ServedModel, list[list[RingArray]]]:
-        """Ask what is shared now; raises QueryError where it is not called as it was `before`."""
-        deadline = time.monotonic() + SWITCH_SECONDS
+        trip = trip or self.trip()
         while True:
-            model = self.read_model()
-            if model.name != before.name:  # it need not be what was meant, though its shapes may be
-                raise QueryError(
-                    f"there is no model '{before.name}' any more; '{model.name}' is served now", 404
+            cell = cell or trip.next()
+            try:
+                found = cell.asked(x, trip.seconds, before)
+            except PrivserveError as error:
+                if (why := trip.failed(cell, error)) is not None:
+                    raise why from None
+                cell = before = None
+            else:
+                cell.fared(well=True)
+                return found
+
+    def _check_same(self, cell: ClientCell, model: ServedModel) -> None:
+        """Raise ClusterError for a model of one cell that is not like that of the others.
+
+        A model is replaced in one cell after the other: whoever said something else before is asked
+        again, and has no say where it cannot be.
+        """
+        for other in self._cells:
+            if other is cell or other.model is None or other.model.is_like(model):
+                continue
+            now = other.look()
+            if now is not None and not now.is_like(model):
+                raise ClusterError(
+                    f"cell {cell.number} describes another model than cell {other.number} does, so "
+                    "it is not asked; if the model is being replaced it will be soon, else the "
+                    "model owner has to share one model in all cells"
                 )
-            try:
-                return model, self._ask(model, model.encode(x))
-            except StaleSession as error:  # replaced once more, or not at every party yet
-                self._is_stale(model, error)
-            if time.monotonic() > deadline:
-                raise NotServing("the model is being shared anew; try again in a moment")
-
-    def _is_stale(self, model: ServedModel, error: QueryError) -> bool:
-        """Whether the model has to be read anew and asked again; forgets it in any such case."""
-        if (isinstance(error, StaleSession) or error.status == 404) and self._model is model:
-            # Without the lock: whoever reads the model holds it, and waits for the thread of this.
-            self._model = None
-        return isinstance(error, StaleSession)
-
-    def _ask(self, model: ServedModel, elements: dict[str, RingArray]) -> list[list[RingArray]]:
-        """Send one share to each party; their answers, by party and output."""
-        way, query_id = self._open(), os.urandom(16)
-        shares = self._split(elements)
-        if not isinstance(way, LaneClient):
-            return way.ask(model, query_id, shares)
-        payloads = self._payloads(model, query_id, shares)
-        if not self._in_flight.acquire(timeout=self._timeout):
-            raise ClusterError("too many queries of this client wait for their answers")
-        try:
-            answers = way.finish(way.begin(Kind.QUERY, payloads), self._timeout)
-        finally:
-            self._in_flight.release()
-        return self._read(model, answers, rows_of(shares))
-
-    def _split(self, elements: Mapping[str, RingArray]) -> list[dict[str, RingArray]]:
-        """One share of every input for each party."""
-        if os.getpid() != self._process:
-            # The child's stream is the parent's: two queries under one mask would be told apart.
-            raise ConfigError("a client does not survive a fork; make one in each process")
-        parties = len(self._peers)
-        with self._splitting:
-            split = {name: sharing.split(e, parties, self._prg) for name, e in elements.items()}
-        return [{name: shares[rank] for name, shares in split.items()} for rank in range(parties)]
-
-    def _payloads(
-        self, model: ServedModel, query_id: bytes, shares: Sequence[Mapping[str, RingArray]]
-    ) -> list[bytes]:
-        """What goes to each party."""
-        rows = rows_of(shares)
-        session, milliseconds = bytes.fromhex(model.session), max(1, int(1000 * self._timeout))
-        head = QUERY_HEAD.pack(query_id, session, rows, min(milliseconds, 0xFFFFFFFF), 0)
-        return [b"".join((head, *(s.tobytes() for s in share.values()))) for share in shares]
-
-    def _read(
-        self, model: ServedModel, answers: Sequence[memoryview], rows: int
-    ) -> list[list[RingArray]]:
-        """The parties' shares of the outputs, of as many rows as were asked."""
-        shares = []
-        for peer, payload in zip(self._peers, answers, strict=True):
-            try:
-                shares.append(model.words(payload, rows))
-            except InputError as error:
-                raise ClusterError(f"{peer.name} gave a malformed answer: {error}") from None
-        return shares
-
-    def _open(self) -> LaneClient | HttpClient:
-        """How the parties are asked: over lanes where all of them know what that is."""
-        if self._way is not None:
-            return self._way
-        with self._lock:
-            if self._is_closed:
-                raise ClusterError("this client is closed")
-            if self._way is None and not self._http_only:
-                lanes = LaneClient(self._peers, self._revocations.context, self._timeout)
-                lanes.model = self._describer.wanted
-                try:
-                    lanes.about()
-                    self._way = lanes
-                except SpeaksHttpOnly:
-                    lanes.close()
-            if self._way is None:
-                # Only where it is needed: it takes long to load.
-                from privserve.http_client import HttpClient
-
-                self._way = HttpClient(self._peers, self._revocations.context, self._timeout)
-            return self._way
-
-
-def rows_of(shares: Sequence[Mapping[str, RingArray]]) -> int:
-    """Return how many rows a query has."""
-    return len(next(iter(shares[0].values())))
 
 
 class BackgroundQuery:
     """One query in the background, from its encoding to its future's result."""
 
-    def __init__(self, client: Client, x: Inputs, logits: bool, named: bool) -> None:
+    def __init__(
+        self,
+        client: Client,
+        x: Inputs,
+        logits: bool,
+        named: bool,
+        trip: Trip | None = None,
+        cell: ClientCell | None = None,
+    ) -> None:
+        """trip, cell: the query's way, and where it leads first; any where they are None."""
         self.future: Future[Any] = Future()
         self._client = client
         self._x, self._logits, self._named = x, logits, named
         self._model: ServedModel | None = None
         self._rows = 0
+        self._trip = trip or client.trip()
+        self._cell = cell or self._trip.next()
         try:
-            way = client._open()
+            way = self._cell.open()
             if isinstance(way, LaneClient):
                 self._begin(way)
             else:
-                self._ask_again()
+                self._ask_again(self._cell)
         except PrivserveError as error:
-            self._fail(error)
+            self._go_on(error)
 
     def _begin(self, way: LaneClient) -> None:
-        client = self._client
-        self._model = model = client._model or client.read_model()
-        shares = client._split(model.encode(self._x))
-        self._rows = rows_of(shares)
-        payloads = client._payloads(model, os.urandom(16), shares)
-        if not client._in_flight.acquire(timeout=client._timeout):
-            raise ClusterError("too many queries of this client wait for their answers")
-        try:
-            asked = way.begin(Kind.QUERY, payloads, self._answered)
-        except BaseException:  # nothing was sent, and no answer will come
-            client._in_flight.release()
-            raise
+        self._model = model = self._cell.model or self._cell.read_model()
+        asked, self._rows = self._cell.begin(way, model, self._x, self._answered)
 
         def withdraw(future: Future[Any]) -> None:
             if future.cancelled():
@@ -338,23 +273,26 @@ class BackgroundQuery:
 
     def _answered(self, asked: Asked) -> None:
         """Read the answer; in the thread that reads all answers."""
-        self._client._in_flight.release()
-        model = self._model
+        cell, model = self._cell, self._model
+        cell.leave()
         assert model is not None  # it was asked
         try:
             if asked.error is not None:
                 raise asked.error
             payloads = [payload for payload in asked.payloads if payload is not None]
-            shares = self._client._read(model, payloads, self._rows)
+            shares = cell.read(model, payloads, self._rows)
             answer = _shaped(model.decode(shares, logits=self._logits), self._named)
         except QueryError as error:
-            if self._client._is_stale(model, error):
-                self._ask_again()
+            if cell.is_stale(model, error):
+                self._ask_again(cell, model)
             else:
-                self._fail(error)
+                self._go_on(error)
+        except PrivserveError as error:
+            self._go_on(error)
         except Exception as error:
             self._fail(error)
         else:
+            cell.fared(well=True)
             self._succeed(answer)
 
     def _succeed(self, answer: Any) -> None:
@@ -365,21 +303,28 @@ class BackgroundQuery:
         if self.future.set_running_or_notify_cancel():
             self.future.set_exception(error)
 
-    def _ask_again(self) -> None:
-        """Ask in a thread of its own, which may wait."""
-        threading.Thread(target=self._ask, name="privserve-query", daemon=True).start()
-
-    def _ask(self) -> None:
-        try:
-            client, before = self._client, self._model
-            asked = (
-                client._asked(self._x) if before is None else client._asked_anew(before, self._x)
-            )
-            answer = _shaped(asked[0].decode(asked[1], logits=self._logits), self._named)
-        except BaseException as error:
-            self._fail(error)
+    def _go_on(self, error: PrivserveError) -> None:
+        """Ask another cell, if there is one that may answer."""
+        if self.future.cancelled():
+            return
+        if (why := self._trip.failed(self._cell, error)) is not None:
+            self._fail(why)
         else:
-            self._succeed(answer)
+            self._ask_again()
+
+    def _ask_again(self, cell: ClientCell | None = None, before: ServedModel | None = None) -> None:
+        """Ask in a thread of its own, which may wait; see `Client._asked`."""
+
+        def ask() -> None:
+            try:
+                model, shares = self._client._asked(self._x, self._trip, cell, before)
+                answer = _shaped(model.decode(shares, logits=self._logits), self._named)
+            except BaseException as error:
+                self._fail(error)
+            else:
+                self._succeed(answer)
+
+        threading.Thread(target=ask, name="privserve-query", daemon=True).start()
 
 
 def _shaped(outputs: dict[str, Any], named: bool) -> Any:

@@ -16,6 +16,9 @@ from privserve.errors import InputError
 from privserve.fixedpoint import RING_BITS
 from privserve.oip import MAX_AXES
 
+SHARING_DIGITS = 16
+"""Of a session's id, which has 32: the same for all sessions of one sharing of a model, in every
+cell and when a party had lost its share; a client tells by them whether it may be another one."""
 MAX_TENSORS = 1024
 MAX_ELEMENTS = 1 << 31
 MAX_FRACTION_BITS = 512

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from privserve.calls import introduced
 from privserve.config import ClusterConfig, read_config
@@ -12,24 +12,30 @@ from privserve.credentials import KEY_FILE, ClientKey
 from privserve.errors import ConfigError
 from privserve.lane_connection import Peer
 
-Known = tuple[str, tuple[str, ...], str]
-"""A party's name, addresses and identity."""
+
+class Known(NamedTuple):
+    """A party as files or addresses tell of it."""
+
+    name: str
+    addresses: tuple[str, ...]
+    identity: str
 
 
-def resolve(cluster: Any, ca: str | Path | None) -> tuple[list[Known], Path, Path]:
-    """Return each compute party, the ca.pem, and where the files are."""
+def resolve(cluster: Any, ca: str | Path | None) -> tuple[list[list[Known]], Path, Path]:
+    """Return each cell's compute parties, the ca.pem, and where the files are."""
     if isinstance(cluster, str | Path):
         cluster = read_config(cluster)
     config = getattr(cluster, "config", cluster)
     if isinstance(config, ClusterConfig):
-        parties: list[Known] = [
-            (p.name, p.addresses, config.identity(p.name)) for p in config.compute
+        cells = [
+            [Known(p.name, p.addresses, config.identity(p.name)) for p in cell.compute]
+            for cell in config.cells
         ]
-        return parties, Path(ca or config.ca), config.path.parent
+        return cells, Path(ca or config.ca), config.path.parent
     if isinstance(config, Sequence) and config and ca is not None:
         met = introduced([str(address) for address in config], Path(ca))
-        found: list[Known] = [(name, (address,), identity) for name, address, identity in met]
-        return found, Path(ca), Path(ca).parent
+        found = [Known(name, (address,), identity) for name, address, identity in met]
+        return [found], Path(ca), Path(ca).parent
     raise ConfigError(
         "name the cluster: a cluster.toml, a started Cluster, or the compute parties' addresses "
         "with ca="

@@ -92,7 +92,10 @@ class LaneClient:
     def __init__(self, peers: Sequence[Peer], context: ListContext, seconds: float) -> None:
         """context: whom to trust; `seconds` are for connecting to each party."""
         self._peers = peers
-        self._seconds = seconds
+        self._seconds = self.connect_seconds = seconds
+        self.silent_seconds: float | None = None
+        """A lane is given up of whose party nothing was heard for so long, while it is asked; None:
+        the query's own time is waited for."""
         self.model = ""
         """Which the parties are to tell of; empty: the only one there is."""
         self._context = context
@@ -121,7 +124,7 @@ class LaneClient:
             return [fresh[rank] for rank in range(len(self._peers))]
         wanted = json.dumps(about_of(model)).encode() if model else b""
         asked = self.begin(Kind.ABOUT, [wanted] * len(self._peers))
-        return [read_json(payload) for payload in self.finish(asked, self._seconds)]
+        return [read_json(payload) for payload in self.finish(asked, self.connect_seconds)]
 
     def _connect(self) -> dict[int, dict[str, Any]]:
         """Open the lanes that are not; what the parties said on those."""
@@ -133,7 +136,7 @@ class LaneClient:
                 connection = self._connections[rank]
                 if connection is not None and not connection.is_lost:
                     continue
-                connection = Connection(peer, rank, self._context, self._seconds, self.model)
+                connection = Connection(peer, rank, self._context, self.connect_seconds, self.model)
                 self._connections[rank] = connection
                 self._selector.register(connection.stream.sock, selectors.EVENT_READ, connection)
                 said[rank] = connection.facts
@@ -223,7 +226,8 @@ class LaneClient:
             if self._reading.acquire(blocking=False):
                 try:
                     while not asked.is_done and left > 0:
-                        self._pump(left)
+                        self._pump(left if self.silent_seconds is None else min(left, TICK_SECONDS))
+                        self._probe()
                         left = deadline - time.monotonic()
                 finally:
                     self._reading.release()
@@ -278,6 +282,26 @@ class LaneClient:
                 continue
             for kind, number, payload in frames:
                 self._take(connection, kind, number, payload)
+
+    def _probe(self) -> None:
+        """Ask for a sign of life of parties that were silent for long; give up who gives none.
+
+        For whoever holds `_reading`, and has just read what had come.
+        """
+        if self.silent_seconds is None:
+            return
+        now, half = time.monotonic(), self.silent_seconds / 2
+        for connection in self._connections:
+            if connection is None or connection.is_lost or now - connection.heard < half:
+                continue
+            if connection.probed < connection.heard:
+                connection.probed = now
+                try:
+                    connection.send(frame(Kind.PING, 0))
+                except (OSError, ValueError) as error:
+                    self._lose(connection, error)
+            elif now - connection.probed > half:
+                self._lose(connection, TimeoutError("it gives no sign of life"))
 
     def _take(self, connection: Connection, kind: int, number: int, payload: memoryview) -> None:
         if kind == Kind.PING:
@@ -339,6 +363,7 @@ class LaneClient:
                     asked.is_called_back for asked in list(self._asked.values())
                 ):
                     self._pump(TICK_SECONDS)
+                    self._probe()
                     self._expire()
             self._leave_to_another()
 

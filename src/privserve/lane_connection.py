@@ -60,6 +60,8 @@ class Connection:
         """Of the stream: one thread may send while another reads."""
         self.is_lost = False
         self.heard = time.monotonic()
+        self.probed = 0.0
+        """When it was asked for a sign of life."""
         self._seconds = seconds
         self._plain = memoryview(bytearray(1 << 16))
         self.reader = FrameReader(MAX_ANSWER_BYTES)

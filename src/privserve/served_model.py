@@ -12,7 +12,12 @@ from numpy.typing import ArrayLike, NDArray
 
 from privserve import fixedpoint, sharing
 from privserve.activations import joined
-from privserve.description import Description, TensorDescription, read_description
+from privserve.description import (
+    SHARING_DIGITS,
+    Description,
+    TensorDescription,
+    read_description,
+)
 from privserve.errors import ClusterError, GuessedRangeError, InputError, RangeError
 from privserve.fixedpoint import RingArray
 from privserve.inputs import Inputs, batched, by_name
@@ -29,6 +34,16 @@ class ServedModel:
     session: str
     description: Description
     max_rows: int
+
+    @property
+    def sharing(self) -> str:
+        """What tells this model's sharing from others: the same for all of its sessions."""
+        return self.session[:SHARING_DIGITS]
+
+    def is_like(self, other: ServedModel) -> bool:
+        """Whether another session is of a model that is asked and answers in the same way."""
+        mine = (self.name, self.description, self.max_rows)
+        return mine == (other.name, other.description, other.max_rows)
 
     def encode(self, x: Inputs) -> dict[str, RingArray]:
         """Check every input and encode it; int64 by input name."""
