@@ -45,7 +45,7 @@ def small() -> ps.SecureModel:
 
 
 def processes(cluster: ps.Cluster) -> dict[str, int]:
-    return {name: process.pid for name, process in cluster._processes.items()}
+    return {name: process.pid for name, process in cluster.cells[0]._processes.items()}
 
 
 def test_the_life_of_a_cluster_from_start_to_stop(tag: str, image: np.ndarray) -> None:
@@ -233,8 +233,8 @@ def test_parties_that_live_on_take_another_model_after_a_failure(
             [sys.executable, "-m", "privserve.launch", *command], stderr=subprocess.DEVNULL
         )
         try:
-            cluster._processes["bob"].wait()
-            cluster._processes["bob"] = again  # type: ignore[assignment]
+            cluster.cells[0]._processes["bob"].wait()
+            cluster.cells[0]._processes["bob"] = again  # type: ignore[assignment]
             wait_until(lambda: _lives(cluster, config), "bob is back")
             small.share(cluster)
             with ps.Client(cluster, timeout=30) as client, serving(cluster, small, 1):

@@ -230,5 +230,5 @@ def test_an_owner_goes_on_after_a_party_was_started_again(tag: str) -> None:
     with ps.Cluster(*(ps.Worker("localhost:0") for _ in range(3))) as cluster:
         alice = cluster.config.parties[0]
         cluster.call(alice, "GET", "/privserve/status")
-        cluster._boots[alice.name] = "0" * 32
+        cluster.cells[0]._boots[alice.name] = "0" * 32
         assert cluster.call(alice, "GET", "/privserve/status").json()["state"] == "idle"

@@ -58,6 +58,8 @@ def test_the_table_has_a_line_for_each_model_and_says_why_one_is_over() -> None:
 class FakeCluster:
     """Three parties on one host with 10 GB free, and what each says of its models."""
 
+    who = ""
+
     def __init__(self, promised: int = 0, *models: dict[str, Any]) -> None:
         names = ("alice", "bob", "carol")
         parties = [SimpleNamespace(name=n, endpoint=("host", 1)) for n in names]
@@ -86,7 +88,7 @@ def model(monkeypatch: pytest.MonkeyPatch) -> Prepared:
 
 
 def check(cluster: FakeCluster, model: Prepared, name: str = "a") -> None:
-    check_memory(cluster, model, {}, name)  # type: ignore[arg-type]
+    check_memory([cluster], model, {}, name)  # type: ignore[arg-type]
 
 
 def test_a_first_model_may_take_what_is_free(model: Prepared) -> None:

@@ -111,7 +111,7 @@ def test_a_collector_that_is_away_keeps_no_party_from_its_end(
         model.share(cluster, report=lambda line: None)
         with serving(cluster, model), ps.Client(cluster.config.path, timeout=20) as client:
             client.query_model(SMALL)
-        processes = dict(cluster._processes)
+        processes = dict(cluster.cells[0]._processes)
         cluster.stop()
     assert {process.returncode for process in processes.values()} == {0}, "none was killed"
 

@@ -11,7 +11,7 @@ import pytest
 from serving import make_config
 
 import privserve as ps
-from privserve import cluster as cluster_module
+from privserve import cell as cell_module
 from privserve import launch, tending
 from privserve.errors import ClusterError, ModelReplaced, NotServing, StaleSession
 from privserve.party.queries import LeaderQueue
@@ -28,7 +28,7 @@ def test_an_owner_that_is_started_before_its_parties_says_whom_it_waits_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = make_config(tmp_path, ADDRESSES)
-    monkeypatch.setattr(cluster_module, "SAY_SECONDS", 0.1)
+    monkeypatch.setattr(cell_module, "SAY_SECONDS", 0.1)
     told: list[str] = []
 
     def report(line: str) -> None:

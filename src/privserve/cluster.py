@@ -1,14 +1,11 @@
-"""The parties as their owner's program sees them: `Worker`, `Cluster`."""
+"""The parties as their owner's program sees them: `Worker`, and `Cluster` with its cells."""
 
 from __future__ import annotations
 
 import atexit
 import contextlib
-import os
 import shlex
 import shutil
-import signal
-import subprocess
 import tempfile
 import threading
 import time
@@ -20,10 +17,11 @@ from urllib.parse import quote
 
 import httpx
 
-from privserve.addresses import bind, join_address, reachable, split_address
-from privserve.calls import raise_for_answer, tls_context, unreachable
+from privserve.addresses import bind, join_address, split_address
+from privserve.cell import POLL_SECONDS, Cell
 from privserve.certificates import OWNER_KEY, write_cluster
 from privserve.config import (
+    MOST_CELLS,
     ClusterConfig,
     PartyConfig,
     Timeouts,
@@ -32,21 +30,13 @@ from privserve.config import (
     read_config,
 )
 from privserve.credentials import ClientTable
-from privserve.errors import ClusterError, ConfigError, OwnerOnly, QueryError
+from privserve.errors import ClusterError, ConfigError, QueryError
 from privserve.owner_calls import Signer, load_owner_key
-from privserve.party_process import last_words, start_party, state_options
-from privserve.shared_models import SharedModel, put_together
+from privserve.party_process import state_options
+from privserve.shared_models import SharedModel
 
-START_SECONDS = 60.0
-STOP_SECONDS = 8.0
-POLL_SECONDS = 0.1
-CONNECT_SECONDS = 5.0
-SAY_SECONDS = 10.0
-"""So often it is said whom a cluster waits for."""
-MINUTE = 60.0
-MOST_DEATHS = 3
-"""A party that ends this often within a minute is not started again."""
-STARTED_AGAIN = "starting it again"
+CELL_SECONDS = 20.0
+"""After this long a cluster is used of which one cell is whole; the others may come later."""
 
 
 @dataclass
@@ -67,7 +57,7 @@ class Worker:
 
 
 class Cluster:
-    """The parties: workers that compute, and the dealer as the last one.
+    """The parties: workers that compute, and the dealer as the last one; in one cell or several.
 
     A context manager: `with Cluster(...) as cluster` starts it and always stops it.
     """
@@ -75,6 +65,7 @@ class Cluster:
     def __init__(
         self,
         *workers: Worker,
+        cells: int = 1,
         directory: str | Path | None = None,
         timeouts: Timeouts | None = None,
         watching: Watching | None = None,
@@ -82,31 +73,34 @@ class Cluster:
         state_key_file: str | Path | None = None,
         state_key_command: str | None = None,
     ) -> None:
-        """directory: where cluster.toml and the certificates go; a temporary one when None.
+        """cells: how many sets of such parties are started; the ports of each follow those of the
+        one before, where the workers name ports.
+        directory: where cluster.toml and the certificates go; a temporary one when None.
 
         timeouts: how long the auto_managed parties wait for each other and for shares. watching:
         their metrics and logs. state_dir: where these keep their shares, sealed with the key that
         is in state_key_file, that state_key_command prints, or that is in the environment, so that
         they need no owner when they are started again.
         """
+        if not 1 <= cells <= MOST_CELLS:
+            raise ConfigError(f"a cluster has 1 to {MOST_CELLS} cells, not {cells}")
+        if cells > 1 and not all(worker.auto_managed for worker in workers):
+            raise ConfigError(
+                "several cells are started here or nowhere; for parties on hosts of their own "
+                "write the files with `python -m privserve.launch --init`, a --hosts for each "
+                "cell, and use Cluster.connect"
+            )
         self.names = party_names(len(workers))
         self._workers = dict(zip(self.names, workers, strict=True))
         self._directory = Path(directory) if directory is not None else None
-        self._timeouts = timeouts or Timeouts()
-        self._watching = watching or Watching()
-        self._state = state_options(
+        state = state_options(
             None if state_dir is None else Path(state_dir).resolve(),
             None if state_key_file is None else Path(state_key_file).resolve(),
             state_key_command,
         )
+        self.cells = [Cell(self.names, n, timeouts, watching, state) for n in range(cells)]
         self._temporary: Path | None = None
-        self._processes: dict[str, subprocess.Popen[bytes]] = {}
-        self._lifelines: list[int] = []
-        self._deaths: dict[str, list[float]] = {}
-        """By party: when its process was found to have ended."""
-        self._reviving = threading.Lock()
         self._config: ClusterConfig | None = None
-        self._http: httpx.Client | None = None
 
     @classmethod
     def connect(
@@ -118,16 +112,16 @@ class Cluster:
     ) -> Cluster:
         """Return a cluster whose parties run already; needs owner.key beside cluster.toml.
 
-        wait: until all of them answer. report: called with whom it waits for, every 10 s.
+        wait: until all of them answer; where there are several cells, until one is whole and the
+        others had CELL_SECONDS. report: called with whom it waits for, every 10 s.
         """
         found = read_config(config)
-        workers = [Worker(p.address, auto_managed=False) for p in found.parties]
-        cluster = cls(*workers)
+        cluster = cls(*(Worker(p.address, auto_managed=False) for p in found.parties))
         cluster.names = [p.name for p in found.parties]
+        cluster.cells = [Cell(cluster.names, n) for n in range(len(found.cells))]
         cluster._open(found)
         if wait:
-            for party in found.parties:
-                cluster._wait_alive(party, report=report)
+            cluster._wait(report)
         return cluster
 
     @property
@@ -139,8 +133,12 @@ class Cluster:
 
     @property
     def process_ids(self) -> dict[str, int]:
-        """By party: the process that was started here for it."""
-        return {name: process.pid for name, process in self._processes.items()}
+        """By party: the process that was started here for it; bob of cell 1 is "bob.1"."""
+        return {
+            f"{name}.{cell.number}" if cell.number else name: pid
+            for cell in self.cells
+            for name, pid in cell.process_ids.items()
+        }
 
     def __enter__(self) -> Cluster:
         self.start()
@@ -167,20 +165,15 @@ class Cluster:
 
     def _start(self, report: Callable[[str], None]) -> None:
         with contextlib.ExitStack() as stack:
-            sockets, parties = {}, []
-            for name, worker in self._workers.items():
-                address = worker.address
-                if worker.auto_managed:
-                    host, _ = split_address(address)
-                    sockets[name] = stack.enter_context(bind(split_address(address), name))
-                    address = join_address(host, sockets[name].getsockname()[1])
-                parties.append((name, address))
+            bound = [self._bind(cell, stack) for cell in self.cells]
             directory = self._directory
             if directory is None:
                 directory = self._temporary = Path(tempfile.mkdtemp(prefix="privserve-"))
-            path = write_cluster(directory.resolve(), parties)
-            for name, sock in sockets.items():
-                self._spawn(name, directory, sock.fileno())
+            first, *further = [parties for parties, _ in bound]
+            path = write_cluster(directory.resolve(), first, further=further)
+            for cell, (_, sockets) in zip(self.cells, bound, strict=True):
+                for name, descriptor in sockets.items():
+                    cell.spawn(name, directory, descriptor)
         self._open(read_config(path))
         for name, worker in self._workers.items():
             if not worker.auto_managed:
@@ -192,9 +185,27 @@ class Cluster:
                     f"--config {shlex.quote(f'{name}/cluster.toml')}",
                     flush=True,
                 )
-        for party in self.config.parties:
-            self._wait_alive(party, report=report)
-            report(f"{party.name} ({self.config.role(party.name)}) is up at {party.address}")
+        for cell in self.cells:
+            for party in cell.config.parties:
+                cell.wait_alive(party, report=report)
+                role = cell.config.role(party.name)
+                report(f"{cell.who}{party.name} ({role}) is up at {party.address}")
+
+    def _bind(
+        self, cell: Cell, stack: contextlib.ExitStack
+    ) -> tuple[list[tuple[str, str]], dict[str, int]]:
+        """Bind the ports of a cell's parties; their names and addresses, and by name the ports."""
+        sockets, parties = {}, []
+        for name, worker in self._workers.items():
+            address = worker.address
+            if worker.auto_managed:
+                host, port = split_address(address)
+                port += cell.number * len(self.names) if port else 0
+                sock = stack.enter_context(bind((host, port), name))
+                sockets[name] = sock.fileno()
+                address = join_address(host, sock.getsockname()[1])
+            parties.append((name, address))
+        return parties, sockets
 
     def _open(self, config: ClusterConfig) -> None:
         key = load_owner_key(config.path.parent / OWNER_KEY)
@@ -203,161 +214,61 @@ class Cluster:
                 f"{config.path.parent / OWNER_KEY} is not the key that {config.path} names; take "
                 "both from the cluster as it was made"
             )
-        self._signer = Signer(key, config.cluster)
+        signer = Signer(key, config.cluster)
+        for cell, of_cell in zip(self.cells, config.cells, strict=True):
+            cell.open(of_cell, signer)
         self._config = config
-        self.connect_anew()
+
+    def _wait(self, report: Callable[[str], None]) -> None:
+        """Wait for all cells; see `connect`."""
+        if len(self.cells) == 1:
+            self.cells[0].wait_all(report)
+            return
+        enough, whole, failed = threading.Event(), [], []
+
+        def wait(cell: Cell) -> None:
+            try:
+                if cell.wait_all(report, enough):
+                    whole.append(cell)
+            except ClusterError as error:
+                failed.append(error)
+
+        threads = [threading.Thread(target=wait, args=(c,), daemon=True) for c in self.cells]
+        for thread in threads:
+            thread.start()
+        began = time.monotonic()
+        while any(thread.is_alive() for thread in threads):
+            if whole and time.monotonic() - began > CELL_SECONDS:
+                enough.set()
+            time.sleep(POLL_SECONDS)
+        if not whole:
+            raise failed[0]
+        for cell in self.cells:
+            if cell not in whole:
+                report(f"{cell.who}not all of its parties are there; going on without it for now")
 
     def connect_anew(self) -> None:
         """Forget all connections, and go by the files as they are now: some may be revoked."""
-        if self._http is not None:
-            self._http.close()
-        self._boots: dict[str, str] = {}
-        self._reached: dict[str, str] = {}
-        self._http = httpx.Client(
-            verify=tls_context(self.config.ca),
-            timeout=httpx.Timeout(60.0, connect=CONNECT_SECONDS),
-            trust_env=False,
-        )
-
-    def _spawn(self, name: str, directory: Path, listening: int, again: bool = False) -> None:
-        options = [*self._watching.options(self.names.index(name)), *self._state]
-        process, held = start_party(
-            name, directory, listening, self._timeouts, options, again=again
-        )
-        self._processes[name] = process
-        self._lifelines.append(held)
-
-    def _wait_alive(
-        self,
-        party: PartyConfig,
-        seconds: float = START_SECONDS,
-        report: Callable[[str], None] = lambda line: None,
-    ) -> None:
-        """Wait until a party answers: `seconds` at most if it was started here, else for ever."""
-        managed = party.name in self._processes
-        began = told = time.monotonic()
-        while True:
-            self.check_processes(party.name)
-            try:
-                self.call(party, "GET", "/v2/health/live")
-                return
-            except ClusterError as error:
-                if "certificate does not verify" in str(error):
-                    raise
-                now, why = time.monotonic(), str(error)
-            if managed and now - began > seconds:
-                raise ClusterError(
-                    f"{party.name} did not come up at {party.address} within {seconds:g} s; "
-                    f"see {self._log(party.name)}"
-                )
-            if not managed and now - told >= SAY_SECONDS:
-                told = now
-                report(f"waiting for {party.name} for {now - began:.0f} s: {why}")
-            time.sleep(POLL_SECONDS)
+        for cell in self.cells:
+            cell.connect_anew()
 
     def check_processes(self, *names: str) -> None:
         """Raise ClusterError if a party's process (of these, or any) has ended."""
-        for name in names or self.names:
-            if (how := self._how_ended(name)) is not None:
-                raise ClusterError(how)
-
-    def _how_ended(self, name: str) -> str | None:
-        """How a party's process ended that was started here; None where it has not."""
-        process = self._processes.get(name)
-        if process is None or process.poll() is None:
-            return None
-        if process.returncode == -signal.SIGKILL:
-            return (
-                f"{name} was killed (signal 9). If nobody did that, the system did, since "
-                "memory ran out; a larger host, a smaller model or fewer rows may help"
-            )
-        last = last_words(self._log(name).read_text(errors="replace"))
-        return f"{name} ended with code {process.returncode}: {last}"
-
-    def revive(self, tell: Callable[[str], None]) -> None:
-        """Start the parties again that were started here and have ended, at the same ports.
-
-        tell: called with a line for each. Raises ClusterError where one ends for the third time
-        within a minute.
-        """
-        with self._reviving:
-            for name in self.names:
-                if (how := self._how_ended(name)) is None:
-                    continue
-                now = time.monotonic()
-                deaths = [at for at in self._deaths.get(name, []) if now - at < MINUTE]
-                self._deaths[name] = [*deaths, now]
-                if len(deaths) + 1 >= MOST_DEATHS:
-                    raise ClusterError(f"{how} (for the third time within a minute)")
-                tell(f"{how}; {STARTED_AGAIN}")
-                party = self.config.parties[self.config.rank(name)]
-                with bind(split_address(party.address), name) as sock:
-                    self._spawn(name, self.config.path.parent, sock.fileno(), again=True)
-                self._boots.pop(name, None)
-
-    def _log(self, name: str) -> Path:
-        return (self._temporary or self._directory or Path()) / name / "party.log"
+        for cell in self.cells:
+            cell.check_processes(*names)
 
     def call(
         self, party: PartyConfig, method: str, path: str, *, session: str = "", **options: Any
     ) -> httpx.Response:
-        """Make one signed HTTP call to a party as the model owner; raises the error it stands for.
-
-        session: which one the call is about; the party refuses it (StaleSession) where it has
-        none of this id. options: `content` and `headers`, or `json`.
-        """
-        try:
-            return self._signed(party, method, path, session, options)
-        except OwnerOnly:
-            # A party that was started again has another name for its process.
-            if self._boots.pop(party.name, None) is None:
-                raise
-            return self._signed(party, method, path, session, options)
-
-    def _signed(
-        self, party: PartyConfig, method: str, path: str, session: str, options: dict[str, Any]
-    ) -> httpx.Response:
-        if self._http is None:
-            raise ClusterError("the cluster is not running; call start() first")
-        if party.name not in self._boots:
-            about = self._send(self._http.build_request("GET", self._url(party, "/v2")), party)
-            self._boots[party.name] = str(about.json().get("boot"))
-        request = self._http.build_request(method, self._url(party, path), **options)
-        target = request.url.raw_path.decode("ascii")
-        request.headers["Authorization"] = self._signer.authorization(
-            party.name, self._boots[party.name], method, target, session, request.read()
-        )
-        return self._send(request, party)
-
-    def _url(self, party: PartyConfig, path: str) -> str:
-        """Where to send a call; of several addresses one that took a connection."""
-        if party.name not in self._reached:
-            self._reached[party.name] = reachable(party.addresses, CONNECT_SECONDS)
-        return f"https://{join_address(*split_address(self._reached[party.name]))}{path}"
-
-    def _send(self, request: httpx.Request, party: PartyConfig) -> httpx.Response:
-        if self._http is None:
-            raise ClusterError("the cluster was stopped meanwhile")
-        request.extensions["sni_hostname"] = self.config.identity(party.name)
-        try:
-            response = self._http.send(request)
-        except httpx.TransportError as error:
-            is_late = isinstance(error, httpx.TimeoutException)
-            self._reached.pop(party.name, None)
-            raise unreachable(party.name, party.address, error, is_late=is_late) from None
-        except RuntimeError:  # closed by another thread
-            raise ClusterError("the connections were made anew or closed meanwhile") from None
-        raise_for_answer(response, party.name)
-        return response
+        """Make one signed call to a party of cell 0; see `Cell.call`."""
+        return self.cells[0].call(party, method, path, session=session, **options)
 
     def models(self) -> list[SharedModel]:
         """Return the models that are shared, and those whose sharing failed or that were stopped.
 
-        Raises ClusterError where a party cannot be asked.
+        Of one cell after the other. Raises ClusterError where a party cannot be asked.
         """
-        path = "/privserve/status"
-        parties = self.config.parties
-        return put_together({p.name: self.call(p, "GET", path).json() for p in parties})
+        return [model for cell in self.cells for model in cell.models()]
 
     def stop_model(self, name: str) -> None:
         """Have every party forget a model; raises QueryError (404) where none has it.
@@ -366,10 +277,11 @@ class Cluster:
         """
         missing: list[QueryError] = []
         lost: list[ClusterError] = []
-        for party in self.config.parties:
+        path = f"/v2/repository/models/{quote(name, safe='')}/unload"
+        parties = [(cell, party) for cell in self.cells for party in cell.config.parties]
+        for cell, party in parties:
             try:
-                path = f"/v2/repository/models/{quote(name, safe='')}/unload"
-                self.call(party, "POST", path)
+                cell.call(party, "POST", path)
             except QueryError as error:
                 if error.status != 404:
                     raise
@@ -378,43 +290,46 @@ class Cluster:
                 lost.append(error)
         if lost:
             raise lost[0]
-        if len(missing) == len(self.config.parties):
+        if len(missing) == len(parties):
             raise missing[0]
 
     def tell_clients(self, table: ClientTable) -> None:
-        """Tell the compute parties who their clients are from now on; raises ClusterError."""
-        for party in self.config.compute:
-            message = {"clients": table.entries(party.name)}
-            self.call(party, "POST", "/privserve/clients", json=message)
+        """Tell the compute parties who their clients are from now on.
+
+        Raises ClusterError where a cell cannot be told, once the others were.
+        """
+        lost: list[ClusterError] = []
+        for cell in self.cells:
+            try:
+                for party in cell.config.compute:
+                    message = {"clients": table.entries(party.name, cell.number, len(self.cells))}
+                    cell.call(party, "POST", "/privserve/clients", json=message)
+            except ClusterError as error:
+                lost.append(error)
+        if lost:
+            raise lost[0]
 
     def tell_revoked(self, signed: str, party: str) -> list[str]:
         """Send all parties but `party` the list of revoked certificates; returns whom not."""
         missed = []
-        for other in self.config.parties:
-            if other.name != party:
+        for cell in self.cells:
+            for other in cell.config.parties:
+                if other.name == party:
+                    continue
                 try:
-                    self.call(other, "POST", "/privserve/revoked", json={"revoked": signed})
+                    cell.call(other, "POST", "/privserve/revoked", json={"revoked": signed})
                 except (ClusterError, QueryError):
-                    missed.append(other.name)
+                    missed.append(f"{other.name} (cell {cell.number})" if cell.who else other.name)
         return missed
 
     def stop(self) -> None:
         """Stop every party that was started here, and forget the cluster; idempotent."""
         atexit.unregister(self.stop)
-        for held in self._lifelines:
-            os.close(held)
-        self._lifelines.clear()
-        deadline = time.monotonic() + STOP_SECONDS
-        for process in self._processes.values():
-            try:
-                process.wait(max(0.0, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-        self._processes.clear()
-        if self._http is not None:
-            self._http.close()
-        self._http = self._config = None
+        for cell in self.cells:
+            cell.let_go()
+        for cell in self.cells:
+            cell.stop()
+        self._config = None
         if self._temporary is not None:
             shutil.rmtree(self._temporary, ignore_errors=True)
             self._temporary = None

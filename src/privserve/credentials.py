@@ -59,6 +59,14 @@ class Limits:
         """Whether the client may ask this model."""
         return self.models is None or model in self.models
 
+    def part(self, cell: int, cells: int) -> Limits:
+        """Return what of this one of so many cells lets the client have; all of them this much."""
+
+        def split(rows: int | None) -> int | None:
+            return None if rows is None else rows // cells + (cell < rows % cells)
+
+        return replace(self, rows=split(self.rows), rows_per_minute=split(self.rows_per_minute))
+
     def is_over(self, today: datetime.date) -> bool:
         """Whether the client's time is up."""
         return self.expires is not None and today > datetime.date.fromisoformat(self.expires)
@@ -147,12 +155,15 @@ def checked_name(name: str) -> str:
     return name
 
 
-def checked_limits(given: Mapping[str, Any]) -> Limits:
-    """Limits from fields; raises InputError for what is none."""
+def checked_limits(given: Mapping[str, Any], least: int = 1) -> Limits:
+    """Limits from fields; raises InputError for what is none.
+
+    least: 0 for a cell's part of limits, which may be nothing.
+    """
     known = {key: given.get(key) for key in asdict(Limits())}
     for key in ("rows", "rows_per_minute", "rows_per_query"):
         value = known[key]
-        if value is not None and (type(value) is not int or value < 1):
+        if value is not None and (type(value) is not int or value < least):
             raise InputError(f"'{key}' must be a positive whole number or null")
     if known["expires"] is not None:
         try:
@@ -252,10 +263,14 @@ class ClientTable:
         }
         return json.dumps(fields, indent=1) + "\n"
 
-    def entries(self, party: str) -> list[dict[str, Any]]:
-        """What `party` is told, JSON-able; the dealer is told nobody."""
+    def entries(self, party: str, cell: int = 0, cells: int = 1) -> list[dict[str, Any]]:
+        """What `party` is told in one of this many cells, JSON-able; the dealer is told nobody."""
         return [
-            {"name": name, "digest": known.digests[party], **asdict(known.limits)}
+            {
+                "name": name,
+                "digest": known.digests[party],
+                **asdict(known.limits.part(cell, cells)),
+            }
             for name, known in self._known.items()
             if party in known.digests
         ]
@@ -273,7 +288,7 @@ def read_entries(given: object) -> list[Entry]:
             raise InputError("a client has no name, or one that it cannot have")
         if not isinstance(told, str) or not DIGEST.fullmatch(told):
             raise InputError(f"client '{name}' has no digest")
-        entries.append(Entry(name, told, checked_limits(fields)))
+        entries.append(Entry(name, told, checked_limits(fields, 0)))
     if len({entry.name for entry in entries}) != len(entries):
         raise InputError("two clients have one name")
     return entries

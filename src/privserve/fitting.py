@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from privserve.cluster import Cluster
+from privserve.cell import Cell
 from privserve.config import PartyConfig
 from privserve.engines import Prepared, load_engine
 from privserve.errors import ClusterError
@@ -15,35 +15,44 @@ GB = 1e9
 
 
 def check_memory(
-    cluster: Cluster, prepared: Prepared, options: Mapping[str, Any], name: str
+    cells: Sequence[Cell], prepared: Prepared, options: Mapping[str, Any], name: str
 ) -> None:
     """Raise ClusterError where parties on one host need more memory than it has.
 
     What models that are shared already have not taken yet counts as taken. name: the model's; one
     that has it stays until this one can answer, so that both need memory for a while.
     """
-    hosts: dict[str, list[PartyConfig]] = {}
-    for party in cluster.config.parties:
-        hosts.setdefault(party.endpoint[0], []).append(party)
-    needs = _needs(cluster, prepared, options)
+    hosts: dict[str, list[tuple[Cell, PartyConfig]]] = {}
+    for cell in cells:
+        for party in cell.config.parties:
+            hosts.setdefault(party.endpoint[0], []).append((cell, party))
+    needs = _needs(cells[0], prepared, options)
     for host, parties in hosts.items():
         said = {
-            party.name: cluster.call(party, "GET", "/privserve/status").json() for party in parties
+            f"{party.name}{_where(cell)}": cell.call(party, "GET", "/privserve/status").json()
+            for cell, party in parties
         }
-        free = said[parties[0].name].get("memory_available")
+        free = next(iter(said.values())).get("memory_available")
         if free is None:
             continue
         promised = sum(status.get("memory_promised", 0) for status in said.values())
-        needed = sum(_beside(needs[p.name], prepared.engine, said[p.name]) for p in parties)
+        needed = sum(
+            _beside(needs[party.name], prepared.engine, status)
+            for (_, party), status in zip(parties, said.values(), strict=True)
+        )
         if needed + promised > free:
             freed = sum(_held(status, name) for status in said.values())
             names = " and ".join(said)
             raise ClusterError(_too_much(names, host, needed, free, promised, freed, name))
 
 
-def _needs(cluster: Cluster, prepared: Prepared, options: Mapping[str, Any]) -> Mapping[str, int]:
+def _where(cell: Cell) -> str:
+    return f" of cell {cell.number}" if cell.who else ""
+
+
+def _needs(cell: Cell, prepared: Prepared, options: Mapping[str, Any]) -> Mapping[str, int]:
     """By party: about how many bytes the model takes there, the engine included."""
-    config = cluster.config
+    config = cell.config
     each, dealer = load_engine(prepared.engine).memory(
         prepared.description, len(config.compute), **options
     )

@@ -43,7 +43,16 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--parties", type=int, metavar="N", help="launch N parties here: N-1 compute, one deals"
     )
+    parser.add_argument(
+        "--cells",
+        type=int,
+        metavar="N",
+        help="launch N sets of these parties here, among which clients spread their queries (1)",
+    )
     parser.add_argument("--party", metavar="NAME", help="run this one party of --config")
+    parser.add_argument(
+        "--cell", type=int, metavar="N", help="with --party: of which cell of --config (0)"
+    )
     parser.add_argument(
         "--listen",
         action="append",
@@ -77,7 +86,12 @@ def _parser() -> argparse.ArgumentParser:
         help="of the first party, the others follow; 0: any free",
     )
     parser.add_argument("--init", type=Path, metavar="DIR", help="write the files of a new cluster")
-    parser.add_argument("--hosts", metavar="H:P,...", help="with --init: each party's address")
+    parser.add_argument(
+        "--hosts",
+        action="append",
+        metavar="H:P,...",
+        help="with --init: each party's address; again for each further cell",
+    )
     parser.add_argument(
         "--invite",
         action="store_true",
@@ -205,7 +219,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--parties launches a new cluster; leave --config and --party away")
     if options.party and not options.config:
         parser.error("--party needs --config, the cluster.toml that was made for that party")
-    for option in ("listen", "metrics"):
+    if options.cells is not None and (options.config or options.party or options.cells < 1):
+        parser.error("--cells goes with --parties, and is at least 1")
+    for option in ("listen", "metrics", "cell"):
         if getattr(options, option) and not options.party:
             parser.error(f"--{option.replace('_', '-')} goes with --party")
     if options.metrics_port is not None and (options.party or options.config):
@@ -268,6 +284,7 @@ def run_one_party(options: argparse.Namespace) -> int:
     from privserve.party_process import state_options
 
     given = [f"--listen={address}" for address in options.listen]
+    given += [f"--cell={options.cell}"] if options.cell else []
     given += [f"--metrics={options.metrics}"] if options.metrics else []
     given += _watching(options).options(0)
     if options.peer_timeout is not None:
@@ -308,7 +325,8 @@ def launch(options: argparse.Namespace) -> int:
     cluster, where = _cluster(options)
     try:
         if not options.config:
-            say(f"starting {len(cluster.names)} parties")
+            many = f", {len(cluster.cells)} of each" if len(cluster.cells) > 1 else ""
+            say(f"starting {len(cluster.names)} parties{many}")
             cluster.start(report=lambda line: say(f"  {line}"))
         for model in models:
             say(f"sharing '{model.name}' with the {engine} engine")
@@ -359,6 +377,7 @@ def _cluster(options: argparse.Namespace) -> tuple[Cluster, Path]:
     timeouts = Timeouts(peer=options.peer_timeout or Timeouts.peer)
     cluster = Cluster(
         *workers,
+        cells=options.cells or 1,
         directory=fresh_directory(DEFAULT_DIRECTORY),
         timeouts=timeouts,
         watching=_watching(options),

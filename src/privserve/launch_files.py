@@ -2,28 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from privserve.addresses import split_address
-from privserve.config import party_names
+from privserve.config import party_names, read_config
 from privserve.errors import ConfigError
 
 
-def write_files(directory: Path, hosts: str, invite: bool = False) -> int:
-    """Write what the parties of a cluster on several hosts need, and say what to do with it."""
+def write_files(directory: Path, hosts: Sequence[str], invite: bool = False) -> int:
+    """Write what the parties of a cluster on several hosts need, and say what to do with it.
+
+    hosts: of each cell, the parties' addresses with commas between.
+    """
     from privserve.authority import VALID_DAYS
     from privserve.certificates import CA_SECRET, write_cluster
 
-    addresses = hosts.split(",")
-    names = party_names(len(addresses))
-    parties = []
-    for name, address in zip(names, addresses, strict=True):
-        split_address(address.strip())
-        parties.append((name, address.strip()))
+    cells = [[address.strip() for address in of_cell.split(",")] for of_cell in hosts]
+    names = party_names(len(cells[0]))
+    for number, addresses in enumerate(cells):
+        if len(addresses) != len(names):
+            raise ConfigError(
+                f"--hosts of cell {number} has {len(addresses)} addresses, and that of cell 0 "
+                f"{len(names)}: each cell has all parties"
+            )
+        for address in addresses:
+            split_address(address)
+    parties, *further = [list(zip(names, addresses, strict=True)) for addresses in cells]
     if (directory / "cluster.toml").exists():
         raise ConfigError(f"{directory} holds a cluster already; remove it or name another --init")
     secret = directory / CA_SECRET
-    path = write_cluster(directory, parties, keep=secret, make_keys=not invite)
+    path = write_cluster(directory, parties, further=further, keep=secret, make_keys=not invite)
+    read_config(path)  # or it is refused before anybody is told to copy it
     if invite:
         print(f"Wrote {path}. Send each party's invitation to its host, and run there:")
         for name, address in parties:
@@ -33,10 +43,15 @@ def write_files(directory: Path, hosts: str, invite: bool = False) -> int:
         )
     else:
         print("All parties' keys are made here, which is for trying things out; see --invite.")
-        print(f"Wrote {path}. Copy each party's directory to its host and run it there:")
-        for name, address in parties:
+        print(f"Wrote {path}. Copy each party's directory to its hosts and run it there:")
+    for number, cell in enumerate([parties, *further]):
+        if invite and not number:
+            continue  # it is said to whoever has made a key
+        if invite:
+            print(f"Cell {number}, on other hosts, with a copy of that party's directory:")
+        for name, address in cell:
             command = f"python -m privserve.launch --party {name} --config {name}/cluster.toml"
-            print(f"  {address:<24} {command}")
+            print(f"  {address:<24} {command}" + (f" --cell {number}" if number else ""))
     print(
         f"Certificates are good for {VALID_DAYS} days; {secret} is needed to renew and revoke them:"
     )

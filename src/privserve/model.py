@@ -16,32 +16,33 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 import converters
-from privserve import replacing, sending, tending
+from privserve import sending, tending
+from privserve.cell_session import CellSession
 from privserve.cluster import Cluster
-from privserve.config import PartyConfig
 from privserve.credentials import Limits
-from privserve.description import read_description
-from privserve.engines import ALONE, ENGINES, Prepared, load_engine, read_options
+from privserve.description import SHARING_DIGITS, read_description
+from privserve.engines import ENGINES, Prepared, load_engine, read_options
 from privserve.errors import (
     ClusterError,
     ConfigError,
     InputError,
     ModelError,
     QueryError,
-    StaleSession,
     UnknownOpError,
 )
 from privserve.fitting import check_memory
 from privserve.inputs import Inputs, by_name
+from privserve.leases import Lease, Leases
 
 DEFAULT_ENGINE = "ottt"
 AUTO = "auto"
+T = TypeVar("T", CellSession, tending.Tended)
 
 
 class SecureModel:
@@ -50,13 +51,9 @@ class SecureModel:
     def __init__(self, converted: converters.Converted, name: str) -> None:
         self.converted = converted
         self.name = name
-        self._cluster: Cluster | None = None
-        self._session = ""
-        self._kept: sending.Sent | None = None
-        """What was shared last, for a party that loses its share."""
-        self._tended: tending.Tended | None = None
-        self._replaces = ""
-        """The session in whose place this one is served, once it is."""
+        self._sessions: list[CellSession] = []
+        """By cell, while it is shared."""
+        self._tended: list[tending.Tended] = []
 
     def __enter__(self) -> SecureModel:
         return self
@@ -181,49 +178,20 @@ class SecureModel:
         _tell(prepared, report)
         chosen = read_options(dict(options or {}))
         cluster.connect_anew()
-        replacing.make_way(cluster, prepared.engine, self.name, partial(_say, report))
-        before = replacing.holder(cluster, self.name)
+        sent = sending.Sent(self.name, prepared, chosen, everybody)
+        sharing = secrets.token_hex(SHARING_DIGITS // 2)
+        sessions = [CellSession(cell, sent, sharing) for cell in cluster.cells]
+        tell = partial(_say, report)
+        well = _in_each(sessions, lambda one: one.make_way(tell), tell)
         if not force:
-            check_memory(cluster, prepared, chosen, self.name)
-        self._kept = sending.Sent(self.name, prepared, chosen, everybody)
-        self._cluster, self._session, self._replaces = cluster, secrets.token_hex(16), ""
-        session = self._session
+            check_memory([one.cell for one in well], prepared, chosen, self.name)
+        self._sessions = sessions
         try:
-            sending.send(cluster, session, self._kept)
-            sending.wait_loaded(cluster, session)
-            if before is not None and self._is_served(cluster, before.session):
-                self._replaces = before.session
-            elif before is not None:
-                replacing.take_over(cluster, self.name, before.session, session)
+            well = _in_each(well, CellSession.send, tell)
+            _in_each(well, CellSession.wait_loaded, tell)
         except BaseException:
             self.stop()
             raise
-
-    def _share_again(self) -> str:
-        """Share the model anew where it was shared last, in place of what is left of that."""
-        cluster, _ = self._shared()
-        session, before, kept = secrets.token_hex(16), self._session, self._kept
-        assert kept is not None
-        if kept.prepared.engine in ALONE:  # there is no room for two
-            replacing.unload(cluster, self.name, before)
-        try:
-            sending.send(cluster, session, kept)
-            sending.wait_loaded(cluster, session)
-            replacing.take_over(cluster, self.name, before, session)
-        except BaseException:
-            replacing.unload(cluster, self.name, session)
-            raise
-        self._session = session
-        return session
-
-    def _is_served(self, cluster: Cluster, session: str) -> bool:
-        """Whether this session is served now."""
-        leader = cluster.config.compute[0]
-        try:
-            status = cluster.call(leader, "GET", "/privserve/status", session=session).json()
-        except StaleSession:
-            return False
-        return status["state"] == "loaded" and bool(status.get("serving"))
 
     def serve(
         self,
@@ -249,61 +217,87 @@ class SecureModel:
         """
         if on_owner_loss not in (tending.SERVE, tending.STOP):
             raise ConfigError(f"on_owner_loss is 'serve' or 'stop', not {on_owner_loss!r}")
-        cluster, _ = self._shared()
-        tended = tending.Tended(
-            cluster=cluster,
-            name=self.name,
-            session=self._session,
-            limit=num_requests,
-            on_owner_loss=on_owner_loss,
-            share_again=self._share_again,
-            tell=tell or partial(_say, None),
-        )
-        tended.begin()
-        self._tended = tended
+        sessions, cells = self._shared(), len(self._shared())
+        leases = None if num_requests is None or cells == 1 else Leases(num_requests, cells)
+        self._tended = many = [
+            tending.Tended(
+                cell=one.cell,
+                name=self.name,
+                session=one.id,
+                limit=num_requests if cells == 1 else None,
+                on_owner_loss=on_owner_loss,
+                share_again=one.share_again,
+                tell=partial(_tell_of, one.cell.who, tell or partial(_say, None)),
+                lease=None if leases is None else Lease(leases, number),
+            )
+            for number, one in enumerate(sessions)
+        ]
+        _in_each(many, tending.Tended.begin)  # what cannot now is mended later
         try:
-            if self._replaces:
-                replacing.take_over(cluster, self.name, self._replaces, self._session)
-                self._replaces = ""
-            return tending.serve(tended, report)
+            _in_each(sessions, CellSession.take_over)
+            if cells == 1:
+                return tending.serve(many[0], report)
+            return tending.serve_cells(many, report)
         except KeyboardInterrupt:
-            answered = tended.total
+            answered = sum(one.total for one in many)
             with contextlib.suppress(ClusterError, QueryError):
-                answered = tended.before + self.stop_serving()
+                answered = sum(one.before for one in many) + self.stop_serving()
             if num_requests is not None:
                 raise
             return answered
 
     def stop_serving(self) -> int:
         """Refuse further queries, so that `serve` returns; how many rows were answered."""
-        cluster, leader = self._shared()
+        sessions = self._shared()
         try:
-            path = "/privserve/stop"
-            stopped = cluster.call(leader, "POST", path, session=self._session).json()
+            stopped: list[int] = []
+            _in_each(sessions, lambda one: stopped.append(one.stop_serving()))
         finally:
-            if self._tended is not None:
-                self._tended.is_stopped.set()
-        return int(stopped["answered"])
+            for one in self._tended:
+                one.is_stopped.set()
+        return sum(stopped)
 
-    def _shared(self) -> tuple[Cluster, PartyConfig]:
-        if self._cluster is None:
+    def _shared(self) -> list[CellSession]:
+        if not self._sessions:
             raise ClusterError("the model is not shared; call share(cluster) first")
-        return self._cluster, self._cluster.config.compute[0]
+        return self._sessions
 
     def status(self) -> list[dict[str, Any]]:
-        """Return every party's state, with this model's."""
-        cluster, _ = self._shared()
-        path, session = "/privserve/status", self._session
-        parties = cluster.config.parties
-        return [cluster.call(p, "GET", path, session=session).json() for p in parties]
+        """Return every party's state, with this model's; of one cell after the other."""
+        return [status for one in self._shared() for status in one.status()]
 
     def stop(self) -> None:
         """Have every party forget its share; idempotent."""
-        cluster, self._cluster = self._cluster, None
-        if cluster is None:
-            return
-        with contextlib.suppress(ClusterError):
-            replacing.unload(cluster, self.name, self._session)
+        sessions, self._sessions = self._sessions, []
+        for one in sessions:
+            one.stop()
+
+
+def _in_each(
+    many: Sequence[T], do: Callable[[T], object], tell: Callable[[str], None] = lambda line: None
+) -> list[T]:
+    """Do something in each of the cells; returns those in which it went well.
+
+    tell: called with a line for each other one. Raises the first one's error where none did.
+    """
+    well: list[T] = []
+    failed: list[tuple[T, ClusterError | QueryError]] = []
+    for one in many:
+        try:
+            do(one)
+        except (ClusterError, QueryError) as error:
+            failed.append((one, error))
+        else:
+            well.append(one)
+    if not well:
+        raise failed[0][1]
+    for one, why in failed:
+        tell(f"note: {one.cell.who}{why}; the other cells serve meanwhile")
+    return well
+
+
+def _tell_of(who: str, tell: Callable[[str], None], line: str) -> None:
+    tell(f"{who}{line}")
 
 
 def _way_out(error: UnknownOpError, engine: str) -> str:

@@ -56,9 +56,13 @@ def listed(models: Sequence[SharedModel]) -> str:
     """The models as a table, and below it why those are over that are."""
     if not models:
         return "no model is shared"
-    rows = [HEAD, *(_row(model) for model in models)]
-    reasons = [f"{m.name}: {m.reason}" for m in models if m.reason]
-    return "\n".join([*table(rows, right=NUMBERS), *reasons])
+    rows: list[tuple[str, ...]] = [HEAD, *(_row(model) for model in models)]
+    names, right = [model.name for model in models], NUMBERS
+    if any(model.cell for model in models):
+        rows = [("cell", *HEAD), *((str(m.cell), *_row(m)) for m in models)]
+        names, right = [f"cell {m.cell}: {m.name}" for m in models], range(5, 8)
+    reasons = [f"{n}: {m.reason}" for n, m in zip(names, models, strict=True) if m.reason]
+    return "\n".join([*table(rows, right=right), *reasons])
 
 
 def _row(model: SharedModel) -> tuple[str, ...]:

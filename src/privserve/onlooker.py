@@ -32,6 +32,7 @@ class Seen:
 
     party: PartyConfig
     role: str
+    cell: int
     why: str = ""
     """Why it could not be asked; empty where it could."""
     public: Mapping[str, Any] = field(default_factory=dict)
@@ -49,6 +50,20 @@ class Seen:
         return not self.why
 
 
+@dataclass(frozen=True)
+class _Place:
+    """A party's place in the cluster."""
+
+    cell: int
+    party: PartyConfig
+    role: str
+    leads: bool
+
+    def seen(self, why: str = "", **said: Any) -> Seen:
+        """What the party of this place said, or why it did not."""
+        return Seen(self.party, self.role, self.cell, why, **said)
+
+
 class Onlooker:
     """Whoever looks at a cluster, again and again."""
 
@@ -61,8 +76,13 @@ class Onlooker:
         self._http = httpx.Client(
             verify=tls_context(config.ca), timeout=httpx.Timeout(seconds), trust_env=False
         )
-        self._asking: dict[str, threading.Thread] = {}
-        self._found: dict[str, Seen] = {}
+        self._places = [
+            _Place(cell.cell, party, cell.role(party.name), party == cell.compute[0])
+            for cell in config.cells
+            for party in cell.parties
+        ]
+        self._asking: dict[_Place, threading.Thread] = {}
+        self._found: dict[_Place, Seen] = {}
 
     @property
     def is_owner(self) -> bool:
@@ -70,58 +90,58 @@ class Onlooker:
         return self._signer is not None
 
     def look(self) -> list[Seen]:
-        """Ask all parties, and return what those said that answered in time, in their order."""
+        """Ask all parties, and return what those said that answered in time.
+
+        In their order, of one cell after the other.
+        """
         self._found = {}
-        for party in self._config.parties:
-            before = self._asking.get(party.name)
+        for place in self._places:
+            before = self._asking.get(place)
             if before is None or not before.is_alive():
                 thread = threading.Thread(
-                    target=self._ask, args=(party, self._found), daemon=True, name="status"
+                    target=self._ask, args=(place, self._found), daemon=True, name="status"
                 )
-                self._asking[party.name] = thread
+                self._asking[place] = thread
                 thread.start()
         deadline = time.monotonic() + self._seconds
         for thread in self._asking.values():
             thread.join(max(0.0, deadline - time.monotonic()))
         found = dict(self._found)
-        return [
-            found.get(party.name) or Seen(party, self._config.role(party.name), self._late)
-            for party in self._config.parties
-        ]
+        return [found.get(place) or place.seen(self._late) for place in self._places]
 
     def close(self) -> None:
         """Close the connections."""
         self._http.close()
 
-    def _ask(self, party: PartyConfig, found: dict[str, Seen]) -> None:
-        role = self._config.role(party.name)
+    def _ask(self, place: _Place, found: dict[_Place, Seen]) -> None:
         try:
-            found[party.name] = self._seen(party, role)
+            found[place] = self._seen(place)
         except NoAnswer:
-            found[party.name] = Seen(party, role, self._late)
+            found[place] = place.seen(self._late)
         except PrivserveError as error:
-            found[party.name] = Seen(party, role, str(error).split(";")[0])
+            found[place] = place.seen(str(error).split(";")[0])
         except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
             # Closed meanwhile, or what answers there is no party.
             why = f"what it answers makes no sense ({type(error).__name__})"
-            found[party.name] = Seen(party, role, why)
+            found[place] = place.seen(why)
 
-    def _seen(self, party: PartyConfig, role: str) -> Seen:
+    def _seen(self, place: _Place) -> Seen:
+        party = place.party
         base = self._base(party)
         public = self._call(party, base, "/v2").json()
         is_ready = self._call(party, base, "/v2/health/ready", may_fail=True).is_success
         if self._signer is None:
-            return Seen(party, role, public=public, is_ready=is_ready)
+            return place.seen(public=public, is_ready=is_ready)
         boot = str(public["boot"])
         status = self._signed(party, base, boot)
         costs = {}
-        if party == self._config.compute[0]:
+        if place.leads:
             for session in [str(facts["session"]) for facts in status["models"]]:
                 try:
                     costs[session] = self._signed(party, base, boot, session).get("cost") or {}
                 except StaleSession:  # it went between the two calls
                     continue
-        return Seen(party, role, "", public, is_ready, status, costs)
+        return place.seen(public=public, is_ready=is_ready, status=status, costs=costs)
 
     def _base(self, party: PartyConfig) -> str:
         where = reachable(party.addresses, self._seconds / 2)

@@ -12,7 +12,7 @@ import contextlib
 import time
 from collections.abc import Callable
 
-from privserve.cluster import POLL_SECONDS, Cluster
+from privserve.cell import POLL_SECONDS, Cell
 from privserve.engines import ALONE, is_alone
 from privserve.errors import ClusterError, QueryError, StaleSession
 from privserve.shared_models import SharedModel
@@ -23,22 +23,22 @@ DRAIN_SECONDS = 30.0
 """The old session may take this long for what it has; half a query is refused long before."""
 
 
-def holder(cluster: Cluster, name: str) -> SharedModel | None:
+def holder(cell: Cell, name: str) -> SharedModel | None:
     """Return the model that has a name now and is alive, if there is one."""
-    for model in cluster.models():
+    for model in cell.models():
         if model.name == name and model.place == "current" and model.is_alive:
             return model
     return None
 
 
-def make_way(cluster: Cluster, engine: str, name: str, tell: Callable[[str], None]) -> None:
+def make_way(cell: Cell, engine: str, name: str, tell: Callable[[str], None]) -> None:
     """Stop the model of this name where the engine can hold only one; `tell` is told of the gap.
 
     Raises ClusterError where a model of another name is in the way.
     """
     if engine not in ALONE:
         return
-    there = [m for m in cluster.models() if m.engine == engine and m.is_alive]
+    there = [m for m in cell.models() if m.engine == engine and m.is_alive]
     for model in there:
         if model.name != name:
             raise ClusterError(is_alone(engine, model.name))
@@ -47,40 +47,40 @@ def make_way(cluster: Cluster, engine: str, name: str, tell: Callable[[str], Non
             f"note: '{name}' is stopped first, since a party holds one model of the {engine} "
             "engine at a time; nobody answers until the new one is shared and served"
         )
-        unload(cluster, name, model.session)
+        unload(cell, name, model.session)
 
 
-def take_over(cluster: Cluster, name: str, old: str, new: str) -> None:
+def take_over(cell: Cell, name: str, old: str, new: str) -> None:
     """Give the session `new` the name, let `old` answer what it has, and unload that.
 
     Nothing is switched at a party where it has been. Raises ClusterError, QueryError.
     """
-    parties = cluster.config.parties
+    parties = cell.config.parties
     for party in [*parties[1:], parties[0]]:  # the leader last: until then the old one goes on
-        cluster.call(party, "POST", "/privserve/switch", session=new)
+        cell.call(party, "POST", "/privserve/switch", session=new)
     if old:
-        _wait_idle(cluster, old)
-        unload(cluster, name, old)
+        _wait_idle(cell, old)
+        unload(cell, name, old)
 
 
-def unload(cluster: Cluster, name: str, session: str) -> None:
+def unload(cell: Cell, name: str, session: str) -> None:
     """End one session at every party that can be reached and still has it."""
-    for party in cluster.config.parties:
+    for party in cell.config.parties:
         with contextlib.suppress(ClusterError, QueryError):
             path = f"/v2/repository/models/{name}/unload"
-            cluster.call(party, "POST", path, session=session, timeout=UNLOAD_SECONDS)
+            cell.call(party, "POST", path, session=session, timeout=UNLOAD_SECONDS)
 
 
-def _wait_idle(cluster: Cluster, session: str) -> None:
+def _wait_idle(cell: Cell, session: str) -> None:
     """Wait until a session has answered what it had; the leader first, which takes no more."""
     deadline = time.monotonic() + DRAIN_SECONDS
-    for party in cluster.config.compute:
+    for party in cell.config.compute:
         while time.monotonic() < deadline:
             try:
-                status = cluster.call(party, "GET", "/privserve/status", session=session).json()
+                status = cell.call(party, "GET", "/privserve/status", session=session).json()
             except StaleSession:
                 break  # it is over
             if status["state"] != "loaded" or status["idle"]:
                 break
-            cluster.check_processes()
+            cell.check_processes()
             time.sleep(POLL_SECONDS / 4)

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 
 from privserve import oip, sharing
-from privserve.cluster import POLL_SECONDS, Cluster
+from privserve.cell import POLL_SECONDS, Cell
 from privserve.config import PartyConfig
 from privserve.credentials import ClientTable, Limits
 from privserve.engines import Prepared
@@ -30,17 +30,19 @@ class Sent:
     everybody: Limits | None
 
 
-def send(cluster: Cluster, session: str, sent: Sent) -> None:
+def send(cell: Cell, session: str, sent: Sent) -> None:
     """Send every party what it is to run, and each compute party new shares of the weights."""
     prepared = sent.prepared
+    config, table = cell.config, ClientTable.read(cell.config)
+    number, cells = config.cell, len(config.cells)
+    everybody = None if sent.everybody is None else asdict(sent.everybody.part(number, cells))
     message = {
         "session": session,
         "engine": prepared.engine,
         "description": prepared.description,
         "options": sent.options,
-        "everybody": None if sent.everybody is None else asdict(sent.everybody),
+        "everybody": everybody,
     }
-    config, table = cluster.config, ClientTable.read(cluster.config)
     split = {
         name: sharing.split(parameter, len(config.compute))
         for name, parameter in prepared.parameters.items()
@@ -49,28 +51,28 @@ def send(cluster: Cluster, session: str, sent: Sent) -> None:
     def to(rank: int) -> None:
         dealer = rank == len(config.compute)
         shares = {} if dealer else {name: s[rank] for name, s in split.items()}
-        told = {**message, "clients": table.entries(config.parties[rank].name)}
+        told = {**message, "clients": table.entries(config.parties[rank].name, number, cells)}
         parts, headers = oip.format_message(told, shares, "inputs")
         path = f"/v2/repository/models/{sent.name}/load"
         content = b"".join(parts)
-        cluster.call(config.parties[rank], "POST", path, content=content, headers=headers)
+        cell.call(config.parties[rank], "POST", path, content=content, headers=headers)
 
     with ThreadPoolExecutor(len(config.parties)) as pool:
         list(pool.map(to, range(len(config.parties))))
 
 
-def wait_loaded(cluster: Cluster, session: str) -> None:
+def wait_loaded(cell: Cell, session: str) -> None:
     """Wait until all parties have set the session up; raises ClusterError where one fails.
 
     All are asked in turn: whoever is gone is found at once, whatever the others wait for.
     """
-    missing = list(cluster.config.parties)
+    missing = list(cell.config.parties)
     heard = dict.fromkeys((party.name for party in missing), time.monotonic())
     while missing:
-        cluster.check_processes()
+        cell.check_processes()
         for party in list(missing):
             try:
-                if _is_loaded(cluster, party, session):
+                if _is_loaded(cell, party, session):
                     missing.remove(party)
                 heard[party.name] = time.monotonic()
             except NoAnswer:  # the others know soon, and say, whether it is lost
@@ -79,10 +81,10 @@ def wait_loaded(cluster: Cluster, session: str) -> None:
         time.sleep(POLL_SECONDS / 2)
 
 
-def _is_loaded(cluster: Cluster, party: PartyConfig, session: str) -> bool:
+def _is_loaded(cell: Cell, party: PartyConfig, session: str) -> bool:
     path = "/privserve/status"
     try:
-        status = cluster.call(party, "GET", path, session=session, timeout=ASK_SECONDS).json()
+        status = cell.call(party, "GET", path, session=session, timeout=ASK_SECONDS).json()
     except StaleSession:
         raise ClusterError(
             f"{party.name} does not have the model any more: it was started again, or "

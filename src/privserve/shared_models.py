@@ -31,6 +31,7 @@ class SharedModel:
     """Rows that are answered in all; None: no limit, or it was never served."""
     memory: Mapping[str, int | None]
     """By party: about how many bytes it takes."""
+    cell: int = 0
 
     @property
     def is_alive(self) -> bool:
@@ -43,17 +44,17 @@ class SharedModel:
         return self.state == "ended" and self.reason == STOPPED
 
 
-def put_together(said: Mapping[str, Mapping[str, Any]]) -> list[SharedModel]:
-    """Return the cluster's models from each party's status, by name, the leader's first."""
+def put_together(said: Mapping[str, Mapping[str, Any]], cell: int = 0) -> list[SharedModel]:
+    """Return a cell's models from each party's status, by name, the leader's first."""
     sessions: dict[str, dict[str, Mapping[str, Any]]] = {}
     for party, status in said.items():
         for facts in status.get("models", []):
             sessions.setdefault(str(facts["session"]), {})[party] = facts
-    return [_put_together(list(said), session, found) for session, found in sessions.items()]
+    return [_put_together(list(said), s, found, cell) for s, found in sessions.items()]
 
 
 def _put_together(
-    parties: list[str], session: str, found: Mapping[str, Mapping[str, Any]]
+    parties: list[str], session: str, found: Mapping[str, Mapping[str, Any]], cell: int
 ) -> SharedModel:
     first = found.get(parties[0]) or next(iter(found.values()))
     missing = [name for name in parties if name not in found]
@@ -74,4 +75,5 @@ def _put_together(
         answered=int(first.get("answered", 0)),
         limit=first.get("limit"),
         memory={party: facts.get("memory") for party, facts in found.items()},
+        cell=cell,
     )

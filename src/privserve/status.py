@@ -31,9 +31,9 @@ WATCH_SECONDS = 2.0
 CLEAR = "\033[H\033[J"
 UNKNOWN = "-"
 PARTIES = ("party", "role", "address", "lanes", "memory", "host has", "certificate", "state")
-PARTY_NUMBERS = range(3, 7)
 MODELS = ("model", "served", "answered", "limit", "waiting", "rows/s", "p50", "now", "state")
-MODEL_NUMBERS = range(2, 8)
+NUMBERS = {PARTIES: range(3, 7), MODELS: range(2, 8)}
+"""Which columns are numbers."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,7 @@ class PartyRow:
     memory_available: int | None = None
     """Bytes that its host could give."""
     certificate_days_left: float | None = None
+    cell: int = 0
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,7 @@ class ModelRow:
     """Half of these took no longer."""
     rows_per_second_now: float | None = None
     """Since the look before this one."""
+    cell: int = 0
 
 
 @dataclass(frozen=True)
@@ -98,20 +100,37 @@ class Look:
 def look(onlooker: Onlooker, before: Look | None = None) -> Look:
     """Ask all parties. before: the last look, for how much was evaluated since."""
     seen, at = onlooker.look(), time.monotonic()
+    parties = [_party(one) for one in seen]
+    models: list[ModelRow] = []
+    rows: dict[str, int] = {}
+    for cell in dict.fromkeys(one.cell for one in seen):
+        of_cell = [one for one in seen if one.cell == cell]
+        if onlooker.is_owner:
+            costs = of_cell[0].costs
+            rows |= {session: int(cost.get("rows", 0)) for session, cost in costs.items()}
+            models += _models(of_cell, rows, before, at)
+        else:
+            models += _public_models(of_cell)
+    return Look(parties, models, onlooker.is_owner, rows, at)
+
+
+def _models(
+    seen: Sequence[Seen], rows: Mapping[str, int], before: Look | None, at: float
+) -> list[ModelRow]:
+    """The models of one cell, as its parties tell the owner."""
     told = {s.party.name: s.status for s in seen if s.status is not None}
     leader = seen[0]
-    parties = [_party(one) for one in seen]
-    if not onlooker.is_owner:
-        return Look(parties, _public_models(seen), False, {}, at)
-    rows = {session: int(cost.get("rows", 0)) for session, cost in leader.costs.items()}
     listed = leader.status["models"] if leader.status else []
     waiting = {str(facts["session"]): facts.get("waiting") for facts in listed}
-    models = []
-    for model in put_together(told):
-        cost = leader.costs.get(model.session, {})
-        now = _now(model, rows, before, at)
-        models.append(_model(model, cost, waiting.get(model.session), now))
-    return Look(parties, models, True, rows, at)
+    return [
+        _model(
+            model,
+            leader.costs.get(model.session, {}),
+            waiting.get(model.session),
+            _now(model, rows, before, at),
+        )
+        for model in put_together(told, leader.cell)
+    ]
 
 
 def _now(
@@ -126,10 +145,11 @@ def _now(
 def _party(seen: Seen) -> PartyRow:
     party = seen.party
     if not seen.is_up:
-        return PartyRow(party.name, seen.role, party.address, False, f"down: {seen.why}")
+        why = f"down: {seen.why}"
+        return PartyRow(party.name, seen.role, party.address, False, why, cell=seen.cell)
     state = "up" if seen.is_ready else "up, no model is loaded"
     if seen.status is None:
-        return PartyRow(party.name, seen.role, party.address, True, state)
+        return PartyRow(party.name, seen.role, party.address, True, state, cell=seen.cell)
     told = seen.status
     return PartyRow(
         party.name,
@@ -141,6 +161,7 @@ def _party(seen: Seen) -> PartyRow:
         told.get("memory_used"),
         told.get("memory_available"),
         told.get("certificate_days_left"),
+        seen.cell,
     )
 
 
@@ -163,6 +184,7 @@ def _model(
         rows_per_second=sum(rows for rows, _ in recent) / spent if spent else None,
         p50_ms=1000 * statistics.median(s for _, s in recent) if recent else None,
         rows_per_second_now=now,
+        cell=model.cell,
     )
 
 
@@ -176,7 +198,8 @@ def _public_models(seen: Sequence[Seen]) -> list[ModelRow]:
         missing = [s.party.name for s in up if name not in s.public.get("models", [])]
         state, reason = ("failed", f"{missing[0]} does not have it") if missing else ("loaded", "")
         is_served = None if serving is None else name in serving
-        rows.append(ModelRow(name, None, "current", state, reason, False, is_served))
+        cell = seen[0].cell
+        rows.append(ModelRow(name, None, "current", state, reason, False, is_served, cell=cell))
     return rows
 
 
@@ -185,15 +208,31 @@ def _public_models(seen: Sequence[Seen]) -> list[ModelRow]:
 
 def shown(found: Look) -> str:
     """Return both tables, and what to do where something is missing."""
-    lines = table([PARTIES, *(_party_cells(party) for party in found.parties)], PARTY_NUMBERS)
+    cells = {party.cell for party in found.parties}
+    lines = _table(PARTIES, [(p.cell, _party_cells(p)) for p in found.parties], cells)
     if found.models:
-        lines += ["", *table([MODELS, *(_model_cells(m) for m in found.models)], MODEL_NUMBERS)]
-        lines += [f"{m.name}: {m.reason}" for m in found.models if m.reason]
+        lines += ["", *_table(MODELS, [(m.cell, _model_cells(m)) for m in found.models], cells)]
+        lines += [f"{_where(m, cells)}{m.name}: {m.reason}" for m in found.models if m.reason]
     elif any(party.up for party in found.parties):
         lines += ["", "no model is shared"]
     if not found.is_owner:
         lines += ["", "more is told to who has owner.key beside cluster.toml, the model owner"]
     return "\n".join(lines)
+
+
+def _table(
+    head: tuple[str, ...], rows: Sequence[tuple[int, tuple[str, ...]]], cells: set[int]
+) -> list[str]:
+    """A table's lines; which cell each row is of comes first where there are several."""
+    numbers = NUMBERS[head]
+    if len(cells) == 1:
+        return table([head, *(row for _, row in rows)], numbers)
+    shifted = range(numbers.start + 1, numbers.stop + 1)
+    return table([("cell", *head), *((str(cell), *row) for cell, row in rows)], shifted)
+
+
+def _where(model: ModelRow, cells: set[int]) -> str:
+    return f"cell {model.cell}: " if len(cells) > 1 else ""
 
 
 def as_json(found: Look) -> str:

@@ -10,14 +10,22 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from privserve import replacing
-from privserve.cluster import POLL_SECONDS, Cluster
+from privserve.cell import POLL_SECONDS, Cell
 from privserve.config import PartyConfig
-from privserve.errors import ClusterError, ModelReplaced, QueryError, StaleSession
+from privserve.errors import (
+    ClusterError,
+    ModelReplaced,
+    NotServing,
+    PrivserveError,
+    QueryError,
+    StaleSession,
+)
+from privserve.leases import Heard, Lease, Order
 
 ASK_SECONDS = 2.0
 """For one party's answer: the others are asked next."""
@@ -39,7 +47,7 @@ SERVE, STOP = "serve", "stop"
 class Tended:
     """One model that is served, by a program of its owner."""
 
-    cluster: Cluster
+    cell: Cell
     name: str
     session: str
     limit: int | None
@@ -49,6 +57,8 @@ class Tended:
     tell: Callable[[str], None]
     is_stopped: threading.Event = field(default_factory=threading.Event)
     """Set once its owner has told the leader to stop, which need not be there to say so."""
+    lease: Lease | None = None
+    """What this cell has of a limit that is for several; then `limit` is None."""
     before: int = 0
     """Rows that earlier sessions answered."""
     answered: int = 0
@@ -73,21 +83,25 @@ class Tended:
     @property
     def leader(self) -> PartyConfig:
         """The party that decides what runs."""
-        return self.cluster.config.compute[0]
+        return self.cell.config.compute[0]
 
     def begin(self) -> None:
         """Have what is left of the limit answered; raises as the leader does."""
         self._ran = {
-            party.name: int(status.get("ran", 0))
-            for party in self.cluster.config.compute[1:]
-            if isinstance(status := self._asked(party), dict)
+            party.name: int(status["ran"])
+            for party in self.cell.config.compute[1:]
+            if isinstance(status := self._asked(party), dict) and "ran" in status
         }
         left = None if self.limit is None else self.limit - self.before
         message: dict[str, Any] = {"num_requests": left}
+        if self.lease is not None:
+            if not (rows := self.lease.begin()):
+                return  # others have them all; there may be some again
+            message = {"num_requests": rows, "leased": True}
         if self.on_owner_loss == STOP:
             message["owner_seconds"] = OWNER_SECONDS
         path = "/privserve/serve"
-        self.cluster.call(self.leader, "POST", path, session=self.session, json=message)
+        self.cell.call(self.leader, "POST", path, session=self.session, json=message)
         self._begun, self.answered = self.session, 0
 
     def look(self) -> bool:
@@ -95,9 +109,14 @@ class Tended:
 
         Raises ClusterError where it ended in a way that does not pass, ModelReplaced.
         """
-        self.cluster.revive(self.tell)
+        self.cell.revive(self.tell)
         status = self._asked(self.leader)
-        if isinstance(status, dict) and self._begun == self.session:
+        is_led = isinstance(status, dict) and self._begun == self.session
+        if self.lease is not None and self.lease.is_over and not is_led:
+            if isinstance(status, dict) and status["state"] == "loaded":
+                self._extend(Order(0, True, 1))  # so that clients are told why it serves nothing
+            return True
+        if isinstance(status, dict) and is_led:
             if self._counted != self.session:
                 self.answered = max(self.answered, int(status.get("answered", 0)))
             state = status["state"]
@@ -111,8 +130,29 @@ class Tended:
                 raise ClusterError(f"serving ended: {status['reason']}")
             if state == "loaded":
                 self._is_well()
-                return not status["serving"]
+                return self._leased(status) if self.lease else not status["serving"]
         return self._mend(status)
+
+    def _leased(self, status: dict[str, Any]) -> bool:
+        """Have the leader answer more rows, or fewer, than it was told; whether serving is over."""
+        assert self.lease is not None
+        if status["refuses"] == NotServing.code:
+            return True  # somebody has told it to stop
+        keys = ("limit", "answered", "begun", "spare", "short")
+        order = self.lease.report(Heard(*(int(status[key]) for key in keys)))
+        if order is not None and (rows := self._extend(order)) is not None:
+            self.lease.confirm(order, rows)
+        return self.lease.is_over and (order is None or order.final)
+
+    def _extend(self, order: Order) -> int | None:
+        """Tell the leader how many rows it has; how many it says then, None: nothing."""
+        message = {"limit": order.rows, "number": order.number, "final": order.final}
+        path, session = "/privserve/extend", self.session
+        try:
+            told = self.cell.call(self.leader, "POST", path, session=session, json=message)
+            return int(told.json()["limit"])
+        except (ClusterError, QueryError):  # the next look says what it knows
+            return None
 
     def _is_well(self) -> None:
         if self._said[0]:
@@ -123,7 +163,7 @@ class Tended:
 
     def _mend(self, led: dict[str, Any] | str | None) -> bool:
         """Find out why the model is not served, and share it again if that is what it takes."""
-        said = {party.name: self._asked(party) for party in self.cluster.config.parties}
+        said = {party.name: self._asked(party) for party in self.cell.config.parties}
         away = [found for found in said.values() if isinstance(found, str)]
         lost = [name for name, found in said.items() if found is None or self._is_stuck(led, found)]
         if away:
@@ -134,6 +174,9 @@ class Tended:
             if led["state"] == "failed":
                 raise ClusterError(f"serving ended: {led['reason']}")
             if led["state"] == "loaded" and self._begun != self.session:
+                if self.lease is not None and led.get("leased"):  # the answer was lost
+                    self._begun = self.session
+                    return False
                 with contextlib.suppress(ClusterError, QueryError):  # then the next look tells
                     self.begin()  # which failed when it was shared again
                 return False
@@ -153,7 +196,7 @@ class Tended:
 
     def _share_again(self, lost: list[str], said: dict[str, Any]) -> bool:
         if self._counted != self.session:
-            self.before += self._count(said)
+            self._settle(self._count(said))
             self.answered, self._counted = 0, self.session
         if self.limit is not None and self.before >= self.limit:
             return True
@@ -180,7 +223,7 @@ class Tended:
         Raises ClusterError where somebody shares another model under it.
         """
         try:
-            other = replacing.holder(self.cluster, self.name)
+            other = replacing.holder(self.cell, self.name)
         except (ClusterError, QueryError):
             return False
         if other is not None and other.session != self.session:
@@ -189,19 +232,34 @@ class Tended:
             )
         return True
 
-    def _count(self, said: dict[str, Any]) -> int:
-        """How many rows this session has answered, at most.
+    def _settle(self, answered: int | None) -> None:
+        """Count what this session answered; None: nobody knows."""
+        self.before += self.answered if answered is None else answered
+        if self.lease is not None and (unknown := self.lease.settle(answered)):
+            self.tell(
+                f"how many rows of '{self.name}' were answered last is lost with all compute "
+                f"parties: {unknown} rows that may have been count as answered"
+            )
+
+    def give_up(self) -> None:
+        """Tend the cell no more: what it may answer counts as answered."""
+        if self._counted != self.session:
+            self._settle(None)
+            self._counted = self.session
+
+    def _count(self, said: dict[str, Any]) -> int | None:
+        """How many rows this session has answered, at most; None: nobody knows.
 
         Where the leader has lost its count, those are taken for answered that the others ran: the
         last batch may have reached nobody, but no limit is exceeded.
         """
-        found = [self.answered]
+        found = []
         for name, status in said.items():
             if isinstance(status, dict) and name == self.leader.name:
                 return int(status.get("answered", self.answered))
-            if isinstance(status, dict) and "ran" in status:
-                found.append(int(status["ran"]) - self._ran.get(name, 0))
-        return max(found)
+            if isinstance(status, dict) and "ran" in status and name in self._ran:
+                found.append(int(status["ran"]) - self._ran[name])
+        return max(self.answered, *found) if found else None
 
     def _say(self, line: str) -> None:
         """Tell what is new, or what is so still."""
@@ -215,7 +273,7 @@ class Tended:
         """A party's status of this session; None where it has none, and why it says nothing."""
         path = "/privserve/status"
         try:
-            found: dict[str, Any] = self.cluster.call(
+            found: dict[str, Any] = self.cell.call(
                 party, "GET", path, session=self.session, timeout=ASK_SECONDS
             ).json()
             return found
@@ -237,3 +295,36 @@ def serve(tended: Tended, report: Callable[[int], None]) -> int:
         if is_over:
             return reported
         time.sleep(POLL_SECONDS)
+
+
+def serve_cells(many: Sequence[Tended], report: Callable[[int], None]) -> int:
+    """Look after a model in several cells, each by itself; how many rows were answered in all.
+
+    Returns once all are over: where they have leases, once their limit is reached. Raises what the
+    first of them ended with that did not end well, if none did.
+    """
+    failed: list[PrivserveError] = []
+
+    def look_after(tended: Tended) -> None:
+        try:
+            serve(tended, lambda _: None)
+        except PrivserveError as error:
+            failed.append(error)
+            tended.give_up()
+            tended.tell(str(error))
+
+    threads = [threading.Thread(target=look_after, args=(one,), daemon=True) for one in many]
+    for thread in threads:
+        thread.start()
+    reported, is_over = 0, False
+    while not is_over:
+        is_over = not any(thread.is_alive() for thread in threads)  # before the last count
+        total = sum(one.total for one in many)
+        if total > reported:
+            reported = total
+            report(reported)
+        if not is_over:
+            time.sleep(POLL_SECONDS)
+    if len(failed) == len(many):
+        raise failed[0]
+    return reported

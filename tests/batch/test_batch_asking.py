@@ -246,6 +246,6 @@ def test_a_range_error_that_no_row_explains_is_not_answered_with_nan() -> None:
 def test_the_session_of_each_answer_is_told() -> None:
     asker = FakeAsker()
     answers = asking(asker, numbered(16))[0].answers(0, 16)
-    assert next(answers).session == "one"
+    assert next(answers).sharing == "one"
     asker.served = served_model("two")
-    assert next(answers).session == "two"
+    assert next(answers).sharing == "two"

@@ -49,7 +49,7 @@ def test_ranges_are_answered_in_order(settings: Settings) -> None:
     values = np.concatenate([answer.outputs["y"] for answer in found])
     assert (values == 2 * np.load(settings.input).astype(np.float32)).all()
     assert asker.rows_asked == [row / 256 for row in range(50)]
-    assert {answer.session for answer in found} == {"one"}
+    assert {answer.sharing for answer in found} == {"one"}
 
 
 def test_ranges_that_are_missing_or_twice_are_noticed(settings: Settings) -> None:

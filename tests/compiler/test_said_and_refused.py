@@ -226,14 +226,14 @@ def test_memory_is_estimated_as_it_is_used(cluster: ps.Cluster, small: ps.Secure
     with ps.Cluster(*free_workers()) as own:
         wide.share(own, input_range=(0, 1))
         for name, expected in (("alice", each), ("bob", each), ("carol", dealer)):
-            status = Path(f"/proc/{own._processes[name].pid}/status").read_text()
+            status = Path(f"/proc/{own.process_ids[name]}/status").read_text()
             peak = int(re.search(r"VmHWM:\s+(\d+)", status)[1]) * 1024  # type: ignore[index]
             assert 0.5 < peak / expected < 1.5, (name, peak, expected)
 
 
 def test_a_party_that_was_killed_is_said_to_be_killed() -> None:
     with ps.Cluster(*free_workers()) as own:
-        process = own._processes["bob"]
+        process = own.cells[0]._processes["bob"]
         process.kill()
         process.wait(10)
         with pytest.raises(ps.ClusterError, match=r"bob was killed \(signal 9\).*memory"):

@@ -104,7 +104,7 @@ def test_a_party_that_hangs_costs_a_time_out_and_nothing_else(digits: Digits) ->
     path = "/v2/models/digits-model/infer"
     with digits.serving(), gateway(digits.cluster.config.path, "--timeout", "2") as front:
         assert ask(front.http, "POST", path, ONE)[0] == 200
-        pid = digits.cluster._processes["bob"].pid
+        pid = digits.cluster.process_ids["bob"]
         os.kill(pid, signal.SIGSTOP)
         try:
             status, _, said = ask(front.http, "POST", path, ONE)
@@ -122,7 +122,7 @@ def test_ctrl_c_ends_the_gateway_also_while_it_waits_for_an_answer(digits: Digit
     import http.client
 
     with digits.serving(), gateway(digits.cluster.config.path) as front:
-        pid = digits.cluster._processes["bob"].pid
+        pid = digits.cluster.process_ids["bob"]
         os.kill(pid, signal.SIGSTOP)
         try:
             waits = http.client.HTTPConnection(front.http, timeout=30)

@@ -43,7 +43,7 @@ def begin(stage: Stage, limit: int | None = None) -> None:
     stage.model.share(stage.cluster, report=lambda line: None)
     body = {"num_requests": limit}
     leader = stage.config.parties[0]
-    session = stage.model._session
+    session = stage.model._sessions[0].id
     stage.cluster.call(leader, "POST", "/privserve/serve", session=session, json=body)
 
 

@@ -46,7 +46,7 @@ class Held:
     """What a party's process holds: memory in MB, descriptors, threads."""
 
     def __init__(self, cluster: ps.Cluster, name: str) -> None:
-        process = Path(f"/proc/{cluster._processes[name].pid}")
+        process = Path(f"/proc/{cluster.process_ids[name]}")
         status = dict(line.split(":", 1) for line in (process / "status").read_text().splitlines())
         self.memory = int(status["VmRSS"].split()[0]) / 1024
         self.threads = int(status["Threads"])
@@ -240,7 +240,7 @@ def test_a_party_without_free_descriptors_goes_on_when_there_are_some_and_logs_l
 ) -> None:
     with ps.Cluster(*free_workers()) as cluster:
         alice = cluster.config.parties[0]
-        pid = cluster._processes["alice"].pid
+        pid = cluster.process_ids["alice"]
         most = len(os.listdir(f"/proc/{pid}/fd")) + 40
         resource.prlimit(pid, resource.RLIMIT_NOFILE, (most, most))
         idle: list[socket.socket] = []
@@ -249,7 +249,7 @@ def test_a_party_without_free_descriptors_goes_on_when_there_are_some_and_logs_l
             sock.settimeout(5)
             sock.connect(alice.endpoint)
             idle.append(sock)
-        log = cluster._log("alice")
+        log = cluster.cells[0].log("alice")
         wait_until(lambda: "Too many open files" in log.read_text(), "alice ran out of descriptors")
         for sock in idle:
             sock.close()

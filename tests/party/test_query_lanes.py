@@ -304,7 +304,7 @@ def test_a_hundred_thousand_mutated_frames_harm_nobody(digits: Digits) -> None:
 
 def test_idle_lanes_take_little_memory(digits: Digits) -> None:
     def held(rank: int) -> int:
-        pid = digits.cluster._processes[digits.cluster.config.parties[rank].name].pid
+        pid = digits.cluster.process_ids[digits.cluster.config.parties[rank].name]
         with open(f"/proc/{pid}/statm") as file:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 

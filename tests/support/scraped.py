@@ -32,7 +32,7 @@ class Scrape:
 
 
 def log_of(cluster: ps.Cluster, party: str) -> Path:
-    return cluster._log(party)
+    return cluster.cells[0].log(party)
 
 
 def metrics_url(cluster: ps.Cluster, party: str) -> str:

@@ -88,7 +88,7 @@ def serving(
 
     def status() -> dict[str, Any]:
         path = "/privserve/status"
-        return cluster.call(leader, "GET", path, session=model._session).json()
+        return cluster.call(leader, "GET", path, session=model._sessions[0].id).json()
 
     thread = threading.Thread(target=serve, daemon=True)
     thread.start()

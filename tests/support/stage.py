@@ -92,7 +92,7 @@ class Stage:
 
     def wait_alive(self, name: str) -> None:
         """Wait until a party that was started again answers; the owner signs for its process."""
-        self.cluster._wait_alive(self.config.parties[self.config.rank(name)])
+        self.cluster.cells[0].wait_alive(self.config.parties[self.config.rank(name)])
         self.owner = OwnersHand(self.config)
 
     def stop(self, name: str) -> None:

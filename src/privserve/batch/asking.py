@@ -139,8 +139,8 @@ class Answered:
     bad: Mapping[int, str] = field(default_factory=dict)
     """By number of the row: why it has no answer."""
 
-    session: str = ""
-    """In which the model was shared."""
+    sharing: str = ""
+    """Of the model; see `ServedModel.sharing`."""
 
 
 @dataclass
@@ -239,12 +239,12 @@ class Asking:
             described = model.description["outputs"]
             answered = {t["name"]: np.empty((0, *t["shape"]), np.float32) for t in described}
         if len(piece.kept) == piece.count:
-            return Answered(piece.start, answered, bad, model.session)
+            return Answered(piece.start, answered, bad, model.sharing)
         outputs = {}
         for name, values in answered.items():
             outputs[name] = np.full((piece.count, *values.shape[1:]), np.nan, np.float32)
             outputs[name][piece.kept] = values
-        return Answered(piece.start, outputs, bad, model.session)
+        return Answered(piece.start, outputs, bad, model.sharing)
 
     # -- after an error -------------------------------------------------------------------
 

@@ -79,8 +79,8 @@ def _go_on(
     try:
         with contextlib.closing(_answers(settings, asker, source, results, progress.say)) as found:
             for answered in found:
-                if answered.session not in results.journal.sessions:
-                    _note_session(results, asker, answered, progress.say)
+                if not any(s.startswith(answered.sharing) for s in results.journal.sessions):
+                    _note_sharing(results, asker, answered, progress.say)
                 results.append(answered.outputs, answered.bad, source.where)
                 results.commit(now=False)
                 progress.update(results.done)
@@ -114,8 +114,8 @@ def _answers(
     return asking(settings, asker, source, patience).answers(results.done, source.rows)
 
 
-def _note_session(results: Results, asker: Asker, answered: Answered, say: Say) -> None:
-    """Remember in which sessions rows were asked, and tell of another one.
+def _note_sharing(results: Results, asker: Asker, answered: Answered, say: Say) -> None:
+    """Remember of which sharings rows were asked, and tell of another one.
 
     A client cannot see whether a model that was shared anew has other weights. Raises ConfigError
     where it can see that it is another one.
@@ -128,4 +128,4 @@ def _note_session(results: Results, asker: Asker, answered: Answered, say: Say) 
             f"the model was shared anew before row {answered.start:,}; if it is not the same "
             "model as before, ask for all rows anew with --restart"
         )
-    known.append(answered.session)
+    known.append(answered.sharing)

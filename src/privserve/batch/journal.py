@@ -46,7 +46,7 @@ class Journal:
     bad_mark: Mark = NOTHING
     """Of the file with the bad rows."""
     sessions: list[str] = field(default_factory=list)
-    """In which the model was shared when rows were asked."""
+    """What the sharings of which rows were asked are told by, or, of an older version, sessions."""
     finished: bool = False
 
     @property

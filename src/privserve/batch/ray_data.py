@@ -72,7 +72,7 @@ def record(answered: Sequence[Answered], error: PrivserveError | None) -> Record
                 "start": answer.start,
                 "shapes": {name: values.shape for name, values in answer.outputs.items()},
                 "bad": list(answer.bad.items()),
-                "session": answer.session,
+                "sharing": answer.sharing,
             }
             for answer in answered
         ],
@@ -92,7 +92,7 @@ def read_record(found: Record) -> Generator[Answered]:
             values = np.frombuffer(data, "<f4", count, offset)
             outputs[name] = values.reshape(shape)
             offset += values.nbytes
-        yield Answered(entry["start"], outputs, dict(entry["bad"]), entry["session"])
+        yield Answered(entry["start"], outputs, dict(entry["bad"]), entry["sharing"])
     if about["error"] is not None:
         name, message = about["error"]
         kind = getattr(errors, name, PrivserveError)

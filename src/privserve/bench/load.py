@@ -37,7 +37,8 @@ from privserve.bench.load_report import Point, figures, medians, plot, table
 from privserve.bench.options import among, numbers, positive, row_sizes
 from privserve.bench.report import figure
 from privserve.bench.subjects import EXAMPLES, sample_digits
-from privserve.cluster import STARTED_AGAIN, Cluster, Worker
+from privserve.cell import STARTED_AGAIN
+from privserve.cluster import Cluster, Worker
 from privserve.compiler.ranges import synthetic_samples
 from privserve.credentials import ClientKey, ClientTable, Limits
 from privserve.engines import ENGINES
