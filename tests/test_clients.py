@@ -9,12 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from serving import SMALL, free_workers, serving, small_model
 
 import privserve as ps
 from privserve import clients
 from privserve.certificates import write_cluster
-from privserve.credentials import Limits
+from privserve.credentials import Limits, checked_limits, read_entries
 
 PARTIES = [(name, f"localhost:{i}") for i, name in enumerate("abc", 1)]
 
@@ -116,6 +118,23 @@ def test_clients_come_and_go_while_a_model_is_served(
             lab.query_model(SMALL)
     with ps.Client(served, timeout=20) as default:
         assert default.query_model(SMALL).shape == (1, 2)
+
+
+@given(st.integers(1, 10**6), st.integers(1, 64))
+def test_the_parts_that_cells_have_of_a_limit_come_to_it(rows: int, cells: int) -> None:
+    limits = Limits(rows=rows, rows_per_minute=rows + 1, rows_per_query=7, models=("a",))
+    parts = [limits.part(cell, cells) for cell in range(cells)]
+    assert sum(part.rows or 0 for part in parts) == rows
+    assert sum(part.rows_per_minute or 0 for part in parts) == rows + 1
+    assert {(part.rows_per_query, part.models) for part in parts} == {(7, ("a",))}
+    assert Limits().part(0, cells) == Limits()
+
+
+def test_a_part_of_nothing_is_one_that_parties_take_and_owners_do_not_give() -> None:
+    entry = {"name": "lab", "digest": "0" * 64, "rows": 0}
+    assert read_entries([entry])[0].limits.rows == 0
+    with pytest.raises(ps.InputError, match="positive"):
+        checked_limits({"rows": 0})
 
 
 def test_who_shows_nothing_gets_nothing(served: ps.Cluster, tmp_path: Path) -> None:

@@ -70,6 +70,9 @@ BAD_OPTIONS = {
     "a party without files": (["--party", "bob"], "needs --config"),
     "a new cluster and an old one": (["--parties", "3", "--config", "x"], "leave --config"),
     "hosts alone": (["--hosts", "a:1,b:2,c:3"], "go together"),
+    "cells of a cluster that is there": (["--config", "x", "--cells", "2"], "--cells goes with"),
+    "no cells": (["--cells", "0"], "at least 1"),
+    "a cell of no party": (["--cell", "1"], "--cell goes with --party"),
     "metrics of one party for all": (["--metrics", "9000"], "--metrics goes with --party"),
     "metrics of all for one": (
         ["--party", "bob", "--config", "x", "--metrics-port", "9000"],
@@ -99,6 +102,15 @@ REFUSED = {
     "a port beyond all ports": (["--port", "70000"], "70000"),
     "an unknown host": (["--host", "no.such.host.invalid", "--port", "0"], "not known here"),
     "two hosts": (["--init", "d", "--hosts", "a:1,b:2"], "at least 3"),
+    "a cell with a party too few": (
+        ["--init", "d", "--hosts", "a:1,b:2,c:3", "--hosts", "a:4,b:5"],
+        "--hosts of cell 1 has 2 addresses, and that of cell 0 3",
+    ),
+    "a cell at the same addresses": (
+        ["--init", "d", "--hosts", "a:1,b:2,c:3", "--hosts", "a:1,b:5,c:6"],
+        "alice of cell 1 has the address a:1",
+    ),
+    "a thousand cells": (["--cells", "1000"], "1 to 64 cells"),
 }
 
 
@@ -126,6 +138,8 @@ def test_a_party_says_what_its_files_lack(
     config = str(files / "bob" / "cluster.toml")
     assert launch.main(["--party", "mallory", "--config", config]) == 2
     assert "knows no party 'mallory'" in capsys.readouterr().err
+    assert launch.main(["--party", "bob", "--config", config, "--cell", "1"]) == 2
+    assert "has no cell 1; its cells are 0 to 0" in capsys.readouterr().err
     (files / "bob" / "bob.key").unlink()
     assert launch.main(["--party", "bob", "--config", config]) == 2
     assert "bob.key is missing; copy the directory" in capsys.readouterr().err

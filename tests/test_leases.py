@@ -76,7 +76,7 @@ class World:
         side = self.sides[n]
         if not side.is_begun:
             if rows := self.leases.begin(n):
-                side.queue.serve(rows, leased=True)
+                side.queue.serve(rows, lease="a")
                 side.is_begun = True
             return
         order = self.leases.report(n, side.heard())
@@ -188,7 +188,7 @@ def test_two_cells_that_lack_rows_do_not_wait_for_each_other() -> None:
 
 def test_a_lease_that_was_made_smaller_stays_so_though_an_older_call_comes_late() -> None:
     queue = LeaderQueue(1, 4, 10.0)
-    queue.serve(5, leased=True)
+    queue.serve(5, lease="a")
     queue.extend(4, 2, final=False)
     with pytest.raises(QueryError, match="a later call"):
         queue.extend(9, 1, final=False)

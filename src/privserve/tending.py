@@ -7,7 +7,7 @@ limit; local parties that ended are started again.
 
 from __future__ import annotations
 
-import contextlib
+import secrets
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -33,6 +33,8 @@ HEAL_SECONDS = 0.5
 """Between two looks at a model that is not served now."""
 FIRST_PAUSE, MOST_PAUSE = 1.0, 30.0
 """Between two tries to share a model again."""
+SERVED_ALREADY = 409
+"""The status of what a leader refuses a second `serve` with."""
 STEADY_SECONDS = 60.0
 """What was served for so long begins anew with FIRST_PAUSE."""
 SAY_SECONDS = 10.0
@@ -63,6 +65,7 @@ class Tended:
     """Rows that earlier sessions answered."""
     answered: int = 0
     """Rows that this session answered."""
+    _lease_name: str = field(default_factory=lambda: secrets.token_hex(16))
     _ran: dict[str, int] = field(default_factory=dict)
     """By follower: the rows that it had run in this session when it was served."""
     _said: tuple[str, float] = ("", 0.0)
@@ -97,11 +100,21 @@ class Tended:
         if self.lease is not None:
             if not (rows := self.lease.begin()):
                 return  # others have them all; there may be some again
-            message = {"num_requests": rows, "leased": True}
+            message = {"num_requests": rows, "lease": self._lease_name}
         if self.on_owner_loss == STOP:
             message["owner_seconds"] = OWNER_SECONDS
         path = "/privserve/serve"
-        self.cell.call(self.leader, "POST", path, session=self.session, json=message)
+        try:
+            self.cell.call(self.leader, "POST", path, session=self.session, json=message)
+        except QueryError as error:
+            if self.lease is None or error.status != SERVED_ALREADY:
+                raise
+            status = self._asked(self.leader)
+            if isinstance(status, str):
+                raise
+            if status is None or status.get("lease") != self._lease_name:
+                self.lease.settle(0)  # it serves something else, and never knew of this lease
+                raise
         self._begun, self.answered = self.session, 0
 
     def look(self) -> bool:
@@ -136,10 +149,17 @@ class Tended:
     def _leased(self, status: dict[str, Any]) -> bool:
         """Have the leader answer more rows, or fewer, than it was told; whether serving is over."""
         assert self.lease is not None
-        if status["refuses"] == NotServing.code:
+        if status.get("refuses") == NotServing.code:
             return True  # somebody has told it to stop
-        keys = ("limit", "answered", "begun", "spare", "short")
-        order = self.lease.report(Heard(*(int(status[key]) for key in keys)))
+        try:
+            keys = ("limit", "answered", "begun", "spare", "short")
+            heard = Heard(*(int(status[key]) for key in keys))
+        except (KeyError, TypeError, ValueError):
+            raise ClusterError(
+                f"{self.leader.name} does not say what it does with the rows that it may answer; "
+                "all parties have to run one version of privserve"
+            ) from None
+        order = self.lease.report(heard)
         if order is not None and (rows := self._extend(order)) is not None:
             self.lease.confirm(order, rows)
         return self.lease.is_over and (order is None or order.final)
@@ -174,12 +194,11 @@ class Tended:
             if led["state"] == "failed":
                 raise ClusterError(f"serving ended: {led['reason']}")
             if led["state"] == "loaded" and self._begun != self.session:
-                if self.lease is not None and led.get("leased"):  # the answer was lost
-                    self._begun = self.session
+                try:
+                    self.begin()  # which failed when it was shared, or shared again
                     return False
-                with contextlib.suppress(ClusterError, QueryError):  # then the next look tells
-                    self.begin()  # which failed when it was shared again
-                return False
+                except (ClusterError, QueryError) as error:
+                    led = {**led, "reason": str(error)}
             self._say(f"'{self.name}' is not served: {led['reason']}")
         time.sleep(HEAL_SECONDS)
         return False
@@ -245,7 +264,7 @@ class Tended:
         """Tend the cell no more: what it may answer counts as answered."""
         if self._counted != self.session:
             self._settle(None)
-            self._counted = self.session
+            self.answered, self._counted = 0, self.session
 
     def _count(self, said: dict[str, Any]) -> int | None:
         """How many rows this session has answered, at most; None: nobody knows.

@@ -76,3 +76,17 @@ def test_sessions_of_several_models_stay_on_their_partys_cores(
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(100, 106)))
     first, second = (own_cores(config, rank) for rank in (0, 1))
     assert (first, second) == ([100, 102, 104], [101, 103, 105])
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs Linux")
+def test_parties_of_several_cells_on_one_machine_stay_on_different_cores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parties, further = (
+        [(f"p{i}", f"127.0.0.1:{port + i}") for i in range(3)] for port in (7000, 8000)
+    )
+    write_cluster(tmp_path, parties, further=[further])
+    config = read_config(tmp_path / "cluster.toml")
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(100, 104)))
+    cores = [own_cores(cell, rank) for cell in config.cells for rank in (0, 1)]
+    assert cores == [[100], [101], [102], [103]]

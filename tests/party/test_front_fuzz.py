@@ -119,6 +119,7 @@ def test_no_body_and_no_header_makes_a_front_fail(
         f"{MODEL}/versions/{version}/stats",
         "/v2/repository/index",
         "/privserve/serve",
+        "/privserve/extend",
         "/privserve/stop",
         "/v2/repository/models/digits-model/load",
         "/%f0%28%8c%28",

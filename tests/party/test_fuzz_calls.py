@@ -138,7 +138,11 @@ def a_list(draw: random.Random, party: str, material: Material) -> Sent:
 
 
 def a_serve(draw: random.Random, party: str, material: Material) -> Sent:
-    return "POST", "/privserve/serve", mutant(draw, {"num_requests": 5}), []
+    if draw.random() < 0.5:
+        extend = {"limit": 5, "number": draw.randrange(9), "final": draw.random() < 0.5}
+        return "POST", "/privserve/extend", mutant(draw, extend), []
+    serve = {"num_requests": 5, "lease": draw.choice(["0f", None])}
+    return "POST", "/privserve/serve", mutant(draw, serve), []
 
 
 def without_a_body(draw: random.Random, party: str, material: Material) -> Sent:

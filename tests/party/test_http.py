@@ -21,6 +21,7 @@ OWNERS_CALLS = [
     ("POST", "/v2/repository/models/digits-model/load"),
     ("POST", "/v2/repository/models/digits-model/unload"),
     ("POST", "/privserve/serve"),
+    ("POST", "/privserve/extend"),
     ("POST", "/privserve/stop"),
     ("GET", "/privserve/status"),
 ]

@@ -36,6 +36,7 @@ class Served:
     limit: int | None = None
     owner_seconds: float | None = None
     answered: int = 0
+    lease: str = ""
     leased: bool = False
     """Whether there may be more rows than `limit` says; see `LeaderQueue.extend`."""
     refusal: list[Any] | None = None
@@ -59,7 +60,10 @@ class Totals:
             self._take_all(record)
         elif kind == "serve":
             self.sessions[session] = Served(
-                record["limit"], record["owner_seconds"], leased=record.get("leased", False)
+                record["limit"],
+                record["owner_seconds"],
+                lease=record.get("lease", ""),
+                leased=bool(record.get("lease")),
             )
         elif kind == "extend":
             served = self.sessions[session]
@@ -152,9 +156,9 @@ class Book:
         """Return what became of the session before this process began; None: nothing."""
         return self._journal.totals.sessions.get(self._session)
 
-    def begin(self, limit: int | None, owner_seconds: float | None, leased: bool = False) -> None:
+    def begin(self, limit: int | None, owner_seconds: float | None, lease: str = "") -> None:
         """Note that the session is served."""
-        self._append("serve", limit=limit, owner_seconds=owner_seconds, leased=leased)
+        self._append("serve", limit=limit, owner_seconds=owner_seconds, lease=lease)
 
     def extend(self, limit: int, leased: bool) -> None:
         """Note that it answers this many rows since it is served."""

@@ -17,6 +17,8 @@ USED_UP = (
 class Lease:
     """A part of a limit, which the owner's program makes larger when it is used up."""
 
+    name: str = ""
+    """By which the owner's program knows it; empty where the whole limit is this cell's."""
     is_open: bool = False
     """Whether there may be more."""
     number: int = 0

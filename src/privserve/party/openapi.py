@@ -92,6 +92,7 @@ MODEL_STATISTICS = _object(
 )
 LIMIT: Schema = {"type": ["integer", "null"], "minimum": 1}
 OWNER_SECONDS: Schema = {"type": ["number", "null"], "minimum": 1, "maximum": 86400}
+LEASE: Schema = {"type": ["string", "null"], "pattern": "^[0-9a-f]{1,64}$"}
 LIMITS: dict[str, Schema] = {
     **_alike({**LIMIT, "minimum": 0}, "rows", "rows_per_minute", "rows_per_query"),
     "expires": {"type": ["string", "null"], "format": "date"},
@@ -199,8 +200,8 @@ SCHEMAS: dict[str, Schema] = {
         more=True,
     ),
     "Serve": _object(
-        {"num_requests": LIMIT, "owner_seconds": OWNER_SECONDS, "leased": FLAG},
-        ["num_requests", "owner_seconds", "leased"],
+        {"num_requests": LIMIT, "owner_seconds": OWNER_SECONDS, "lease": LEASE},
+        ["num_requests", "owner_seconds", "lease"],
         more=True,
     ),
     "Extend": _object(

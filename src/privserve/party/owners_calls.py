@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 SESSION = re.compile("[0-9a-f]{32}")
 """Queries name it in 16 bytes."""
+LEASE = re.compile("[0-9a-f]{1,64}")
+"""What the owner's program calls a part of a limit."""
 MAX_MODEL_BYTES = 8 << 30
 MAX_CLIENTS_BYTES = 8 << 20
 MAX_SERVE_BYTES = 64 << 10
@@ -62,23 +64,23 @@ async def switch(party: Party, request: Request) -> Response:
 async def serve(party: Party, request: Request) -> Response:
     """Answer the next `num_requests` queries; null is no limit. Leader only.
 
-    Where these are `leased`, what does not fit waits for `/privserve/extend`. With `owner_seconds`,
-    only for as long as the owner asks for the session's status that often.
+    Where these are a `lease`, what does not fit waits for `/privserve/extend`. With
+    `owner_seconds`, only for as long as the owner asks for the session's status that often.
     """
     permission, body = await _signed_body(party, request, MAX_SERVE_BYTES)
     message = json_object(body)
     count = message.get("num_requests")
-    leased = message.get("leased", False)
-    if type(leased) is not bool:
-        raise InputError("'leased' must be true or false")
+    lease = message.get("lease")
+    if lease is not None and not (isinstance(lease, str) and LEASE.fullmatch(lease)):
+        raise InputError("'lease' must be 1 to 64 hexadecimal digits, or null")
     if count is not None and (type(count) is not int or count < 1):
         raise InputError("'num_requests' must be a positive whole number or null")
     seconds = message.get("owner_seconds")
     if seconds is not None and (type(seconds) not in (int, float) or not 1 <= seconds <= 86400):
         raise InputError("'owner_seconds' must be a number from 1 to 86400, or null")
     queue = party.leader(permission.session).queue
-    is_leased = leased and count is not None
-    await asyncio.to_thread(partial(queue.serve, count, seconds, leased=is_leased))
+    named = "" if count is None or lease is None else lease
+    await asyncio.to_thread(partial(queue.serve, count, seconds, lease=named))
     return Json(party.status(permission.session))
 
 

@@ -103,7 +103,7 @@ class LeaderQueue:
         self._limit, self.answered = served.limit, served.answered
         self._remaining = None if served.limit is None else served.limit - served.answered
         self._owner_seconds, self._owner_at = served.owner_seconds, time.monotonic()
-        self._lease.is_open = served.leased
+        self._lease = Lease(served.lease, is_open=served.leased)
         if served.refusal is not None:
             self._why_not = Refusal("", *served.refusal)
         elif self._remaining is not None and self._remaining <= 0 and not self._lease.is_open:
@@ -113,7 +113,7 @@ class LeaderQueue:
 
     def _is_reached(self) -> str:
         limit = f"the limit of {self._limit} rows"
-        if self._lease.number:
+        if self._lease.name:
             limit = f"the limit, of which this cell had {self._limit} rows,"
         return f"{limit} is reached; ask the model owner to serve again"
 
@@ -142,12 +142,12 @@ class LeaderQueue:
         num_requests: int | None,
         owner_seconds: float | None = None,
         *,
-        leased: bool = False,
+        lease: str = "",
     ) -> None:
         """Answer the next `num_requests` rows (a request is one row); without end when None.
 
-        owner_seconds: for how long after the last `owner_heard`; None: without end. leased: these
-        are a part of a limit, and there may be more (see `extend`): what does not fit waits.
+        owner_seconds: for how long after the last `owner_heard`; None: without end. lease: the name
+        of a part of a limit, of which there may be more (see `extend`): what does not fit waits.
         """
         with self._lock:
             if self._is_draining:
@@ -155,11 +155,11 @@ class LeaderQueue:
             if self._serving:
                 raise QueryError("the model is being served already; stop that first", 409)
             if self._book is not None:
-                self._book.begin(num_requests, owner_seconds, leased)
+                self._book.begin(num_requests, owner_seconds, lease)
             self._owner_seconds, self._owner_at = owner_seconds, time.monotonic()
             self._serving = True
             self._limit = self._remaining = num_requests
-            self._lease = Lease(is_open=leased)
+            self._lease = Lease(lease, is_open=bool(lease))
             self.answered = 0
             self._wake()
 
@@ -184,7 +184,7 @@ class LeaderQueue:
             if self._book is not None:
                 self._book.extend(limit, not final)
             self._limit, self._remaining = limit, limit - self.answered
-            self._lease = Lease(is_open=not final, number=number)
+            self._lease = Lease(self._lease.name, is_open=not final, number=number)
             self._serving = True
             self._close_at_limit()
             self._wake()
@@ -194,7 +194,7 @@ class LeaderQueue:
         with self._lock:
             begun, remaining = self._begun.total(), self._remaining or 0
             return {
-                "leased": self._lease.is_open,
+                "lease": self._lease.name,
                 "begun": begun,
                 "spare": remaining - begun - self._ready.rows,
                 "short": 0 if begun or not self._ready else self._lease.short,
