@@ -81,6 +81,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--warmup", type=positive, default=2.0, help="seconds before each point")
     parser.add_argument("--rounds", type=int, default=3, help="of all points; figures are medians")
     parser.add_argument("--processes", type=int, default=4, help="that the clients are spread over")
+    parser.add_argument("--cells", type=int, default=1, help="sets of parties, all on this machine")
     parser.add_argument("--seed", type=int, default=1, help="of arrivals and samples")
     parser.add_argument("--engine", choices=list(ENGINES), default="ottt")
     parser.add_argument(
@@ -91,7 +92,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--plot", type=Path, metavar="FILE.svg", help="draw rates and latencies")
     options = parser.parse_args(arguments)
-    for name in ("rounds", "processes"):
+    for name in ("rounds", "processes", "cells"):
         if getattr(options, name) < 1:
             parser.error(f"--{name} must be at least 1")
     for name in ("json", "plot"):
@@ -139,7 +140,6 @@ def let_in(cluster: Cluster, count: int) -> list[Path]:
 @contextlib.contextmanager
 def served(cluster: Cluster, model: SecureModel) -> Iterator[Callable[[], None]]:
     """Serve a shared model in the background; yields what raises where that has ended."""
-    leader = cluster.config.compute[0]
     ended: list[PrivserveError] = []
     told: list[str] = []
 
@@ -162,7 +162,7 @@ def served(cluster: Cluster, model: SecureModel) -> Iterator[Callable[[], None]]
     thread.start()
     try:
         deadline = time.monotonic() + SERVE_SECONDS
-        while not cluster.call(leader, "GET", "/privserve/status").json()["serving"]:
+        while not all(shared.serving for shared in cluster.models()):
             check()
             if time.monotonic() > deadline:
                 raise ClusterError(f"the model is still not served after {SERVE_SECONDS:g} s")
@@ -170,7 +170,7 @@ def served(cluster: Cluster, model: SecureModel) -> Iterator[Callable[[], None]]
         yield check
     finally:
         with contextlib.suppress(ClusterError, QueryError):
-            cluster.call(leader, "POST", "/privserve/stop")
+            model.stop_serving()
         thread.join(SERVE_SECONDS)
 
 
@@ -221,7 +221,8 @@ def run(options: argparse.Namespace) -> list[Point]:
     model = load_model(options.model)
     samples = samples_of(model, options.model == DIGITS_MODEL)
     say(f"{model.name}: starting parties, sharing")
-    with Cluster(*(Worker("127.0.0.1:0") for _ in range(3))) as cluster, model:
+    workers = [Worker("127.0.0.1:0") for _ in range(3)]
+    with Cluster(*workers, cells=options.cells) as cluster, model:
         most = max(options.clients + [OPEN_CLIENTS] * ("open" in options.loop))
         keys = let_in(cluster, min(options.processes, most))
         model.share(cluster, engine=options.engine, input_range=INPUT_RANGE, report=say)
