@@ -26,7 +26,7 @@ class CellSession:
         self.cell = cell
         self._sharing = sharing
         self.id = self._fresh_id()
-        self._sent = sent
+        self.sent = sent
         self._before: SharedModel | None = None
         self._replaces = ""
         """The session in whose place this one is served, once it is."""
@@ -37,16 +37,16 @@ class CellSession:
     @property
     def name(self) -> str:
         """The model's."""
-        return self._sent.name
+        return self.sent.name
 
     def make_way(self, tell: Callable[[str], None]) -> None:
         """Find out what has the model's name, and stop it where there is no room for two."""
-        replacing.make_way(self.cell, self._sent.prepared.engine, self.name, tell)
+        replacing.make_way(self.cell, self.sent.prepared.engine, self.name, tell)
         self._before = replacing.holder(self.cell, self.name)
 
     def send(self) -> None:
         """Split the weights, and give each compute party its shares."""
-        sending.send(self.cell, self.id, self._sent)
+        sending.send(self.cell, self.id, self.sent)
 
     def wait_loaded(self) -> None:
         """Wait until all parties can serve it; it has the name then, unless another is served."""
@@ -66,10 +66,10 @@ class CellSession:
     def share_again(self) -> str:
         """Share the model anew, in place of what is left of it; returns the new session's id."""
         before, session = self.id, self._fresh_id()
-        if self._sent.prepared.engine in ALONE:  # there is no room for two
+        if self.sent.prepared.engine in ALONE:  # there is no room for two
             replacing.unload(self.cell, self.name, before)
         try:
-            sending.send(self.cell, session, self._sent)
+            sending.send(self.cell, session, self.sent)
             sending.wait_loaded(self.cell, session)
             replacing.take_over(self.cell, self.name, before, session)
         except BaseException:

@@ -5,6 +5,8 @@ python -m privserve.launch --party bob --config cluster.toml    one party, on it
 python -m privserve.launch --config cluster.toml          share a model on running parties, beside
                                                           others, or in place of one of its name
 python -m privserve.launch --init DIR --hosts a:4000,b:4000,c:4000    files for several hosts
+
+Half of this file is the table of its options.
 """
 
 from __future__ import annotations

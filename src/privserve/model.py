@@ -181,10 +181,16 @@ class SecureModel:
         sent = sending.Sent(self.name, prepared, chosen, everybody)
         sharing = secrets.token_hex(SHARING_DIGITS // 2)
         sessions = [CellSession(cell, sent, sharing) for cell in cluster.cells]
-        tell = partial(_say, report)
+        self._share_in(sessions, partial(_say, report), force)
+
+    def _share_in(
+        self, sessions: list[CellSession], tell: Callable[[str], None], force: bool
+    ) -> None:
+        """Share in all cells, or in those in which that goes well now; see `share`."""
         well = _in_each(sessions, lambda one: one.make_way(tell), tell)
         if not force:
-            check_memory([one.cell for one in well], prepared, chosen, self.name)
+            sent = well[0].sent
+            check_memory([one.cell for one in well], sent.prepared, sent.options, self.name)
         self._sessions = sessions
         try:
             well = _in_each(well, CellSession.send, tell)

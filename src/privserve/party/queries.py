@@ -4,6 +4,9 @@ A query reaches every compute party by itself, so each party first holds it as *
 The leader (party 0) learns from the others' arrival notes which queries are complete, runs
 those in order, and alone decides refusals and time-outs; followers never drop a query that
 they announced, so the parties cannot disagree.
+
+It is one class under one lock, and longer than most: what runs, what is refused and what is left of
+a limit are decided together.
 """
 
 from __future__ import annotations
