@@ -106,7 +106,7 @@ LOCAL = ["--parties", "3", "--port", "0", "--model", "small.onnx"]
 
 
 def ports_of(config: Path) -> list[int]:
-    parties = ps.Client(config)._peers
+    parties = ps.Client(config)._cells[0].peers
     return [int(peer.address.rpartition(":")[2]) for peer in parties]
 
 
