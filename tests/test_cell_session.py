@@ -208,6 +208,19 @@ def test_a_cell_that_another_program_serves_takes_nothing_from_the_limit(
     assert leases.pool == 100
 
 
+def test_what_a_cell_did_not_answer_that_was_told_to_stop_is_given_back(
+    cell: LeasedCluster,
+    told: list[str],  # noqa: F811
+) -> None:
+    one, leases = leased(cell, 100, told)
+    one.begin()
+    cell.says["alice"] = leads(25, 5, begun=2, refuses="not_serving")
+    assert not one.look(), "what runs is answered still"
+    cell.says["alice"] = leads(25, 7, refuses="not_serving")
+    assert one.look()
+    assert (leases.over, leases.pool, one.total) == (7, 93, 7)
+
+
 def test_one_cell_that_fails_for_good_leaves_the_others_alone(
     cell: LeasedCluster,
     told: list[str],  # noqa: F811

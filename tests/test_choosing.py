@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from serving import make_config
 from test_describing import described
 
 import privserve as ps
+from privserve import client as client_module
 from privserve import lane_client
 from privserve.choosing import Trip, is_elsewhere
 from privserve.client_cell import ClientCell
@@ -91,6 +93,36 @@ def test_a_cell_that_fails_is_left_alone_longer_each_time_until_it_answers(
     assert cell in {Trip(client._cells, 5).next() for _ in range(100)}
     cell.fared(well=False)
     assert cell.avoided_until - time.monotonic() < 0.2
+    cell.avoided_until = 0.0
+    tries = [Trip(client._cells, 5).next() for _ in range(100)]
+    assert tries.count(cell) == 1, "one query finds out whether it is back"
+
+
+def test_the_models_of_all_cells_are_told_and_none_that_is_silent_is_waited_for(
+    client: ps.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_over = threading.Event()
+    first, second, third = client._cells
+
+    def refuse(*, served: bool) -> list[str]:
+        raise ClusterError("cannot reach alice")
+
+    def hang(*, served: bool) -> list[str]:
+        is_over.wait(60)
+        return []
+
+    first.names = lambda *, served: ["a", "b"]  # type: ignore[method-assign]
+    second.names = lambda *, served: ["b", "c"]  # type: ignore[method-assign]
+    third.names = refuse  # type: ignore[method-assign]
+    assert client.models() == ["a", "b", "c"]
+    monkeypatch.setattr(client_module, "PATIENCE_SECONDS", 0.2)
+    third.names, first.names = first.names, hang  # type: ignore[method-assign]
+    assert client.models() == ["a", "b", "c"]
+    is_over.set()
+    for cell in client._cells:
+        cell.names = refuse  # type: ignore[method-assign]
+    with pytest.raises(ClusterError):
+        client.models()
 
 
 REFUSALS = {

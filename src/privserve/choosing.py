@@ -67,7 +67,9 @@ class Trip:
         if not well:
             return min(self._left, key=lambda cell: cell.avoided_until)
         two = random.sample(well, min(2, len(well)))
-        return min(two, key=lambda cell: cell.pending)
+        cell = min(two, key=lambda cell: cell.pending)
+        cell.tried()
+        return cell
 
     def failed(self, cell: ClientCell, error: PrivserveError) -> PrivserveError | None:
         """Note that a cell failed; returns what the query comes to, None: it goes on elsewhere.

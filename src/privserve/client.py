@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from privserve.choosing import Trip
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from privserve.cluster import Cluster
 
 STREAMED = 32
+PATIENCE_SECONDS = 1.0
+"""For one more cell to say which models it has, where another one has."""
 BEGUN = 1024
 """Queries in the background that `query_model_join` remembers."""
 
@@ -168,16 +171,30 @@ class Client:
         served: only those of which the leader says that they are being served. Of several cells
         those that any of them has which can be reached.
         """
-        found: dict[str, None] = {}
-        failed: list[PrivserveError] = []
-        for cell in self._cells:
+        if len(self._cells) == 1:
+            return self._cells[0].names(served=served)
+        said: SimpleQueue[tuple[int, list[str] | PrivserveError]] = SimpleQueue()
+
+        def ask(cell: ClientCell) -> None:
             try:
-                found |= dict.fromkeys(cell.names(served=served))
-            except (ClusterError, QueryError) as error:
-                failed.append(error)
-        if len(failed) == len(self._cells):
+                said.put((cell.number, cell.names(served=served)))
+            except PrivserveError as error:
+                said.put((cell.number, error))
+
+        for cell in self._cells:
+            threading.Thread(target=ask, args=(cell,), daemon=True).start()
+        found: dict[int, list[str]] = {}
+        failed: list[PrivserveError] = []
+        with contextlib.suppress(Empty):
+            for _ in self._cells:
+                number, names = said.get(timeout=PATIENCE_SECONDS if found else None)
+                if isinstance(names, PrivserveError):
+                    failed.append(names)
+                else:
+                    found[number] = names
+        if not found:
             raise failed[0]
-        return list(found)
+        return list(dict.fromkeys(name for _, names in sorted(found.items()) for name in names))
 
     # -- with the cells -------------------------------------------------------------------
 

@@ -103,6 +103,11 @@ class ClientCell:
         self._pause = min(max(FIRST_PAUSE, 2 * self._pause), MOST_PAUSE)
         self.avoided_until = time.monotonic() + self._pause
 
+    def tried(self) -> None:
+        """Note that a query is about to find out how it fares: others need not, where it failed."""
+        if self._pause:
+            self.avoided_until = time.monotonic() + max(self._pause, CONNECT_SECONDS)
+
     @property
     def is_connected(self) -> bool:
         """Whether a query can be sent now without waiting for anything."""

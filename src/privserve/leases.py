@@ -147,7 +147,7 @@ class Leases:
             cell.begun, cell.spare, cell.short = heard.begun, heard.spare, heard.short
             if self.is_reached:
                 return None if cell.is_final else self._order(cell, cell.lease, final=True)
-            if heard.rows < cell.lease:  # it did not get the last order
+            if heard.rows != cell.lease:  # it did not get the last order
                 return self._order(cell, cell.lease)
             if self.pool:
                 return self._topped_up(cell)

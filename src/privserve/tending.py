@@ -149,8 +149,6 @@ class Tended:
     def _leased(self, status: dict[str, Any]) -> bool:
         """Have the leader answer more rows, or fewer, than it was told; whether serving is over."""
         assert self.lease is not None
-        if status.get("refuses") == NotServing.code:
-            return True  # somebody has told it to stop
         try:
             keys = ("limit", "answered", "begun", "spare", "short")
             heard = Heard(*(int(status[key]) for key in keys))
@@ -159,10 +157,15 @@ class Tended:
                 f"{self.leader.name} does not say what it does with the rows that it may answer; "
                 "all parties have to run one version of privserve"
             ) from None
+        if status.get("refuses") == NotServing.code:  # somebody has told it to stop
+            if not heard.begun and self._counted != self.session:
+                self._settle(heard.answered)
+                self.answered, self._counted = 0, self.session
+            return not heard.begun
         order = self.lease.report(heard)
         if order is not None and (rows := self._extend(order)) is not None:
             self.lease.confirm(order, rows)
-        return self.lease.is_over and (order is None or order.final)
+        return self.lease.is_over and order is None  # else it is told, and looked at once more
 
     def _extend(self, order: Order) -> int | None:
         """Tell the leader how many rows it has; how many it says then, None: nothing."""
