@@ -53,7 +53,7 @@ class Side:
 
     def take(self, order: Order) -> int | None:
         try:
-            self.queue.extend(order.rows, order.number, final=order.final)
+            self.queue.extend("a", order.rows, order.number, final=order.final)
         except QueryError:
             return None
         return self.queue.limit
@@ -189,9 +189,9 @@ def test_two_cells_that_lack_rows_do_not_wait_for_each_other() -> None:
 def test_a_lease_that_was_made_smaller_stays_so_though_an_older_call_comes_late() -> None:
     queue = LeaderQueue(1, 4, 10.0)
     queue.serve(5, lease="a")
-    queue.extend(4, 2, final=False)
+    queue.extend("a", 4, 2, final=False)
     with pytest.raises(QueryError, match="a later call"):
-        queue.extend(9, 1, final=False)
+        queue.extend("a", 9, 1, final=False)
     assert queue.limit == 4
 
 

@@ -169,7 +169,12 @@ class Tended:
 
     def _extend(self, order: Order) -> int | None:
         """Tell the leader how many rows it has; how many it says then, None: nothing."""
-        message = {"limit": order.rows, "number": order.number, "final": order.final}
+        message = {
+            "lease": self._lease_name,
+            "limit": order.rows,
+            "number": order.number,
+            "final": order.final,
+        }
         path, session = "/privserve/extend", self.session
         try:
             told = self.cell.call(self.leader, "POST", path, session=session, json=message)

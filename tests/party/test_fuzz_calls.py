@@ -139,7 +139,12 @@ def a_list(draw: random.Random, party: str, material: Material) -> Sent:
 
 def a_serve(draw: random.Random, party: str, material: Material) -> Sent:
     if draw.random() < 0.5:
-        extend = {"limit": 5, "number": draw.randrange(9), "final": draw.random() < 0.5}
+        extend = {
+            "lease": "0f",
+            "limit": 5,
+            "number": draw.randrange(9),
+            "final": draw.random() < 0.5,
+        }
         return "POST", "/privserve/extend", mutant(draw, extend), []
     serve = {"num_requests": 5, "lease": draw.choice(["0f", None])}
     return "POST", "/privserve/serve", mutant(draw, serve), []

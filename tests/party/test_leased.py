@@ -34,14 +34,14 @@ def test_what_does_not_fit_waits_until_there_is_more(leader: LeaderQueue) -> Non
     assert run(leader) == ["a"]
     assert run(leader) == []
     assert leader.leased() == {"lease": "a", "begun": 0, "spare": -1, "short": 1, "refuses": ""}
-    leader.extend(4, 1, final=False)
+    leader.extend("a", 4, 1, final=False)
     assert run(leader) == ["b"]
     assert (leader.answered, leader.serving) == (4, True), "there may be more"
-    leader.extend(4, 2, final=True)
+    leader.extend("a", 4, 2, final=True)
     assert not leader.serving
     with pytest.raises(LimitReached, match="of which this cell had 4 rows, is reached"):
         leader.submit(query("c"))
-    leader.extend(5, 3, final=False)  # another cell has lost some, and this one gets them
+    leader.extend("a", 5, 3, final=False)  # another cell has lost some, and this one gets them
     complete(leader, query("d"))
     assert run(leader) == ["d"]
 
@@ -64,32 +64,41 @@ def test_what_waits_for_rows_that_nobody_leases_is_refused(
     assert run(leader) == ["small"]
 
 
+def test_a_call_about_a_lease_that_is_over_does_nothing(leader: LeaderQueue) -> None:
+    leader.extend("a", 2, 1, final=False)
+    leader.stop()
+    leader.serve(5, lease="b")
+    with pytest.raises(QueryError, match="another part"):
+        leader.extend("a", 100, 9, final=False)
+    assert leader.limit == 5
+
+
 def test_a_lease_is_made_smaller_down_to_what_is_begun(leader: LeaderQueue) -> None:
     complete(leader, query("a", 2))
     batch = leader.next_batch()
-    leader.extend(0, 1, final=False)
+    leader.extend("a", 0, 1, final=False)
     assert leader.limit == 2
     leader.finished(batch)
-    leader.extend(0, 2, final=False)
+    leader.extend("a", 0, 2, final=False)
     assert (leader.limit, leader.answered) == (2, 2)
 
 
 def test_nothing_is_leased_to_who_does_not_serve(leader: LeaderQueue) -> None:
     leader.stop()
     with pytest.raises(QueryError, match="no part of a limit"):
-        leader.extend(9, 1, final=False)
+        leader.extend("a", 9, 1, final=False)
     leader.serve(None)
     with pytest.raises(QueryError, match="no part of a limit"):
-        leader.extend(9, 1, final=False)
+        leader.extend("a", 9, 1, final=False)
 
 
 def test_a_cell_that_never_had_a_row_is_told_that_there_are_none() -> None:
     leader = LeaderQueue(2, 4, 10)
     with pytest.raises(QueryError, match="no part of a limit"):
-        leader.extend(1, 1, final=True)
+        leader.extend("a", 1, 1, final=True)
     with pytest.raises(NotServing):
         leader.submit(query("a"))
-    leader.extend(0, 1, final=True)
+    leader.extend("a", 0, 1, final=True)
     with pytest.raises(LimitReached):
         leader.submit(query("b"))
     leader.serve(1)
@@ -104,7 +113,7 @@ def test_a_leader_that_is_started_again_has_the_lease_that_it_had(tmp_path: Path
 
     journal, leader = started()
     leader.serve(2, lease="a")
-    leader.extend(3, 1, final=False)
+    leader.extend("a", 3, 1, final=False)
     leader.submit(query("a", 3))
     batch = leader.next_batch()
     leader.settle(batch)
@@ -113,7 +122,7 @@ def test_a_leader_that_is_started_again_has_the_lease_that_it_had(tmp_path: Path
     journal, leader = started()
     assert (leader.limit, leader.answered, leader.serving) == (3, 3, True)
     assert leader.leased()["lease"] == "a"
-    leader.extend(4, 1, final=True)
+    leader.extend("a", 4, 1, final=True)
     journal.close()
     journal, leader = started()
     leader.submit(query("b"))

@@ -15,6 +15,7 @@ from privserve.credentials import MODEL_NAME, MOST_MODELS
 from privserve.credentials import SCHEME as CLIENT_SCHEME
 from privserve.owner_calls import SCHEME as OWNER_SCHEME
 from privserve.party.infer import DEFAULTS, MAX_TIMEOUT
+from privserve.party.owners_calls import LEASE
 from privserve.party.refusals import MAX_ID
 from privserve.party.routes import Call, Who
 from privserve.party.statistics import TRITONS
@@ -92,7 +93,7 @@ MODEL_STATISTICS = _object(
 )
 LIMIT: Schema = {"type": ["integer", "null"], "minimum": 1}
 OWNER_SECONDS: Schema = {"type": ["number", "null"], "minimum": 1, "maximum": 86400}
-LEASE: Schema = {"type": ["string", "null"], "pattern": "^[0-9a-f]{1,64}$"}
+LEASED: Schema = {"type": ["string", "null"], "pattern": f"^({LEASE.pattern})$"}
 LIMITS: dict[str, Schema] = {
     **_alike({**LIMIT, "minimum": 0}, "rows", "rows_per_minute", "rows_per_query"),
     "expires": {"type": ["string", "null"], "format": "date"},
@@ -200,12 +201,17 @@ SCHEMAS: dict[str, Schema] = {
         more=True,
     ),
     "Serve": _object(
-        {"num_requests": LIMIT, "owner_seconds": OWNER_SECONDS, "lease": LEASE},
+        {"num_requests": LIMIT, "owner_seconds": OWNER_SECONDS, "lease": LEASED},
         ["num_requests", "owner_seconds", "lease"],
         more=True,
     ),
     "Extend": _object(
-        {"limit": COUNT, "number": {"type": "integer", "minimum": 1}, "final": FLAG},
+        {
+            "lease": {"type": "string", "pattern": f"^({LEASE.pattern})$"},
+            "limit": COUNT,
+            "number": {"type": "integer", "minimum": 1},
+            "final": FLAG,
+        },
         ["final"],
         more=True,
     ),

@@ -70,9 +70,7 @@ async def serve(party: Party, request: Request) -> Response:
     permission, body = await _signed_body(party, request, MAX_SERVE_BYTES)
     message = json_object(body)
     count = message.get("num_requests")
-    lease = message.get("lease")
-    if lease is not None and not (isinstance(lease, str) and LEASE.fullmatch(lease)):
-        raise InputError("'lease' must be 1 to 64 hexadecimal digits, or null")
+    lease = None if message.get("lease") is None else _lease(message)
     if count is not None and (type(count) is not int or count < 1):
         raise InputError("'num_requests' must be a positive whole number or null")
     seconds = message.get("owner_seconds")
@@ -85,7 +83,7 @@ async def serve(party: Party, request: Request) -> Response:
 
 
 async def extend(party: Party, request: Request) -> Response:
-    """Answer `limit` rows since `serve`, or as many more as are begun already. Leader only.
+    """Answer `limit` rows of this `lease`, or as many more as are begun already. Leader only.
 
     Of two calls the one with the larger `number` counts. `final`: there are no more.
     """
@@ -98,8 +96,10 @@ async def extend(party: Party, request: Request) -> Response:
     final = message.get("final", False)
     if type(final) is not bool:
         raise InputError("'final' must be true or false")
-    queue = party.leader(permission.session).queue
-    await asyncio.to_thread(partial(queue.extend, message["limit"], message["number"], final=final))
+    queue, lease = party.leader(permission.session).queue, _lease(message)
+    await asyncio.to_thread(
+        partial(queue.extend, lease, message["limit"], message["number"], final=final)
+    )
     return Json(party.status(permission.session))
 
 
@@ -201,6 +201,13 @@ def _text(message: dict[str, Any], key: str, most: int, *, lines: bool = False) 
     ):
         raise InputError(f"'{key}' must be a text of at most {most} printable characters")
     return value
+
+
+def _lease(message: dict[str, Any]) -> str:
+    lease = message.get("lease")
+    if not isinstance(lease, str) or not LEASE.fullmatch(lease):
+        raise InputError("'lease' must be 1 to 64 hexadecimal digits")
+    return lease
 
 
 def _object(message: dict[str, Any], key: str) -> dict[str, Any]:

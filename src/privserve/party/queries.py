@@ -166,11 +166,12 @@ class LeaderQueue:
             self.answered = 0
             self._wake()
 
-    def extend(self, limit: int, number: int, *, final: bool) -> None:
+    def extend(self, lease: str, limit: int, number: int, *, final: bool) -> None:
         """Answer this many rows since `serve`, as far as these are not answered or begun already.
 
-        So it may be fewer than before. final: there are no more; what does not fit is refused, and
-        all of what comes where `serve` was never called and the limit is 0.
+        So it may be fewer than before. lease: the name of what is served. final: there are no
+        more; what does not fit is refused, and all of what comes where `serve` was never called and
+        the limit is 0.
         number: of this call; one that comes after a later one is refused. Raises QueryError where
         no part of a limit is served.
         """
@@ -179,15 +180,17 @@ class LeaderQueue:
             is_over = not self._serving and self._why_not.code != LimitReached.code
             if (not is_new and (self._limit is None or is_over)) or self._is_draining:
                 raise QueryError("no part of a limit is being served; call serve first", 409)
+            if not is_new and lease != self._lease.name:
+                raise QueryError("another part of a limit is being served", 409)
             if number <= self._lease.number:
                 raise QueryError("a later call has said already how many rows to answer", 409)
             limit = max(limit, self.answered + self._begun.total())
             if self._book is not None and is_new:
-                self._book.begin(limit, None)
+                self._book.begin(limit, None, lease)
             if self._book is not None:
                 self._book.extend(limit, not final)
             self._limit, self._remaining = limit, limit - self.answered
-            self._lease = Lease(self._lease.name, is_open=not final, number=number)
+            self._lease = Lease(lease, is_open=not final, number=number)
             self._serving = True
             self._close_at_limit()
             self._wake()
