@@ -203,3 +203,14 @@ def test_a_leader_that_claims_more_than_it_may_takes_nothing_from_the_others() -
     assert leases.pool == 100 - sum(cell.lease for cell in leases._cells)
     assert leases.settle(0, 10**9) == 0
     assert leases.total <= 100
+
+
+@pytest.mark.parametrize("says", [-1, 9, 10**9])
+def test_a_leader_that_says_another_lease_than_it_was_told_keeps_the_one_it_had(says: int) -> None:
+    leases = Leases(100, 2)
+    had = leases.begin(0)
+    assert had > 10
+    leases.confirm(0, Order(10, False, 1), says)
+    assert leases.pool == 100 - had, "it may answer them all"
+    leases.confirm(0, Order(10, False, 2), 12)
+    assert leases.pool == 100 - 12, "two were begun"
