@@ -11,6 +11,8 @@ from privserve.client import BackgroundQuery, Client
 from privserve.client_cell import IN_FLIGHT
 from privserve.config import ClusterConfig
 from privserve.inputs import Inputs
+from privserve.lane_client import LaneClient
+from privserve.loop_reading import LoopReading
 from privserve.served_model import ServedModel
 
 if TYPE_CHECKING:
@@ -32,6 +34,7 @@ class AsyncClient:
         """See `Client`."""
         self._client = Client(cluster, ca=ca, key=key, timeout=timeout, model=model)
         self._in_flight = asyncio.Semaphore(IN_FLIGHT)
+        self._reading = LoopReading()
 
     async def __aenter__(self) -> AsyncClient:
         return self
@@ -41,6 +44,7 @@ class AsyncClient:
 
     async def close(self) -> None:
         """Close all connections."""
+        self._reading.end()
         await asyncio.to_thread(self._client.close)
 
     @property
@@ -66,6 +70,8 @@ class AsyncClient:
             trip = self._client.trip()
             cell = trip.next()
             if cell.is_connected:
+                if isinstance(cell.way, LaneClient):
+                    self._reading.take(cell.way)
                 query = BackgroundQuery(self._client, x, logits, named, trip, cell)
             else:  # not in the event loop: to read the model and to open lanes may take long
                 query = await asyncio.to_thread(

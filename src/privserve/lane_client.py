@@ -113,6 +113,8 @@ class LaneClient:
         self._reading = threading.Lock()
         self._callbacks = threading.Semaphore(0)
         self._reader: threading.Thread | None = None
+        self._is_driven = False
+        """Whether somebody calls `pump` whenever something comes, so that no thread is needed."""
         self._is_closed = False
         self._expired = 0.0
 
@@ -343,8 +345,46 @@ class LaneClient:
         with contextlib.suppress(OSError):
             self._ring.send(b"x")
 
+    # -- read by an event loop ---------------------------------------------------------------
+
+    def drive(self) -> int:
+        """Leave it to the caller to call `pump`; returns the descriptor that says when.
+
+        It can be read when something has come for any lane, also for those that are opened later.
+        """
+        self._is_driven = True
+        return self._selector.fileno()
+
+    def leave(self) -> None:
+        """Have a thread read again what nobody waits for: the caller does it no more."""
+        self._is_driven = False
+        if self.has_callbacks:
+            self._read_callbacks()
+
+    @property
+    def has_callbacks(self) -> bool:
+        """Whether answers are to come that nobody waits for."""
+        return any(asked.is_called_back for asked in list(self._asked.values()))
+
+    def pump(self, *, tick: bool = False) -> None:
+        """Read what has come, without waiting; nothing where a thread does so by now.
+
+        tick: see also to parties that are silent and queries that are overdue.
+        """
+        if self._is_closed or not self._reading.acquire(blocking=False):
+            return
+        try:
+            self._pump(0)
+            if tick:
+                self._probe()
+                self._expire()
+        finally:
+            self._leave_reading()
+
     def _read_callbacks(self) -> None:
         """See to it that answers are read which nobody waits for."""
+        if self._is_driven:
+            return
         with self._connecting:
             if self._reader is None:
                 self._reader = threading.Thread(
@@ -359,9 +399,7 @@ class LaneClient:
             if self._is_closed:
                 return
             with self._reading:
-                while not self._is_closed and any(
-                    asked.is_called_back for asked in list(self._asked.values())
-                ):
+                while not self._is_closed and not self._is_driven and self.has_callbacks:
                     self._pump(TICK_SECONDS)
                     self._probe()
                     self._expire()
