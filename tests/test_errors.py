@@ -12,6 +12,7 @@ from privserve.calls import raise_for_answer
 from privserve.errors import (
     BY_CODE,
     ConfigError,
+    Draining,
     GuessedRangeError,
     InputError,
     LimitReached,
@@ -31,6 +32,7 @@ ANSWERS = {
     QueryError("why", 504): (QueryError, "refused", 504),
     LimitReached("why"): (LimitReached, "limit_reached", 429),
     NotServing("why"): (NotServing, "not_serving", 503),
+    Draining("why"): (Draining, "draining", 503),
     NotServing("why", 409): (NotServing, "not_serving", 409),
     StaleSession("why"): (StaleSession, "stale_session", 409),
     TooManyRows("why"): (QueryError, "refused", 413),
@@ -67,6 +69,6 @@ def test_an_error_keeps_the_status_of_its_class_from_that_of_one_refusal() -> No
 
 
 def test_no_two_classes_share_a_code() -> None:
-    assert len(BY_CODE) == 7
+    assert len(BY_CODE) == 8
     assert all(kind.code == code for code, kind in BY_CODE.items())
     assert InputError.code not in BY_CODE

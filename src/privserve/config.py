@@ -73,6 +73,8 @@ class Timeouts:
     """For a sign of life from another party; they come four times as often."""
     share: float = 10.0
     """For a query's shares to reach all compute parties."""
+    drain: float = 10.0
+    """For its queries to be answered, once it is told to end."""
 
 
 @dataclass(frozen=True)

@@ -144,6 +144,12 @@ class NotServing(QueryError):
     status = 503
 
 
+class Draining(NotServing):
+    """A party is being stopped: it answers what it has, and takes no more queries."""
+
+    code = "draining"
+
+
 def several_models(names: Sequence[str]) -> str:
     """Say that a client has to name one of these models."""
     listed = ", ".join(f"'{name}'" for name in names)
@@ -161,6 +167,7 @@ BY_CODE: dict[str, type[QueryError]] = {
         UnknownClient,
         LimitReached,
         NotServing,
+        Draining,
         DeadlinePassed,
         StaleSession,
     )

@@ -116,6 +116,13 @@ def _parser() -> argparse.ArgumentParser:
         help="with --party or --parties: how long a party may give no sign of life (3)",
     )
     parser.add_argument(
+        "--drain-timeout",
+        type=float,
+        metavar="SECONDS",
+        help="with --party: how long its queries may take to be answered, once SIGTERM has told it "
+        "to end (10); 0: it ends at once",
+    )
+    parser.add_argument(
         "--on-owner-loss",
         choices=("serve", "stop"),
         default="serve",
@@ -223,8 +230,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--party needs --config, the cluster.toml that was made for that party")
     if options.cells is not None and (options.config or options.party or options.cells < 1):
         parser.error("--cells goes with --parties, and is at least 1")
-    for option in ("listen", "metrics", "cell"):
-        if getattr(options, option) and not options.party:
+    for option in ("listen", "metrics", "cell", "drain_timeout"):
+        if getattr(options, option) not in (None, []) and not options.party:
             parser.error(f"--{option.replace('_', '-')} goes with --party")
     if options.metrics_port is not None and (options.party or options.config):
         parser.error("--metrics-port goes with --parties; see --metrics for --party")
@@ -232,6 +239,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--log-json and --log-queries are for parties that are started here")
     if options.peer_timeout is not None and not 0.5 <= options.peer_timeout <= 3600:
         parser.error("--peer-timeout goes from 0.5 to 3600 seconds")
+    if options.drain_timeout is not None and not 0 <= options.drain_timeout <= 3600:
+        parser.error("--drain-timeout goes from 0 to 3600 seconds")
     for option in ("peer_timeout", "state_dir", "state_key_file", "state_key_command"):
         if getattr(options, option) is not None and options.config and not options.party:
             name = option.replace("_", "-")
@@ -291,6 +300,8 @@ def run_one_party(options: argparse.Namespace) -> int:
     given += _watching(options).options(0)
     if options.peer_timeout is not None:
         given.append(f"--peer-timeout={options.peer_timeout}")
+    if options.drain_timeout is not None:
+        given.append(f"--drain-timeout={options.drain_timeout}")
     given += state_options(options.state_dir, options.state_key_file, options.state_key_command)
     return party_main(["--name", options.party, "--config", str(options.config), *given])
 

@@ -147,7 +147,10 @@ def _party(seen: Seen) -> PartyRow:
     if not seen.is_up:
         why = f"down: {seen.why}"
         return PartyRow(party.name, seen.role, party.address, False, why, cell=seen.cell)
+    models = seen.status["models"] if seen.status else []
     state = "up" if seen.is_ready else "up, no model is loaded"
+    if not seen.is_ready and any(model.get("draining") for model in models):
+        state = "up, takes no more queries since a party is being stopped"
     if seen.status is None:
         return PartyRow(party.name, seen.role, party.address, True, state, cell=seen.cell)
     told = seen.status

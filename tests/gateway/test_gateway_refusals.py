@@ -15,6 +15,7 @@ STATUSES: dict[PrivserveError, int] = {
     ps.GuessedRangeError("why", {}): 422,
     ps.LimitReached("why"): 429,
     ps.NotServing("why"): 503,
+    ps.Draining("why"): 503,
     ps.UnknownClient("why"): 503,
     ps.ClusterError("why"): 503,
     PeerLost("why"): 503,

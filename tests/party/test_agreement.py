@@ -18,7 +18,7 @@ from privserve.errors import ClusterError
 from privserve.party import session
 from privserve.party.agreement import compare, digest, facts
 from privserve.party.roles import open_session
-from privserve.party.session import Seat
+from privserve.party.seat import Seat
 from privserve.party.session_spec import SessionSpec
 
 MINE = {

@@ -27,8 +27,10 @@ from privserve.party.channel import Channel
 from privserve.party.lanes import Listener
 from privserve.party.pending import Pending
 from privserve.party.queries import LeaderQueue
+from privserve.party.reasons import MAX_REASON, printable
+from privserve.party.refusals import MAX_REFUSALS
 from privserve.party.roles import LeaderSession
-from privserve.party.session import MAX_REASON, Session, printable
+from privserve.party.session import Session
 from privserve.party.watching import tell
 
 PATIENT = Timeouts(connect=5, peer=20, share=0.3)
@@ -279,9 +281,9 @@ def test_refusals_of_long_ids_fit_into_orders(sessions: Sessions) -> None:
 
 def test_an_order_tells_of_a_bounded_number_of_refusals() -> None:
     queue = LeaderQueue(2, 10, 10)
-    for number in range(queries.MAX_REFUSALS + 5):
+    for number in range(MAX_REFUSALS + 5):
         queue.announced(1, f"q{number}", 1)
-    assert len(queue.take_refusals()) == queries.MAX_REFUSALS
+    assert len(queue.take_refusals()) == MAX_REFUSALS
     assert len(queue.take_refusals()) == 5
     assert queue.take_refusals() == []
 

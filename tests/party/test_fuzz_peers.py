@@ -138,6 +138,8 @@ GOOD: list[tuple[Any, Any]] = [
     (read_hello, {"session": "s", "lane": "watch", "from": "bob"}),
     (read_facts, {"privserve": "0.1", "wire": 2, "engine": "ottt", "program": "0f" * 32}),
     (read_sign, {"alive": True}),
+    (read_sign, {"leaves": True}),
+    (read_sign, {"idle": True}),
     (read_sign, {"over": "the owner left", "state": "ended"}),
     (read_sign, {"over": "the owner left", "state": "ended", "by": "alice"}),
     (read_facts, {"over": "the owner left", "state": "failed", "by": "alice"}),

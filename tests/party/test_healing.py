@@ -139,7 +139,7 @@ def test_who_is_told_to_end_is_waited_for(kept: Stage, victim: str) -> None:
     kept.stop(victim)
     other = "alice" if victim != "alice" else "bob"
     wait_until(lambda: told(kept, other)["state"] == "waiting", "the others wait", 5)
-    assert f"{victim} was shut down" in told(kept, other)["reason"]
+    assert f"{victim} is being stopped" in told(kept, other)["reason"]
     kept.start(victim)
     kept.wait_alive(victim)
     all_are(kept, "loaded")

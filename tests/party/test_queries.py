@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from privserve.errors import DeadlinePassed, LimitReached, NotServing, QueryError
-from privserve.party import pending, queries
+from privserve.errors import DeadlinePassed, Draining, LimitReached, NotServing, QueryError
+from privserve.party import pending, refusals
 from privserve.party.pending import Pending, PendingQueries
 from privserve.party.queries import LeaderQueue
 from privserve.party.refusals import Refusal
@@ -375,12 +375,12 @@ def test_a_full_queue_refuses_and_recovers(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_what_is_remembered_of_refusals_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(queries, "MAX_REMEMBERED", 10)
+    monkeypatch.setattr(refusals, "MAX_REMEMBERED", 10)
     leader = LeaderQueue(2, 4, 10)
     for number in range(30):
         with pytest.raises(NotServing):
             leader.submit(query(str(number)))
-    assert len(leader._remembered) == 10
+    assert len(leader._refused._known) == 10
 
 
 def test_failing_all_leaves_answered_queries_alone() -> None:
@@ -445,3 +445,29 @@ def test_many_clients_at_once_get_exactly_the_limit() -> None:
         thread.join(10)
     assert len(answered) == len(set(answered)) == leader.answered == 40
     assert len(refused) + sum(one.future.done() for one in asked) == 100
+
+
+def test_while_a_party_is_being_stopped_only_whole_queries_are_answered(
+    leader: LeaderQueue,
+) -> None:
+    whole, mine, late = query("whole"), query("mine"), query("late")
+    complete(leader, whole)
+    leader.submit(mine)
+    leader.announced(1, "theirs", 1)
+    leader.take_no_more("bob is being stopped")
+    assert isinstance(mine.future.exception(0), Draining)
+    with pytest.raises(Draining, match="bob is being stopped"):
+        leader.submit(late)
+    leader.announced(1, "later", 1)
+    told = leader.take_refusals()
+    assert {r.id for r in told} == {"mine", "theirs", "late", "later"}
+    assert {(r.code, r.status) for r in told} == {("draining", 503)}
+    batch = leader.next_batch()
+    assert names(batch) == ["whole"]
+    assert not leader.is_idle
+    leader.finished(batch)
+    assert leader.is_idle
+    leader.lose(NotServing("bob is being stopped"))
+    leader.take_again()
+    complete(leader, query("again"))
+    assert names(leader.next_batch()) == ["again"]

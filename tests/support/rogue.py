@@ -23,7 +23,8 @@ from privserve.party import lanes
 from privserve.party.channel import HEADER, Channel
 from privserve.party.lanes import Listener
 from privserve.party.roles import open_session
-from privserve.party.session import Seat, Session
+from privserve.party.seat import Seat
+from privserve.party.session import Session
 from privserve.party.session_spec import SessionSpec
 
 LANES = {

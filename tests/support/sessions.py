@@ -17,7 +17,8 @@ from privserve.party.lanes import Listener
 from privserve.party.pending import Pending
 from privserve.party.poller import Poller
 from privserve.party.roles import LeaderSession, open_session
-from privserve.party.session import Seat, Session
+from privserve.party.seat import Seat
+from privserve.party.session import Session
 from privserve.party.session_spec import SessionSpec
 from privserve.party.wheel import Wheel
 

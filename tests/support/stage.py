@@ -116,8 +116,16 @@ class Stage:
         self._ports[name] = self.sockets[name].getsockname()
         self.sockets[name].close()
 
+    def told_to_end(self, name: str) -> subprocess.Popen[bytes]:
+        """Tell one party's process to end, as its host does; its port is free once it has."""
+        process = self.processes.pop(name)
+        self._ports[name] = self.sockets[name].getsockname()
+        self.sockets[name].close()
+        process.send_signal(signal.SIGTERM)
+        return process
+
     def start_again(self, name: str) -> None:
-        """Start a party that was killed, at its port."""
+        """Start a party at its port that was killed, or was told to end and has."""
         self.sockets[name] = socket.create_server(self._ports.pop(name))
         self.start(name)
 

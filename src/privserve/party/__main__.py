@@ -122,6 +122,7 @@ def main(arguments: list[str] | None = None) -> int:
                 connect=options.connect_timeout,
                 peer=options.peer_timeout,
                 share=options.share_timeout,
+                drain=options.drain_timeout,
             ),
             _metrics(options.name, options.metrics),
             _keep(config, options),

@@ -29,8 +29,8 @@ async def live(party: Party, request: Request) -> Response:
 
 
 async def ready(party: Party, request: Request) -> Response:
-    """Say whether the party takes part in a loaded session, of any model."""
-    is_ready = bool(party.models.loaded())
+    """Say whether the party takes part in a loaded session, of any model, and is not to end."""
+    is_ready = any(not session.stopping for session in party.models.loaded())
     return Json({"ready": is_ready}, 200 if is_ready else 503)
 
 

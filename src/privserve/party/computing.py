@@ -20,7 +20,8 @@ from privserve.party.pending import Pending
 from privserve.party.polling import PollingSession
 from privserve.party.query_format import QueryFormat
 from privserve.party.query_log import report_to
-from privserve.party.session import CAUSE_SECONDS, Seat
+from privserve.party.seat import Seat
+from privserve.party.session import CAUSE_SECONDS
 from privserve.party.session_spec import SessionSpec
 from privserve.party.spans import spans_of
 from privserve.party.statistics import RunTime, Statistics

@@ -27,8 +27,8 @@ from privserve.party.json_answers import Json
 from privserve.party.metadata import max_rows
 from privserve.party.outcome import Outcome
 from privserve.party.pending import Pending
+from privserve.party.reasons import REPLACED
 from privserve.party.refusals import MAX_ID
-from privserve.party.session import REPLACED
 
 if TYPE_CHECKING:
     from privserve.party.party import Party

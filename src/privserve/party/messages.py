@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any, TypeVar
 
 from privserve.party.channel import Channel
@@ -56,6 +57,16 @@ class Over:
     """Whose words these are, where a party passes another one's on; so it says, at least."""
 
 
+class Sign(Enum):
+    """What a party says of itself while it lives."""
+
+    ALIVE = "alive"
+    LEAVES = "leaves"
+    """It is being stopped: nobody is to take queries any more."""
+    IDLE = "idle"
+    """Since somebody leaves: it takes no more queries, and has none left."""
+
+
 @dataclass(frozen=True)
 class Wait:
     """A party that came back is to wait: the leader says for whom."""
@@ -98,6 +109,11 @@ def message_of(over: Over) -> dict[str, str]:
     return {"over": over.reason, "state": over.state, **({"by": over.by} if over.by else {})}
 
 
+def sign_of(sign: Sign) -> dict[str, bool]:
+    """Return what gives a sign of life, for `framed`."""
+    return {sign.value: True}
+
+
 def hear(channel: Channel, read: Callable[[Any], T], within: float | None = None) -> T:
     """Receive one message of the channel's lane and return what `read` makes of it.
 
@@ -136,11 +152,12 @@ def read_facts(message: Any) -> Mapping[str, str | int] | Over:
     }
 
 
-def read_sign(message: Any) -> Over | None:
-    """Read a sign of life, which is None, or the news that the session is over."""
+def read_sign(message: Any) -> Over | Sign:
+    """Read a sign of life, or the news that the session is over."""
     fields = _object(message)
-    if fields == {"alive": True}:
-        return None
+    for sign in Sign:
+        if fields.keys() == {sign.value} and fields[sign.value] is True:
+            return sign
     return _over(fields)
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 import ssl
+import threading
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -24,12 +26,19 @@ from privserve.party.messages import Hello
 from privserve.party.models import Models
 from privserve.party.poller import Poller
 from privserve.party.query_lanes import QueryLanes
+from privserve.party.reasons import REPLACED, draining, is_over, is_stopped
 from privserve.party.roles import LeaderSession, open_session
-from privserve.party.session import REPLACED, Seat, Session, is_over
+from privserve.party.seat import Seat
+from privserve.party.session import Session
 from privserve.party.session_spec import SessionSpec
 from privserve.party.statistics import Statistics
 from privserve.party.wheel import Wheel
 from privserve.tls import revoked_files
+
+log = logging.getLogger("privserve")
+
+LOOK_SECONDS = 0.02
+"""Between two looks whether all queries are answered, before the party ends."""
 
 
 class Party:
@@ -45,6 +54,9 @@ class Party:
         self.owner = Verifier(config.owner, config.cluster, name)
         self._listener = Listener(config, self.me)
         self.accounts = Accounts()
+        self.is_draining = False
+        """Whether it was told to end, and answers what it has before."""
+        self._closed = threading.Event()
         self.unplaced = Statistics()
         """Of queries that named no session which could take them: how they were refused."""
         poller = Poller()
@@ -89,6 +101,8 @@ class Party:
 
     def load(self, spec: SessionSpec) -> None:
         """Begin a session with `spec`; returns before it is ready. See `Models.load`."""
+        if self.is_draining:
+            raise draining(is_stopped(self.me.name))
         self.models.load(spec)
 
     def leader(self, session_id: str = "") -> LeaderSession:
@@ -131,7 +145,10 @@ class Party:
             if model is not None:
                 raise QueryError(f"there is no model '{model}'; {_several(loaded)} served", 404)
             session = loaded[0]
-        return _usable(session or self.models.only())
+        found = _usable(session or self.models.only())
+        if found.stopping:
+            raise draining(found.stopping)
+        return found
 
     def _refuse_at_dealer(self) -> None:
         if self.role == "dealer":
@@ -172,8 +189,8 @@ class Party:
         """Return the names of the models that are being served; None where that is not known."""
         if self.me.name != self.config.compute[0].name:
             return None  # the leader decides
-        found = self.models.loaded()
-        return [s.spec.model for s in found if isinstance(s, LeaderSession) and s.queue.serving]
+        found = [s for s in self.models.loaded() if isinstance(s, LeaderSession) and not s.stopping]
+        return [s.spec.model for s in found if s.queue.serving]
 
     def admit(self, authorization: str) -> None:
         """Raise UnknownClient for who may ask none of the models that are loaded, if any is."""
@@ -265,9 +282,29 @@ class Party:
         self.read_certificates()
         self.models.end_all("the model owner revoked a party's certificate")
 
+    def drain(self, seconds: float) -> None:
+        """Have all parties take no more queries; returns once those that they have are answered.
+
+        After `seconds` at most, and at once where `close` is called meanwhile.
+        """
+        self.is_draining = True
+        deadline = time.monotonic() + seconds
+        sessions = [session for _, session in self.models.listed()]
+        for session in sessions:
+            session.leave_soon()
+        while not all(session.may_leave for session in sessions):
+            if time.monotonic() > deadline:
+                log.warning("%s: some queries are not answered after %g s", self.me.name, seconds)
+                return
+            if self._closed.wait(LOOK_SECONDS):
+                return
+        self.lanes.part(draining(is_stopped(self.me.name)), deadline)
+
     def close(self) -> None:
         """End all sessions, and talk to no other party any more."""
-        self.models.leave_all(f"{self.me.name} was shut down")
+        self._closed.set()
+        name = self.me.name
+        self.models.leave_all(is_stopped(name) if self.is_draining else f"{name} was shut down")
         self._listener.close()
         self.lanes.close()
         if self._keep is not None:

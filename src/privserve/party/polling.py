@@ -18,7 +18,8 @@ from privserve.party.cores import stay_on
 from privserve.party.messages import hear
 from privserve.party.poller import Poller
 from privserve.party.rounds import Round
-from privserve.party.session import Seat, Session
+from privserve.party.seat import Seat
+from privserve.party.session import Session
 from privserve.party.session_spec import SessionSpec
 
 T = TypeVar("T")

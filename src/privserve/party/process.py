@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("privserve")
 
 SHUTDOWN_SECONDS = 5
+LEAVE_SECONDS = 0.2
 CERTIFICATE_SECONDS = 30.0
 """Between two looks at the certificate files."""
 MAX_DESCRIPTORS = 65536
@@ -62,7 +63,10 @@ def run_party(
     metrics: socket.socket | None = None,
     keep: Keep | None = None,
 ) -> None:
-    """Run party `name` until SIGINT or SIGTERM, or until `lifeline` reaches its end.
+    """Run party `name` until it is told to end, or until `lifeline` reaches its end.
+
+    SIGTERM has it answer the queries that it has, for `timeouts.drain` seconds at most, before it
+    ends; SIGINT, and a second SIGTERM, ends it at once.
 
     sockets: to listen on, already bound; where there are none, the party's own `listen` is bound.
     lifeline: a descriptor whose other end the starting process holds; at its end, that process is
@@ -78,7 +82,8 @@ def run_party(
     _check_state(config, name)
     sockets = sockets or [bind(split_address(address), name, "--listen") for address in me.listen]
     try:
-        party = Party(config, name, timeouts or Timeouts(), keep)
+        timeouts = timeouts or Timeouts()
+        party = Party(config, name, timeouts, keep)
         settings = uvicorn.Config(
             create_app(party),
             http=ForgottenWhenLost,
@@ -103,7 +108,7 @@ def run_party(
     end_spans = send_spans(name) if party.role == "compute" else lambda: None
     log.info("%s (%s) is reached at %s", name, party.role, " and ".join(me.addresses))
     try:
-        asyncio.run(_serve(server, party, sockets, lifeline, metrics))
+        asyncio.run(_serve(server, party, sockets, lifeline, metrics, timeouts.drain))
     finally:
         party.close()
         end_spans()
@@ -129,6 +134,7 @@ async def _serve(
     sockets: Sequence[socket.socket],
     lifeline: int | None,
     metrics: socket.socket | None,
+    drain_seconds: float,
 ) -> None:
     loop, context = asyncio.get_running_loop(), server.config.ssl
     assert context is not None  # its files are checked by now
@@ -150,7 +156,26 @@ async def _serve(
         # Queries in flight get their error now, so that their connections can be closed.
         threading.Thread(target=party.close, daemon=True).start()
         server.should_exit = True
-        abort_idle()
+        # Answers that are written by now are to leave before their connections are cut.
+        loop.call_later(LEAVE_SECONDS if party.is_draining else 0, abort_idle)
+
+    def drain() -> None:
+        party.drain(drain_seconds)
+        with contextlib.suppress(RuntimeError):  # the loop is closed: it was told to end at once
+            loop.call_soon_threadsafe(stop)
+
+    def end() -> None:
+        if party.is_draining or not drain_seconds:
+            stop()
+            return
+        party.is_draining = True
+        log.info(
+            "%s is being stopped: it answers what it has, for %g s at most; a second signal ends "
+            "it at once",
+            party.me.name,
+            drain_seconds,
+        )
+        threading.Thread(target=drain, name="drain", daemon=True).start()
 
     def abort_idle() -> None:
         # An idle client does not answer TLS' goodbye, and uvicorn would wait for it.
@@ -161,8 +186,8 @@ async def _serve(
                 transport.abort()
         loop.call_later(0.1, abort_idle)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop)
+    loop.add_signal_handler(signal.SIGINT, stop)
+    loop.add_signal_handler(signal.SIGTERM, end)
     watching = asyncio.create_task(_watch_certificates(party))
     scraped = None if metrics is None else await _open_metrics(party, metrics)
     if lifeline is not None:

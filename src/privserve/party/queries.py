@@ -21,6 +21,7 @@ from typing import Any
 from privserve.credentials import ANONYMOUS
 from privserve.errors import (
     DeadlinePassed,
+    Draining,
     LimitReached,
     NotServing,
     QueryError,
@@ -30,10 +31,9 @@ from privserve.party.accounts import Counted
 from privserve.party.journal import Book, Served
 from privserve.party.leased import USED_UP, Lease
 from privserve.party.pending import MAX_PENDING, Pending, PendingQueries
-from privserve.party.refusals import MAX_REFUSALS, Refusal
+from privserve.party.refusals import Refusal, Refused
 from privserve.party.turns import Admission, Piece, Turns
 
-MAX_REMEMBERED = 4096
 CLIENT_LEFT = 499
 """An HTTP status that nobody sees: whom it is for is gone."""
 GONE = -1
@@ -85,6 +85,7 @@ class LeaderQueue:
         self._remaining: int | None = 0
         self._serving = False
         self._is_draining = False
+        self._stopping = ""
         self._limit: int | None = None
         self._lease = Lease()
         self._why_not = Refusal(
@@ -95,8 +96,7 @@ class LeaderQueue:
         )
         self._owner_seconds: float | None = None
         self._owner_at = 0.0
-        self._remembered: OrderedDict[str, Refusal] = OrderedDict()
-        self._outbox: list[Refusal] = []
+        self._refused = Refused()
         self._book = book
         if book is not None and (served := book.served()) is not None:
             self._restore(served)
@@ -238,24 +238,44 @@ class LeaderQueue:
             self._why_not = Refusal("", StaleSession.code, StaleSession.status, reason)
             self._wake()
 
+    def take_no_more(self, reason: str) -> None:
+        """Refuse what comes, and what has not reached every party: one is being stopped."""
+        with self._lock:
+            self._stopping = self._stopping or reason
+            for query_id, arrival in list(self._arrivals.items()):
+                if len(arrival.said) < self._n:
+                    self._refuse(self._refusal_now(query_id))
+            self._wake()
+
+    def take_again(self) -> None:
+        """Take queries again: the party was stopped, and is back."""
+        self._stopping = ""
+
+    def _refusal_now(self, query_id: str) -> Refusal:
+        """What becomes of a query that is not taken."""
+        if self._serving and self._stopping:
+            return Refusal(query_id, Draining.code, Draining.status, self._stopping)
+        return replace(self._why_not, id=query_id)
+
     @property
     def is_idle(self) -> bool:
         """Whether no query waits or runs, and the followers were told of all that was refused."""
         with self._lock:
-            return not (self._arrivals or self._begun.total() or self._outbox)
+            return self._refused.is_told and not (self._arrivals or self._begun.total())
 
     def _takes(self, query_id: str) -> bool:
-        """Whether a share of this query is taken, or refused with `_why_not`."""
-        return self._serving and (not self._is_draining or query_id in self._arrivals)
+        """Whether a share of this query is taken, or refused with `_refusal_now`."""
+        is_open = not (self._is_draining or self._stopping)
+        return self._serving and (is_open or query_id in self._arrivals)
 
     def submit(self, query: Pending) -> None:
         """Take the leader's own share of a query."""
         with self._lock:
-            known = self._remembered.get(query.id)
+            known = self._refused.find(query.id)
             if known is not None:
                 raise known.error()
             if not self._takes(query.id):
-                refusal = replace(self._why_not, id=query.id)
+                refusal = self._refusal_now(query.id)
                 self._refuse(refusal)
                 raise refusal.error()
             self.pending.add(query)
@@ -270,14 +290,14 @@ class LeaderQueue:
     def announced(self, rank: int, query_id: str, rows: int, client: str = ANONYMOUS) -> None:
         """Note that follower `rank` has its share of a query with this many rows."""
         with self._lock:
-            known = self._remembered.get(query_id)
+            known = self._refused.find(query_id)
             if known is not None:
-                self._outbox.append(known)
+                self._refused.tell_again(known)
                 self._wake()
             elif rows == GONE:
                 self.withdraw(query_id)
             elif not self._takes(query_id):  # the follower need not hold its share
-                self._refuse(replace(self._why_not, id=query_id))
+                self._refuse(self._refusal_now(query_id))
             else:
                 self._arrive(query_id, rank, rows, client)
 
@@ -305,10 +325,7 @@ class LeaderQueue:
 
     def _refuse(self, refusal: Refusal) -> None:
         self._arrivals.pop(refusal.id, None)
-        self._remembered[refusal.id] = refusal
-        while len(self._remembered) > MAX_REMEMBERED:
-            self._remembered.popitem(last=False)
-        self._outbox.append(refusal)
+        self._refused.add(refusal)
         query = self.pending.take(refusal.id)
         if query is not None:
             self._ready.discard(query)
@@ -389,7 +406,7 @@ class LeaderQueue:
     def _admit(self, query: Pending) -> Admission:
         """Whether a query may begin to run now; it is refused where it may not at all."""
         if query.deadline is not None and time.monotonic() > query.deadline:
-            return self._refused(query, DeadlinePassed, "the query's time was up")
+            return self._turned_away(query, DeadlinePassed, "the query's time was up")
         if self._remaining is not None:
             left = self._remaining - self._begun.total()
             if query.rows > left and self._lease.is_open:
@@ -399,20 +416,20 @@ class LeaderQueue:
             if query.rows > self._remaining:
                 if left < self._remaining:  # how many are left is certain once these are answered
                     return Admission.LATER
-                return self._refused(query, LimitReached, self._too_many(query.rows))
+                return self._turned_away(query, LimitReached, self._too_many(query.rows))
             if query.rows > left:
                 return Admission.LATER
         if self._accounts is not None:
             why = self._accounts.refusal(query.client, query.rows)
             if why is not None:
-                return self._refused(query, LimitReached, why)
+                return self._turned_away(query, LimitReached, why)
             ahead = self._begun[query.client]
             if ahead and self._accounts.refusal(query.client, query.rows, ahead):
                 return Admission.LATER
         self._begun[query.client] += query.rows
         return Admission.RUN
 
-    def _refused(self, query: Pending, kind: type[QueryError], why: str) -> Admission:
+    def _turned_away(self, query: Pending, kind: type[QueryError], why: str) -> Admission:
         if self._is_draining and kind is LimitReached:  # it may fit into the other one's limit
             kind, why = StaleSession, self._why_not.reason
         self._refuse(Refusal(query.id, kind.code, kind.status, why))
@@ -469,10 +486,9 @@ class LeaderQueue:
             self.pending.fail_all(error)
             self._ready = Turns()
             self._begun.clear()
-            self._outbox.clear()
+            self._refused.tell_nobody()
 
     def take_refusals(self) -> list[Refusal]:
         """Return refusals that the followers have not been told yet, as many as an order holds."""
         with self._lock:
-            refusals, self._outbox = self._outbox[:MAX_REFUSALS], self._outbox[MAX_REFUSALS:]
-            return refusals
+            return self._refused.take()

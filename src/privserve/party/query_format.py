@@ -12,7 +12,7 @@ from privserve.description import Description
 from privserve.errors import InputError, StaleSession
 from privserve.party.metadata import max_rows
 from privserve.party.pending import Pending
-from privserve.party.session import REPLACED
+from privserve.party.reasons import REPLACED
 from privserve.query_frames import QUERY_HEAD
 
 SESSION = slice(16, 32)

@@ -10,8 +10,12 @@ closed, and counted.
 
 from __future__ import annotations
 
+import fcntl
 import socket
+import struct
+import termios
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -42,6 +46,7 @@ SWEEP_SECONDS = 20.0
 """Who has left half a frame lying, or answers, from one sweep to the next is closed."""
 TURN_BYTES = 1 << 20
 """Of one lane, after which the others are read."""
+FLUSH_LOOK_SECONDS = 0.005
 MAX_UNSENT_BYTES = 64 << 20
 """Of answers that a client does not take."""
 
@@ -63,6 +68,8 @@ class QueryLanes:
         self._has_mail = False
         self._lock = threading.Lock()
         self._is_closed = False
+        self._parted: PrivserveError | None = None
+        """Why lanes that are opened now are told to go, once this party is about to end."""
         self._held = 0
         self._plain = memoryview(bytearray(CHUNK_BYTES))
         self._arrived = memoryview(bytearray(CHUNK_BYTES))
@@ -86,6 +93,8 @@ class QueryLanes:
             lane.sock.fileno(), lambda events: self._guarded(self._ready, lane, events)
         )
         try:
+            if self._parted is not None:
+                raise self._parted
             if kind != Kind.HELLO:
                 raise InputError("a lane begins with a hello, and waits for the answer")
             said = read_json(memoryview(hello))
@@ -268,6 +277,26 @@ class QueryLanes:
         if not lane.unsent:
             self._poller.want(lane.sock.fileno(), READABLE)
 
+    def part(self, why: PrivserveError, deadline: float) -> None:
+        """Let clients have what is posted by now, then tell them why no more will come.
+
+        Returns when they have that too, or the time is up.
+        """
+        self._flush_all(deadline)
+        self._parted = why
+        told = json_frame(Kind.ERROR, 0, _said(why))
+        for lane in list(self._lanes):
+            self._post(lane, told)
+        self._flush_all(deadline)
+
+    def _flush_all(self, deadline: float) -> None:
+        posted = threading.Event()
+        self._poller.call(posted.set)  # behind what delivers it
+        posted.wait(max(0.0, deadline - time.monotonic()))
+        for lane in list(self._lanes):
+            while _owes(lane) and time.monotonic() < deadline:
+                time.sleep(FLUSH_LOOK_SECONDS)
+
     # -- ends ------------------------------------------------------------------------------
 
     def _refuse(self, lane: ClientLane, error: PrivserveError) -> None:
@@ -315,6 +344,19 @@ def _said(error: BaseException) -> dict[str, Any]:
     if isinstance(error, PrivserveError):
         return {"error": str(error), "code": error.code, "status": error.status}
     return {"error": "internal error; see the party's log", "code": "internal", "status": 500}
+
+
+def _owes(lane: ClientLane) -> bool:
+    """Whether a client's host has not confirmed all that was sent to it."""
+    if lane.is_closed:
+        return False
+    if lane.unsent:
+        return True
+    try:
+        (left,) = struct.unpack("i", fcntl.ioctl(lane.sock, termios.TIOCOUTQ, bytes(4)))
+    except (OSError, ValueError):
+        return False  # it was closed meanwhile
+    return bool(left)
 
 
 def _send_some(sock: socket.socket, data: bytes | bytearray) -> int:

@@ -19,7 +19,9 @@ from privserve.party.journal import Book
 from privserve.party.messages import MOST_NOTES, Note, Order, framed, read_notes, read_order
 from privserve.party.pending import Pending, PendingQueries
 from privserve.party.queries import GONE, LeaderQueue
-from privserve.party.session import ARRIVALS, LOADED, ORDERS, REPLACED, Seat, Session
+from privserve.party.reasons import REPLACED, draining
+from privserve.party.seat import Seat
+from privserve.party.session import ARRIVALS, LOADED, ORDERS, Session
 from privserve.party.session_spec import SessionSpec
 from privserve.party.turns import Piece
 
@@ -85,6 +87,15 @@ class LeaderSession(ComputeSession):
         """Answer what has come in; refuse the rest, whose clients find the other session."""
         super().drain()
         self.queue.drain(REPLACED)
+
+    def take_no_more(self, why: str) -> None:
+        """Refuse queries from now on, and those of which some party has no share yet."""
+        super().take_no_more(why)
+        self.queue.take_no_more(str(draining(why)))
+
+    def _take_again(self) -> None:
+        super()._take_again()
+        self.queue.take_again()
 
     def submit(self, query: Pending) -> None:
         """Queue the leader's share of a query."""
@@ -177,11 +188,18 @@ class FollowerSession(ComputeSession):
         with self._lock:
             return not (self._pending or self._notes or self._is_running)
 
+    def take_no_more(self, why: str) -> None:
+        """Refuse queries from now on; the leader decides what becomes of those that are here."""
+        with self._lock:
+            super().take_no_more(why)
+
     def submit(self, query: Pending) -> None:
         """Hold this party's share of a query and tell the leader."""
         with self._lock:
             if not self._is_open:
                 raise self._over()
+            if self.stopping:
+                raise draining(self.stopping)
             self.statistics.follow(query)
             self._pending.add(query)
             self._note(query, query.rows)

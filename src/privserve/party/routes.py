@@ -102,7 +102,7 @@ CALLS: list[Call] = [
         TAKES_BODY,
         takes="IndexRequest",
     ),
-    _owners("POST", "/v2/repository/models/{model}/load", owners_calls.load, "Load", 202),
+    _owners("POST", "/v2/repository/models/{model}/load", owners_calls.load, "Load", 202, (503,)),
     _owners("POST", "/v2/repository/models/{model}/unload", owners_calls.unload, also=(404,)),
     _owners("POST", "/privserve/switch", owners_calls.switch, also=(503,)),
     _owners("POST", "/privserve/serve", owners_calls.serve, "Serve"),

@@ -8,40 +8,35 @@ back (see `rejoining`). What does not pass, such as what parties disagree on, en
 
 from __future__ import annotations
 
-import datetime
 import logging
 import threading
 import time
 import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
-from privserve.config import ClusterConfig, PartyConfig, Timeouts
 from privserve.engines import load_engine
 from privserve.errors import (
     BadFrame,
     ClusterError,
     HalfFrame,
-    NotServing,
     PeerLost,
     PrivserveError,
     QueryError,
     StaleSession,
 )
-from privserve.party.accounts import Accounts
 from privserve.party.agreement import Agreement, facts
 from privserve.party.channel import Channel
-from privserve.party.keep import Keep
-from privserve.party.lanes import Listener
 from privserve.party.messages import ENDED, FAILED, WAITING, Over
+from privserve.party.reasons import REPLACED, is_over, is_stopped, now, printable
 from privserve.party.rejoining import FIRST_SECONDS, MOST_SECONDS, Meeting, gather, rejoin
 from privserve.party.rounds import WATCHER, Round
+from privserve.party.seat import Seat
 from privserve.party.session_spec import SessionSpec
 from privserve.party.traffic import Traffic
 from privserve.party.watching import Watch
-from privserve.party.wheel import Wheel
 
 log = logging.getLogger("privserve")
 
@@ -56,29 +51,6 @@ STEADY_SECONDS = 10.0
 """A round that lasted longer was no failure from the start."""
 CAUSE_SECONDS = 5.0
 """At most this long a broken channel waits for the watcher to say why: an instant, but for load."""
-REPLACED = "the model was shared anew since this query was encoded; read its description again"
-MAX_REASON = 2000
-"""Characters: it goes into logs and answers, and a peer may have written it."""
-
-
-@dataclass(frozen=True)
-class Seat:
-    """A party's place in its cluster: what all its sessions have in common."""
-
-    config: ClusterConfig
-    me: PartyConfig
-    listener: Listener
-    timeouts: Timeouts
-    accounts: Accounts | None = None
-    wheel: Wheel | None = None
-    """Of what reads the party's query lanes; None: each session has a poller of its own."""
-    keep: Keep | None = None
-    """Where the party keeps its state; None: it has none that outlives its process."""
-
-    @property
-    def rank(self) -> int:
-        """0..n-1 for compute parties, n for the dealer."""
-        return self.config.rank(self.me.name)
 
 
 class _Absent(PeerLost):
@@ -104,7 +76,7 @@ class Session(ABC):
         self._n = len(seat.config.compute)
         self._round = Round(spec.id, is_first=True)
         self._watch: Watch | None = None
-        self._cause, self._since = came_back, _now()
+        self._cause, self._since = came_back, now()
         """Why the last round was over, and when."""
         self._limits: Mapping[str, int] = {}
         self._mine: dict[str, Any] = {}
@@ -117,6 +89,9 @@ class Session(ABC):
         """Whether another session has its model's name."""
         self.has_left = False
         """Whether it is over here only, and the others wait."""
+        self.stopping = ""
+        """Why no queries are taken: a party is being stopped; empty where they are."""
+        self._leaves_soon = False
         self.traffic = Traffic(self._round)
         self._was_loaded = bool(came_back)
         self._began = time.monotonic()
@@ -140,6 +115,37 @@ class Session(ABC):
         self._finish(ENDED, reason, told=WAITING)
         self._join()
 
+    def leave_soon(self) -> None:
+        """Take no more queries, nor let the others; `may_leave` says when all are answered."""
+        self._leaves_soon = True
+        self.take_no_more(is_stopped(self._me.name))
+        if self._watch is not None:
+            self._watch.leave()
+
+    @property
+    def may_leave(self) -> bool:
+        """Whether this party's end would break no query: none is left, here or elsewhere."""
+        others = set(range(self._n)) - {self._config.rank(self._me.name)}
+        watch = self._watch
+        if self.state != LOADED or watch is None:
+            return True
+        return self.is_idle and others <= watch.idle
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no query waits here or runs."""
+        return True
+
+    def take_no_more(self, why: str) -> None:
+        """Refuse queries from now on, for as long as the round lasts."""
+        if not self.stopping and self.state == LOADED:
+            self._log.info("%s: takes no more queries: %s", self._me.name, why)
+        self.stopping = self.stopping or why
+
+    def _take_again(self) -> None:
+        """Take queries in the round that begins."""
+        self.stopping = ""
+
     def _join(self) -> None:
         thread = self._main_thread
         if thread is not threading.current_thread() and thread.ident is not None:
@@ -159,6 +165,7 @@ class Session(ABC):
             "reason": self.reason,
             "memory": self.memory,
             "replaced": self.is_replaced,
+            "draining": bool(self.stopping),
         }
 
     @property
@@ -180,6 +187,8 @@ class Session(ABC):
             while (name := self._next_round()) is not None:
                 with self._end_lock:
                     self._round = Round(name, is_first=False)
+                    if not self._leaves_soon:
+                        self._take_again()
                     self.traffic.begin(self._round)
                     if self._ended.is_set():  # meanwhile
                         self._round.finish(Over(self.reason, self.state))
@@ -224,6 +233,10 @@ class Session(ABC):
         others = [party.name for party in self._config.parties if party.name != self._me.name]
         agreement = Agreement(self._me.name, self._mine, others)
         watch = Watch(round_, agreement, self._timeouts.peer, seconds)
+        watch.on_leaving = lambda party: self.take_no_more(is_stopped(party))
+        watch.is_idle = lambda: self.is_idle
+        if self._leaves_soon:
+            watch.leave()
         self._watch = watch
         round_.spawn(lambda: self._guarded(lambda: watch.run(self._lost)), WATCHER)
         self._open_lanes([WATCH], seconds, watch.meet)
@@ -356,7 +369,7 @@ class Session(ABC):
             if self._ended.is_set() or (state == WAITING and round_.over.is_set()):
                 return
             self._cause = reason
-            self._since = _now()
+            self._since = now()
             self.state, self.reason = state, reason
             if state != WAITING:
                 self._ended.set()
@@ -402,20 +415,3 @@ class Session(ABC):
         self._round.part()
         self._round.release()
         self.spec = replace(self.spec, shares={})
-
-
-def is_over(state: str, reason: str) -> NotServing:
-    """Return what clients of a model are told that is not there, or not now."""
-    if state == WAITING:
-        return NotServing(f"{reason}; the model comes back by itself, ask again in a while")
-    return NotServing(f"{reason}; the model owner has to share the model again")
-
-
-def _now() -> str:
-    return f"{datetime.datetime.now(datetime.UTC):%H:%M:%S} UTC"
-
-
-def printable(text: str) -> str:
-    """Return the text on one line, of a bounded length: a peer may have written it."""
-    kept = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-    return "".join(kept)[:MAX_REASON]

@@ -1,4 +1,8 @@
-"""Signs of life: who left, who hangs, and what the others are told before the channels break."""
+"""Signs of life: who left, who hangs, and what the others are told before the channels break.
+
+A party that is being stopped says so first ("leaves"). From then on no compute party takes queries;
+each answers what it has, says when that is done ("idle"), and only then does that party leave.
+"""
 
 from __future__ import annotations
 
@@ -17,15 +21,19 @@ from privserve.party.messages import (
     FAILED,
     WAITING,
     Over,
+    Sign,
     framed,
     hear,
     message_of,
     read_facts,
     read_sign,
+    sign_of,
 )
 from privserve.party.rounds import Round
 
 HEARTBEAT_SECONDS = 2.0
+IDLE_LOOK_SECONDS = 0.02
+"""Between two looks whether anything waits or runs still, while somebody leaves."""
 FIRSTHAND_SECONDS = 0.5
 """For the words of a party that another one passes on, which are on their way."""
 
@@ -61,11 +69,24 @@ class Watch:
         """When each party was met that has not said so yet."""
         self._coming: deque[tuple[int, Channel]] = deque()
         self._agreed = threading.Event()
+        self.on_leaving: Callable[[str], None] = lambda peer: None
+        """Told of each party that says that it is being stopped."""
+        self.is_idle: Callable[[], bool] = lambda: True
+        """Whether no query waits or runs here."""
+        self.idle: set[int] = set()
+        """Which peers have said so of themselves, since somebody leaves."""
+        self._leaves = self._somebody_leaves = False
+        self._said: set[Sign] = set()
 
     def meet(self, peer: int, channel: Channel) -> None:
         """Watch a party from now on, too, and tell it what runs here; for any thread."""
         self._round.own(channel)
         self._coming.append((peer, channel))
+        self._round.rouse()
+
+    def leave(self) -> None:
+        """Tell the others that this party is being stopped; for any thread."""
+        self._leaves = self._somebody_leaves = True
         self._round.rouse()
 
     def wait_agreed(self) -> None:
@@ -121,13 +142,17 @@ class Watch:
             self._forgive(now - looked - self._beat)
             looked = now
             lost = self._welcome()
-            if now >= next_beat or lost is not None:
-                lost = lost or self._tell({"alive": True})
-                if lost is not None:
-                    # Who left may have said why before.
-                    return self._last_words() or Over(lost, WAITING)
+            signs = self._news()
+            if now >= next_beat:
+                signs.append(Sign.ALIVE)
                 next_beat = now + self._beat
-            if (over := self._hear(next_beat - now) or self._late(now)) is not None:
+            for sign in signs:
+                lost = lost or self._tell(sign_of(sign))
+            if lost is not None:
+                # Who left may have said why before.
+                return self._last_words() or Over(lost, WAITING)
+            wait = self._look_again(next_beat - now)
+            if (over := self._hear(wait) or self._late(now)) is not None:
                 return over
         return None
 
@@ -141,6 +166,25 @@ class Watch:
                 why = f"{self._channels[peer].peer} did not say within {self._introduction:g} s "
                 return Over(why + "what it is about to run; is it overloaded or stopped?", WAITING)
         return self._agreement.verdict(self._patience)
+
+    def _news(self) -> list[Sign]:
+        """What this party has not told of itself yet; to nobody, before all are there."""
+        news: list[Sign] = []
+        if not self._agreement.is_reached:
+            return news
+        if self._leaves and Sign.LEAVES not in self._said:
+            news.append(Sign.LEAVES)
+        if self._waits_until_idle and self.is_idle():
+            news.append(Sign.IDLE)
+        self._said.update(news)
+        return news
+
+    @property
+    def _waits_until_idle(self) -> bool:
+        return self._somebody_leaves and Sign.IDLE not in self._said
+
+    def _look_again(self, seconds: float) -> float:
+        return min(seconds, IDLE_LOOK_SECONDS) if self._waits_until_idle else seconds
 
     def _tell(self, message: dict[str, Any]) -> str | None:
         return tell(self._channels, message)
@@ -161,19 +205,19 @@ class Watch:
                 while select.select([channel.fileno()], [], [], 0)[0]:
                     if peer in self._met:
                         self._introduced(peer)
-                    elif (over := self._sign(channel)) is not None:
-                        return over
+                    elif isinstance(found := self._sign(channel), Over):
+                        return found
         return self._agreement.objection
 
-    def _sign(self, channel: Channel) -> Over | None:
+    def _sign(self, channel: Channel) -> Over | Sign:
         """Read one sign of life, or the news that the round is over.
 
         No peer may keep the watcher from the others, who would give this party up.
         """
-        over = hear(channel, read_sign, within=self._patience / 3)
-        if over is None:
-            return None
-        return self._firsthand(over.by, channel) or said(channel.peer, over)
+        found = hear(channel, read_sign, within=self._patience / 3)
+        if isinstance(found, Sign):
+            return found
+        return self._firsthand(found.by, channel) or said(channel.peer, found)
 
     def _firsthand(self, party: str, told_by: Channel) -> Over | None:
         """What a party says itself of the end, of which another one has told already."""
@@ -205,7 +249,7 @@ class Watch:
                 self._introduced(peer)
                 continue
             try:
-                over = self._sign(self._channels[peer])
+                found = self._sign(self._channels[peer])
             except HalfFrame as error:
                 return Over(str(error), WAITING)
             except BadFrame as error:
@@ -213,9 +257,17 @@ class Watch:
             except PeerLost:
                 return Over(gone(self._channels[peer].peer), WAITING)
             self._heard[peer] = time.monotonic()
-            if over is not None:
-                return over
+            if isinstance(found, Over):
+                return found
+            self._take(peer, found)
         return None
+
+    def _take(self, peer: int, sign: Sign) -> None:
+        if sign is Sign.IDLE:
+            self.idle.add(peer)
+        elif sign is Sign.LEAVES:
+            self.on_leaving(self._channels[peer].peer)
+            self._somebody_leaves = True  # from here on idle is idle for good
 
     def _introduced(self, peer: int) -> None:
         """Hear what a party is about to run, before it gives any sign of life."""
