@@ -24,6 +24,7 @@ from privserve.bench.__main__ import parse
 from privserve.bench.load_client import WRONG, Asked, Order, Outcome
 from privserve.bench.load_crowd import Crowd
 from privserve.bench.load_report import Point
+from privserve.query_frames import ANSWER_HEAD, HEADER, QUERY_HEAD
 
 COMMAND = [sys.executable, "-m", "privserve.bench", "--load"]
 
@@ -80,6 +81,15 @@ def test_one_client_and_two_are_measured_in_both_loops(small: Path, tmp_path: Pa
         assert set(point["cpu_ms_per_query"]) == {"alice", "bob", "carol", "owner", *clients}
         assert point["cpu_ms_per_query"]["alice"] > 0
         assert 2 < point["rows_per_s"] / point["queries_per_s"] < 20
+        links = point["bytes_per_query"]
+        assert set(links) == {"alice to bob", "bob to alice", "carol to alice", "carol to bob"}
+        assert links["carol to alice"] > 0  # bob makes his part of a pack from a seed
+        assert links["alice to bob"] == pytest.approx(links["bob to alice"], rel=0.1)
+    assert closed[0]["exchanges_per_query"] >= closed[1]["exchanges_per_query"] > 0
+    assert report["row_bytes"] == {
+        "client to party": HEADER.size + QUERY_HEAD.size + 8 * 4,
+        "party to client": HEADER.size + ANSWER_HEAD.size + 8 * 3,
+    }
     opened = [p for p in points if p["loop"] == "open"]
     assert [p["load"] for p in opened] == [0.5, 0.8]
     for point in opened:
@@ -261,7 +271,7 @@ def test_wrong_answers_make_the_exit_code(
     bad = replace(good, errors={WRONG: 2}, examples={WRONG: "off by 1"})
     facts: dict[str, Any] = {"processor": "x", "cores": 2, "load_before": 0}
     for points, code in (([good], 0), ([good, bad], 1)):
-        monkeypatch.setattr(load, "run", lambda options, points=points: points)
+        monkeypatch.setattr(load, "run", lambda options, points=points: (points, {}))
         assert load.run_load(load.parse(["--load", "--json", "-"]), facts) == code
         said = capsys.readouterr()
         assert json.loads(said.out)["medians"][0]["queries_per_s"] == 1.0

@@ -31,6 +31,7 @@ from typing import Any
 import numpy as np
 
 from privserve.bench.load_client import WAYS, WRONG, Order, Samples
+from privserve.bench.load_costs import Spent, lane_bytes, spent
 from privserve.bench.load_crowd import Crowd, shares
 from privserve.bench.load_gateway import gateway
 from privserve.bench.load_report import Point, figures, medians, plot, table
@@ -174,8 +175,16 @@ def served(cluster: Cluster, model: SecureModel) -> Iterator[Callable[[], None]]
         thread.join(SERVE_SECONDS)
 
 
-def measure(crowd: Crowd, parties: Mapping[str, int], options: argparse.Namespace) -> list[Point]:
-    """Measure all points of all rounds; parties: the processes whose CPU time counts."""
+def measure(
+    crowd: Crowd,
+    parties: Mapping[str, int],
+    options: argparse.Namespace,
+    cost: Callable[[], Spent] = Spent,
+) -> list[Point]:
+    """Measure all points of all rounds.
+
+    parties: the processes whose CPU time counts. cost: what queries have cost besides, by now.
+    """
     points: list[Point] = []
 
     def take(point: Point) -> Point:
@@ -184,8 +193,10 @@ def measure(crowd: Crowd, parties: Mapping[str, int], options: argparse.Namespac
         order = Order(
             point.way, point.clients, sizes, seed, options.warmup, options.seconds, point.rate
         )
+        before = cost()
         outcomes, cpu = crowd.run(order, parties)
-        points.append(figures(point, order, outcomes, cpu))
+        found = figures(point, order, outcomes, cpu)
+        points.append(replace(found, **cost().since(before)))
         print(".", end="", file=sys.stderr, flush=True)
         return points[-1]
 
@@ -212,8 +223,8 @@ def measure(crowd: Crowd, parties: Mapping[str, int], options: argparse.Namespac
     return points
 
 
-def run(options: argparse.Namespace) -> list[Point]:
-    """Start everything, measure, and end everything."""
+def run(options: argparse.Namespace) -> tuple[list[Point], dict[str, int]]:
+    """Start everything, measure, and end everything; also the bytes of a row on query lanes."""
 
     def say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
@@ -233,7 +244,7 @@ def run(options: argparse.Namespace) -> list[Point]:
                 way = gateway(cluster.config.path, keys[0], model.name)
                 counted["gateway"] = stack.enter_context(way)
             crowd = stack.enter_context(Crowd(cluster.config.path, keys, samples, check))
-            return measure(crowd, counted, options)
+            return measure(crowd, counted, options, lambda: spent(cluster)), lane_bytes(model)
 
 
 def spread_text(points: Sequence[Point], engine: str) -> str:
@@ -247,12 +258,13 @@ def run_load(options: argparse.Namespace, facts: Mapping[str, Any]) -> int:
     """Measure and report; facts: about the machine. Returns 1 where an answer was wrong."""
     if options.plot:
         figure(1, 1)  # or a long run ends with an error
-    points = run(options)
+    points, row_bytes = run(options)
     found = medians(points)
     if options.json:
         report = {
             "machine": {**facts, "versions": {name: version(name) for name in VERSIONS}},
             "options": vars(options),
+            "row_bytes": row_bytes,
             "spread": spread_text(points, options.engine),
             "medians": [asdict(p) for p in found],
             "points": [asdict(p) for p in points],

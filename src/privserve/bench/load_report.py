@@ -48,6 +48,10 @@ class Point:
     """By percentile; of an open loop from the moment at which a query was due."""
     cpu_ms_per_query: Mapping[str, float] = field(default_factory=dict)
     """User and system time by process, per right answer."""
+    bytes_per_query: Mapping[str, float] = field(default_factory=dict)
+    """By link between parties; see `load_costs`."""
+    exchanges_per_query: float | None = None
+    """Between compute parties; queries that run together share them."""
     max_abs_error: float = 0.0
     """Of right answers, against the float model."""
     waited: float = 0.0
@@ -188,7 +192,17 @@ def _median(rounds: Sequence[Point]) -> Point:
             name: statistics.median(p.cpu_ms_per_query[name] for p in good)
             for name in good[0].cpu_ms_per_query
         },
+        bytes_per_query={
+            link: statistics.median(p.bytes_per_query.get(link, 0.0) for p in good)
+            for link in good[0].bytes_per_query
+        },
+        exchanges_per_query=_middle([p.exchanges_per_query for p in good]),
     )
+
+
+def _middle(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.median(known) if known else None
 
 
 def by_kind(cpu: Mapping[str, float]) -> dict[str, float]:
