@@ -76,6 +76,10 @@ class PartyRevoked(ClusterError):
     """A party shows a certificate that the cluster's authority has revoked."""
 
 
+class OtherVersion(ClusterError):
+    """Another party runs other code; that passes once one version is installed at all parties."""
+
+
 class BadFrame(PeerLost):
     """Another party sent what is none of the protocol; the session and its randomness are void."""
 

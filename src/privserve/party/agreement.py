@@ -16,7 +16,7 @@ from importlib.metadata import version
 from typing import Any
 
 from privserve.engines import load_engine
-from privserve.errors import BadFrame, ClusterError, HalfFrame, PeerLost
+from privserve.errors import BadFrame, ClusterError, HalfFrame, OtherVersion, PeerLost
 from privserve.party.channel import Channel
 from privserve.party.messages import FAILED, WAITING, Over, hear, read_facts
 
@@ -52,12 +52,15 @@ def digest(value: object) -> str:
 
 
 def compare(me: str, mine: Mapping[str, Any], peer: str, theirs: Mapping[str, Any]) -> None:
-    """Raise ClusterError saying what `peer` is about to do differently than `me`."""
+    """Raise ClusterError saying what `peer` is about to do differently than `me`.
+
+    OtherVersion where it runs other code: a session that was loaded waits until that is mended.
+    """
     different = [key for key, value in mine.items() if theirs.get(key) != value]
     if not different:
         return
     if any(key in OTHER_CODE for key in different):
-        raise ClusterError(
+        raise OtherVersion(
             f"{peer} runs privserve {theirs.get('privserve')} (wire {theirs.get('wire')}), and "
             f"{me} {mine['privserve']} (wire {mine['wire']}); install one version at all parties. "
             "Nothing was dealt"
@@ -99,6 +102,8 @@ class Agreement:
             self.object(Over(str(error), FAILED))
         except PeerLost:
             self.object(Over(gone(channel.peer), WAITING))
+        except OtherVersion as error:  # installing one is no reason to share the model again
+            self.object(Over(str(error), WAITING))
         except ClusterError as error:
             self.object(Over(str(error), FAILED))
 
