@@ -73,6 +73,14 @@ BAD_OPTIONS = {
     "cells of a cluster that is there": (["--config", "x", "--cells", "2"], "--cells goes with"),
     "no cells": (["--cells", "0"], "at least 1"),
     "a cell of no party": (["--cell", "1"], "--cell goes with --party"),
+    "a drain of local parties, which end at once": (
+        ["--drain-timeout", "0"],
+        "--drain-timeout goes with --party",
+    ),
+    "a drain that takes time back": (
+        ["--party", "bob", "--config", "c.toml", "--drain-timeout", "-1"],
+        "from 0 to 3600 seconds",
+    ),
     "metrics of one party for all": (["--metrics", "9000"], "--metrics goes with --party"),
     "metrics of all for one": (
         ["--party", "bob", "--config", "x", "--metrics-port", "9000"],
