@@ -411,7 +411,7 @@ class LeaderQueue:
             left = self._remaining - self._begun.total()
             if query.rows > left and self._lease.is_open:
                 if self._lease.lacks(query.rows - left):
-                    return self._refused(query, LimitReached, USED_UP)
+                    return self._turned_away(query, LimitReached, USED_UP)
                 return Admission.LATER
             if query.rows > self._remaining:
                 if left < self._remaining:  # how many are left is certain once these are answered
