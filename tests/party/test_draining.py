@@ -48,7 +48,7 @@ def begin(stage: Stage, lag: int = 0) -> None:
     """Share the model and have it served, as by an owner who leaves then."""
     options = {"max_delay_ms": lag} if lag else {}
     stage.model.share(stage.cluster, report=lambda line: None, options=options)
-    leader, session = stage.config.parties[0], stage.model._session
+    leader, session = stage.config.parties[0], stage.model._sessions[0].id
     body = {"num_requests": None}
     stage.cluster.call(leader, "POST", "/privserve/serve", session=session, json=body)
 

@@ -58,7 +58,7 @@ def test_a_cell_of_two_versions_deals_nothing_names_both_and_loses_no_share(
     stage = Stage(tmp_path / "stage", "--connect-timeout", "20", *keeps)
     try:
         stage.model.share(stage.cluster, report=lambda line: None)
-        leader, session = stage.config.parties[0], stage.model._session
+        leader, session = stage.config.parties[0], stage.model._sessions[0].id
         body = {"num_requests": None}
         stage.cluster.call(leader, "POST", "/privserve/serve", session=session, json=body)
         stage.stop("bob")
