@@ -88,6 +88,10 @@ class HalfFrame(BadFrame):
     """Another party began a frame and did not end it: it is stopped, or the network is cut."""
 
 
+class CannotCount(ClusterError):
+    """A party cannot write down what it answers, so it answers nothing until it can."""
+
+
 class QueryError(PrivserveError):
     """A query was refused or failed; `status` is the HTTP status of the refusal."""
 

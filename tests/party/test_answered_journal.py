@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from privserve.errors import ClusterError, ConfigError, LimitReached
+from privserve.errors import CannotCount, ConfigError, LimitReached
 from privserve.party import journal as journal_module
 from privserve.party.accounts import Accounts
 from privserve.party.journal import AnsweredJournal, Book, read
@@ -116,10 +117,56 @@ def test_a_journal_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     journal = AnsweredJournal(tmp_path / "j", KEY)
     os.close(journal._file)
     journal._file = os.open("/dev/full", os.O_WRONLY)
-    with pytest.raises(ClusterError, match=r"cannot be written \(No space left"):
+    with pytest.raises(CannotCount, match=r"this party cannot write its journal .*No space left"):
         journal.append(SERVE)
     assert not journal.totals.sessions
     journal.close()
+
+
+def test_what_a_full_disk_took_half_of_is_taken_back_and_the_next_line_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "j"
+    journal = AnsweredJournal(path, KEY)
+    journal.append(SERVE)
+    whole = path.read_bytes()
+
+    def half(descriptor: int, content: memoryview) -> int:
+        if len(content) < 20:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(descriptor, content[: len(content) // 2])
+
+    write = os.write
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "write", half)
+        with pytest.raises(CannotCount):
+            journal.append(rows(1.0, ann=5))
+        assert path.read_bytes() == whole
+        patched.setattr(os, "ftruncate", lambda *_: half(-1, memoryview(b"")))
+        with pytest.raises(CannotCount):
+            journal.append(rows(2.0, ann=5))
+        assert path.read_bytes() != whole
+    journal.append(rows(3.0, ann=7))
+    journal.close()
+    assert read(path, KEY)[0].rows == {"ann": 7}
+
+
+def test_a_long_journal_that_cannot_be_written_anew_stays_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal_module, "COMPACT_BYTES", 500)
+    path = tmp_path / "j"
+    journal = AnsweredJournal(path, KEY)
+    with monkeypatch.context() as patched:
+        patched.setattr(journal_module, "write_file", lambda *_, **__: os.open("/none", 0))
+        for number in range(9):
+            journal.append(rows(float(number), ann=1))
+        assert path.stat().st_size > 500
+    journal.append(rows(9.0, ann=1))
+    assert path.stat().st_size < 1000
+    journal.append(rows(10.0, ann=1))
+    journal.close()
+    assert read(path, KEY)[0].rows == {"ann": 11}
 
 
 WRITER = """

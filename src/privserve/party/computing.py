@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from privserve.engines import Compute, load_engine
-from privserve.errors import BadFrame, NotServing, PeerLost, TooManyRows
+from privserve.errors import BadFrame, CannotCount, NotServing, PeerLost, TooManyRows
 from privserve.party.accounts import Accounts
 from privserve.party.answers import AnswerCoins
 from privserve.party.cores import own_cores
@@ -124,7 +124,7 @@ class ComputeSession(PollingSession):
         except BaseException as error:
             # The batch left the queue, so only this thread can tell its clients; the reason
             # that they get is the one that the watcher finds, unless the error names its cause.
-            named = isinstance(error, BadFrame)
+            named = isinstance(error, BadFrame | CannotCount)
             self._round.over.wait(CAUSE_SECONDS if isinstance(error, PeerLost) and not named else 0)
             lost = str(error) if named else f"{self._me.name} lost the session during this query"
             for query, _, _ in batch:

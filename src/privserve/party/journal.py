@@ -8,6 +8,7 @@ not left, and it counts for nothing. A line that is whole counts, whether its an
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
 import json
@@ -20,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from privserve.errors import ClusterError, ConfigError
+from privserve.errors import CannotCount, ConfigError
 from privserve.files import write_file
 
 MAC_DIGITS = 64
@@ -100,40 +101,58 @@ class Totals:
 class AnsweredJournal:
     """A journal that is open; one process at a time. Thread-safe."""
 
-    def __init__(self, path: Path, key: bytes) -> None:
-        """Read what is there; raises ConfigError for what was changed, or another key."""
-        self._path, self._key = path, key
+    def __init__(self, path: Path, key: bytes, party: str = "this party") -> None:
+        """Read what is there; raises ConfigError for what was changed, or another key.
+
+        party: whose it is, for who reads that it cannot be written.
+        """
+        self._path, self._key, self._party = path, key, party
         self._lock = threading.Lock()
         self.totals, self._last = read(path, key)
         self._file = -1
+        self._is_torn = False
+        """Whether half a line may be at its end."""
         self._compact()
 
     def append(self, record: Mapping[str, Any]) -> None:
-        """Write a record down, durably; raises ClusterError where that fails."""
+        """Write a record down, durably; raises CannotCount where that fails."""
         with self._lock:
             line, last = sealed_line(record, self._key, self._last)
             try:
+                self._take_back()
+                self._is_torn = True
                 _write_all(self._file, line)
                 os.fdatasync(self._file)
             except OSError as error:
-                raise ClusterError(
-                    f"the journal {self._path} cannot be written ({error.strerror}); no answer "
-                    "leaves that is not counted"
+                with contextlib.suppress(OSError):  # else before the next one
+                    self._take_back()
+                raise CannotCount(
+                    f"{self._party} cannot write its journal {self._path} ({error.strerror}), and "
+                    "answers nothing that is not counted; see to the disk"
                 ) from None
+            self._is_torn = False
             self._last = last
             self.totals.take(record)
             self._length += len(line)
             if self._length > COMPACT_BYTES:
-                self._compact()
+                with contextlib.suppress(OSError):  # it is whole, and only long
+                    self._compact()
+
+    def _take_back(self) -> None:
+        """Cut off half a line, after which no other one would count."""
+        if self._is_torn:
+            os.ftruncate(self._file, self._length)
+            self._is_torn = False
 
     def _compact(self) -> None:
         """Begin anew with one line that comes to the same."""
-        line, self._last = sealed_line(self.totals.record(), self._key, "")
+        line, last = sealed_line(self.totals.record(), self._key, "")
         write_file(self._path, line, secret=True, durable=True)
-        if self._file >= 0:
-            os.close(self._file)
+        self._last, self._length = last, len(line)
+        before, self._file = self._file, -1  # it has no name any more: nothing may go there
+        if before >= 0:
+            os.close(before)
         self._file = os.open(self._path, os.O_WRONLY | os.O_APPEND)
-        self._length = len(line)
 
     def close(self) -> None:
         """Close the file."""

@@ -59,7 +59,8 @@ class Keep:
             self.journal: AnsweredJournal | None = None
             if leads:
                 journal = self.home / "answered.journal"
-                self.journal = AnsweredJournal(journal, derived_key(key, cluster, party, "journal"))
+                sealing = derived_key(key, cluster, party, "journal")
+                self.journal = AnsweredJournal(journal, sealing, party)
             self._index: dict[str, str] = self._read_json("index", {})
         except BaseException:
             self.close()

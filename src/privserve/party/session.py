@@ -20,6 +20,7 @@ from typing import Any
 from privserve.engines import load_engine
 from privserve.errors import (
     BadFrame,
+    CannotCount,
     ClusterError,
     HalfFrame,
     PeerLost,
@@ -217,7 +218,7 @@ class Session(ABC):
             self._round.over.wait(CAUSE_SECONDS)
             self._finish(WAITING, f"{self._config.parties[0].name} left without saying why")
         except Exception as error:
-            self._fail(error)
+            self._fail_round(error)
         finally:
             self._leave_round()
 
@@ -303,6 +304,17 @@ class Session(ABC):
             if self.state == WAITING:
                 self.reason = printable(why)
 
+    def _fail_round(self, error: Exception) -> None:
+        """Finish the round, or the session, because of what was met in the round.
+
+        Whoever was stopped reads what came meanwhile, of which it knows nothing any more. A party
+        that does not keep to the protocol shows it in the next round again.
+        """
+        if isinstance(error, BadFrame) and self._round.over.is_set():
+            self._finish(WAITING, str(error))
+        else:
+            self._fail(error)
+
     def _fail(self, error: Exception) -> None:
         """Finish the round, or the session, because of what one of its threads met."""
         is_bad = isinstance(error, BadFrame) and not isinstance(error, HalfFrame)
@@ -310,6 +322,8 @@ class Session(ABC):
             # The watcher knows who left first and why; this thread only saw a broken pipe.
             knows = self._round.watcher is not None and not isinstance(error, _Absent)
             self._round.over.wait(CAUSE_SECONDS if knows else 0)
+            self._finish(WAITING, str(error))
+        elif isinstance(error, CannotCount):  # a full disk has room again, sooner or later
             self._finish(WAITING, str(error))
         elif isinstance(error, PrivserveError):
             self._finish(FAILED, str(error))
@@ -342,7 +356,7 @@ class Session(ABC):
         try:
             target()
         except Exception as error:
-            self._fail(error)
+            self._fail_round(error)
 
     def _loaded(self) -> None:
         with self._end_lock:
