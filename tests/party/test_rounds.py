@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from pathlib import Path
 from uuid import uuid4
 
@@ -17,6 +18,7 @@ from privserve.config import Timeouts
 from privserve.errors import LimitReached, NotServing, PeerLost, QueryError
 from privserve.party.agreement import Agreement
 from privserve.party.lanes import REJOIN
+from privserve.party.messages import WAITING
 from privserve.party.pending import Pending
 from privserve.party.queries import LeaderQueue
 from privserve.party.rounds import Round
@@ -89,6 +91,30 @@ def test_who_vanishes_is_waited_for_by_name_and_taken_back(sessions: Sessions, v
     sessions.leader.queue.stop()
     sessions.leader.queue.serve(None)
     np.testing.assert_array_equal(answer(sessions.ask(numbers(3, 4))), numbers(6, 8))
+
+
+def test_what_is_read_of_a_round_that_is_over_ends_no_session(sessions: Sessions) -> None:
+    """Whoever was stopped finds orders to run what it has refused by then."""
+    sessions.start()
+    sessions.leader.queue.serve(None)
+    before, follower = [session._round for session in sessions.all], sessions.all[1]
+    orders = follower._round.lanes["orders"].channels[0]
+    follower._finish(WAITING, "bob was cut off")
+    follower._fail_round(orders.bad("it orders a query that was never announced to it"))
+    next_round(sessions, before)
+    np.testing.assert_array_equal(answer(sessions.ask(numbers(3, 4))), numbers(6, 8))
+
+
+def test_who_is_busy_for_longer_than_it_may_be_silent_is_not_given_up(sessions: Sessions) -> None:
+    sessions.start(timeouts=Timeouts(connect=5, peer=0.6))
+    sessions.leader.queue.serve(None)
+    rounds = [session._round for session in sessions.all]
+    echo_engine.hold.clear()
+    asked = sessions.ask(numbers(3, 4))
+    assert not sessions.leader._round.over.wait(2.0)
+    echo_engine.hold.set()
+    np.testing.assert_array_equal(answer(asked), numbers(6, 8))
+    assert [session._round for session in sessions.all] == rounds
 
 
 def test_all_queries_of_a_lost_round_are_answered_and_none_is_counted(sessions: Sessions) -> None:
@@ -316,6 +342,17 @@ def test_who_slept_itself_blames_nobody(sessions: Sessions) -> None:
     assert watch._heard == long_ago
     watch._forgive(7.0)
     assert set(watch._heard.values()) == {7.0}
+
+
+def test_who_hears_nobody_says_that_it_may_be_cut_off_itself(sessions: Sessions) -> None:
+    sessions.start(timeouts=Timeouts(connect=5, peer=20))
+    watch = Watch(sessions.leader._round, Agreement("alice", {}, ["bob", "carol"]), 1.0, 5.0)
+    now = time.monotonic()
+    watch._heard = {1: now - 1.5, 2: now}
+    assert watch._no_sign(1) == "bob gave no sign of life for 1 s"
+    watch._heard[2] = now - 1.2
+    why = "alice has heard nothing of bob and carol for 1 s: it may be cut off itself"
+    assert watch._no_sign(1) == why
 
 
 def test_a_query_that_lacks_a_share_of_a_silent_party_is_told_of_that(sessions: Sessions) -> None:

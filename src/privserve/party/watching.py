@@ -190,8 +190,14 @@ class Watch:
         return tell(self._channels, message)
 
     def _no_sign(self, peer: int) -> str:
-        name = self._channels[peer].peer
-        return f"{name} gave no sign of life for {self._patience:g} s"
+        """Say who was silent for too long; whoever hears nobody may be cut off itself."""
+        others = [self._channels[rank].peer for rank in sorted(self._channels)]
+        if len(others) > 1 and len(self.silent()) == len(others):
+            return (
+                f"{self._agreement.me} has heard nothing of {' and '.join(others)} for "
+                f"{self._patience:g} s: it may be cut off itself"
+            )
+        return f"{self._channels[peer].peer} gave no sign of life for {self._patience:g} s"
 
     def _forgive(self, slept: float) -> None:
         if slept > self._beat:
