@@ -54,8 +54,11 @@ class CellSession:
         before = self._before
         if before is not None and self._is_served(before.session):
             self._replaces = before.session
-        elif before is not None:
-            replacing.take_over(self.cell, self.name, before.session, self.id)
+        else:
+            # Also where nobody has the name: a party that was started again may believe that a
+            # session has it still which the others know to be over.
+            old = "" if before is None else before.session
+            replacing.take_over(self.cell, self.name, old, self.id)
 
     def take_over(self) -> None:
         """Take the place of the one that has been served until now, if any has."""

@@ -26,7 +26,7 @@ from privserve.party.lanes import (
     client_context,
     server_context,
 )
-from privserve.party.messages import WAITING, Hello, Over, hear, read_sign
+from privserve.party.messages import FAILED, WAITING, Hello, Over, hear, read_meeting, read_sign
 from privserve.tls_stream import TlsStream
 
 
@@ -131,6 +131,20 @@ def test_what_failed_sessions_leave_behind_does_not_keep_new_ones_out(
         for mesh in parties.listeners[2].open_lanes(f"failed {number}", LANES, 5).values():
             mesh.release()
     parties.open("works", timeout=3)
+
+
+def test_who_comes_back_to_a_session_that_was_given_up_is_told_that_it_is_over(
+    parties: Parties,
+) -> None:
+    """Its first round has the session's name, and nobody told those why who came late to that."""
+    alice, bob = parties.listeners[:2]
+    with pytest.raises(ClusterError, match="did not connect"):
+        alice.open_lanes("lost", LANES, 0.1)
+    alice.meets = lambda hello: "its owner stopped it"
+    channel = bob.dial(parties.config.parties[0], "lost", REJOIN)
+    found = hear(channel, read_meeting, within=10)
+    channel.release()
+    assert found == Over("its owner stopped it", FAILED)
 
 
 def test_waiting_for_the_others_can_be_cancelled(tmp_path: Path) -> None:
