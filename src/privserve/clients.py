@@ -12,9 +12,10 @@ a model is shared next. A client's key is in the directory that `add` makes, and
 from __future__ import annotations
 
 import argparse
+import contextlib
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -79,6 +80,8 @@ def run(options: argparse.Namespace) -> str:
         key = ClientKey.fresh(name)
         known.add(key, _limits(options))
         home = write_client(config, key)
+        with _whole_or_gone(home):
+            write_file(known.path, known.to_text().encode())
         said = f"hand {home} to the client: with it, privserve.Client('{name}/cluster.toml') asks"
     elif options.command == "limit":
         known.limit(name, _limits(options))
@@ -86,7 +89,8 @@ def run(options: argparse.Namespace) -> str:
     else:
         known.revoke(name)
         said = f"client '{name}' is let in no more"
-    write_file(known.path, known.to_text().encode())
+    if options.command != "add":
+        write_file(known.path, known.to_text().encode())
     return f"{said}; {tell(config, known)}"
 
 
@@ -112,10 +116,21 @@ def write_client(config: ClusterConfig, key: ClientKey) -> Path:
     if home.exists():
         raise ConfigError(f"{home} is there already; move it away, or name the client differently")
     home.mkdir(parents=True, mode=0o700)
-    shutil.copy(config.path, home / "cluster.toml")
-    shutil.copy(config.ca, home / "ca.pem")
-    write_file(home / KEY_FILE, key.to_text().encode(), secret=True)
+    with _whole_or_gone(home):
+        shutil.copy(config.path, home / "cluster.toml")
+        shutil.copy(config.ca, home / "ca.pem")
+        write_file(home / KEY_FILE, key.to_text().encode(), secret=True)
     return home
+
+
+@contextlib.contextmanager
+def _whole_or_gone(home: Path) -> Iterator[None]:
+    """Remove a client's directory where the disk takes no more: it would be in the way."""
+    try:
+        yield
+    except OSError:
+        shutil.rmtree(home, ignore_errors=True)
+        raise
 
 
 def tell(config: ClusterConfig, known: ClientTable) -> str:
