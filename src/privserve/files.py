@@ -2,8 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Have an OSError in the block name this file, which one of a descriptor does not."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 def write_file(path: Path, content: bytes, secret: bool = False, durable: bool = False) -> None:
@@ -15,7 +28,7 @@ def write_file(path: Path, content: bytes, secret: bool = False, durable: bool =
     partial.unlink(missing_ok=True)
     mode = 0o600 if secret else 0o644
     descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-    with os.fdopen(descriptor, "wb") as file:
+    with naming(path), os.fdopen(descriptor, "wb") as file:
         file.write(content)
         if durable:
             file.flush()

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from privserve.errors import ConfigError
+from privserve.files import naming
 
 CHUNK = 1 << 20
 
@@ -31,7 +32,7 @@ class Appended:
 
         Raises ConfigError where the file is not what was written up to there.
         """
-        self._digest, self._bytes = hashlib.sha256(), mark.bytes
+        self._path, self._digest, self._bytes = path, hashlib.sha256(), mark.bytes
         if mark.bytes:
             self._digest = digest_of(path, mark)
         self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
@@ -47,14 +48,16 @@ class Appended:
     def append(self, data: bytes | memoryview) -> None:
         """Write `data` at the end; OSError leaves the file with a part of them at most."""
         self._is_synced = False
-        write_all(self._descriptor, data)
+        with naming(self._path):
+            write_all(self._descriptor, data)
         self._digest.update(data)
         self._bytes += len(data)
 
     def sync(self) -> None:
         """Have what was written on disk, once this returns."""
         if not self._is_synced:
-            os.fsync(self._descriptor)
+            with naming(self._path):
+                os.fsync(self._descriptor)
             self._is_synced = True
 
     def close(self) -> None:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from privserve.batch.sources import Rows, Shapes, file_identity
 from privserve.errors import ConfigError, InputError
-from privserve.files import sync_directory
+from privserve.files import naming, sync_directory
 
 try:
     import pyarrow as pa
@@ -238,7 +238,7 @@ def write_parquet(path: Path, outputs: Mapping[str, NDArray[np.float32]]) -> Non
     partial = path.with_name(path.name + ".part")
     rows = len(next(iter(outputs.values())))
     schema = pa.schema([(name, _list_type(array.shape[1:])) for name, array in outputs.items()])
-    with partial.open("wb") as file:
+    with naming(path), partial.open("wb") as file:
         with pq.ParquetWriter(file, schema) as writer:
             for start in range(0, rows, WRITTEN_ROWS):
                 columns = [_lists(a[start : start + WRITTEN_ROWS]) for a in outputs.values()]
