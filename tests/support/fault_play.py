@@ -60,6 +60,7 @@ NOTICED_SECONDS = PEER_SECONDS + 4
 BATCH_ROWS = 4000
 TOLD_SECONDS = MEET_SECONDS + UNLOAD_SECONDS + PEER_SECONDS + 4
 """Until the owner is told who is missing, after it has told the others to forget the model."""
+FULL_DISK = "full disk"
 LINK_SECONDS = 0.1
 """One way between parties while the owner shares: so it takes long enough to be struck."""
 
@@ -149,6 +150,10 @@ class Play:
         for ends, link in self.hosts.links.items():
             if not set(ends) - set(PARTIES):
                 link.delay = LINK_SECONDS
+        if self.cell.fault == FULL_DISK:  # what is set up is written by then
+            self.fault.strike(self.hosts, self.victim)
+            self.hosts.share()
+            return
         since = self.hosts.share()
         loading = {(name, "loading") for name in PARTIES}
         wait_until(lambda: loading <= self.witness.states(since), "the model is being shared")
@@ -189,8 +194,11 @@ class Play:
             assert knew - self.at < NOTICED_SECONDS
         else:
             self._come_back()
-            time.sleep(PEER_SECONDS / 2)  # for which it has to be missed
-            assert not self.hosts.is_served
+            if self.cell.fault == FULL_DISK:  # it is there, and finds out with an answer
+                wait_until(lambda: self._says(" cannot write "), "it says so", HEALED_SECONDS)
+            else:
+                time.sleep(PEER_SECONDS / 2)  # for which it has to be missed
+                assert not self.hosts.is_served
         self.fault.mend(self.hosts, self.victim)
         self._is_served_again()
         assert self._session() == self.session, "its owner had to share it"
@@ -304,6 +312,10 @@ class Play:
     def _failed(self, name: str, since: float) -> list[dict[str, Any]]:
         """The queries of a client that failed after a time."""
         return [r for r in self.hosts.asking(name).ended_since(since) if "error" in r]
+
+    def _says(self, words: str) -> bool:
+        """Whether a party gave a reason with these words."""
+        return any(words in why for said in self.witness.reasons(self.at).values() for why in said)
 
     def _others_wait(self, since: float) -> bool:
         states = self.witness.states(since)

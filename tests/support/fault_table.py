@@ -66,7 +66,7 @@ LETTERS = {
     "cut off": ("HHTH", "HHTH", "HHTH", "UUUU", "-O-O"),
     "1 % loss": ("UUUU", "UUUU", "UUUU", "UUUU", "-U-U"),
     "slow": ("UUUU", "UUUU", "UUUU", "UUUU", "-U-U"),
-    "full disk": ("-HTU", "UUTU", "UUTU", "----", "-B--"),
+    "full disk": ("-HTH", "UUTU", "UUTU", "----", "-B--"),
     "no memory": ("UUUU", "UUUU", "UUUU", "UUUU", "-U-U"),
     "clock": ("UUUU", "UUUU", "UUUU", "UUUU", "-U-U"),
 }

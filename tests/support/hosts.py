@@ -40,7 +40,7 @@ MEET_SECONDS = 6.0
 """For which the others are waited for when a model is shared."""
 LOOK_SECONDS = 1.0
 """That a party may take to say how it is."""
-DISK_BYTES, FILLER = 4 << 20, "filler"
+DISK_BYTES, FILLER = 40 << 20, "filler"
 ROWS = (1, 3, 2)
 """Of the queries that clients ask, in turn."""
 
@@ -136,7 +136,7 @@ class Hosts:
     def fill(self, host: str) -> None:
         """Fill a host's disk to the last block."""
         with (self.state(host) / FILLER).open("wb", buffering=0) as file:
-            for size in (64 << 10, 1 << 10, 1):
+            for size in (1 << 20, 4 << 10, 1):
                 with contextlib.suppress(OSError):
                     while True:
                         file.write(bytes(size))
