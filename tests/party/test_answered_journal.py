@@ -117,7 +117,7 @@ def test_a_journal_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     journal = AnsweredJournal(tmp_path / "j", KEY)
     os.close(journal._file)
     journal._file = os.open("/dev/full", os.O_WRONLY)
-    with pytest.raises(CannotCount, match=r"this party cannot write its journal .*No space left"):
+    with pytest.raises(CannotCount, match=r"this party cannot write down .* \(No space left"):
         journal.append(SERVE)
     assert not journal.totals.sessions
     journal.close()

@@ -127,8 +127,8 @@ class AnsweredJournal:
                 with contextlib.suppress(OSError):  # else before the next one
                     self._take_back()
                 raise CannotCount(
-                    f"{self._party} cannot write its journal {self._path} ({error.strerror}), and "
-                    "answers nothing that is not counted; see to the disk"
+                    f"{self._party} cannot write down what it answers ({error.strerror}: see to "
+                    "the disk of its --state-dir), and answers nothing that is not counted"
                 ) from None
             self._is_torn = False
             self._last = last
