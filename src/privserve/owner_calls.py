@@ -166,7 +166,10 @@ class Verifier:
         """Note a number that was signed; raises OwnerOnly for one that was taken before."""
         with self._lock:
             if number <= self._floor or number in self._taken:
-                raise OwnerOnly("this call was made before; an owner's call is good for one use")
+                raise OwnerOnly(
+                    "this call was made before; an owner's call is good for one use. Or the clock "
+                    "of the owner's host was set back: set it right, or start the parties again"
+                )
             self._taken[number] = None
             while len(self._taken) > WINDOW:
                 oldest = min(self._taken)

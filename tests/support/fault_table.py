@@ -70,6 +70,11 @@ LETTERS = {
     "no memory": ("UUUU", "UUUU", "UUUU", "UUUU", "-U-U"),
     "clock": ("UUUU", "UUUU", "UUUU", "UUUU", "-U-U"),
 }
+KNOWN = {
+    ("clock", "owner", "sharing"): "a clock that is set back numbers calls anew, below those that "
+    "parties have seen: the owner's next command is refused, once there were a thousand calls",
+}
+"""What does not hold yet."""
 WHY_NOT = {
     ("client", "idle"): "a client that asks nothing does nothing",
     ("client", "sharing"): "a client has no part in sharing",
@@ -130,6 +135,8 @@ def table() -> str:
     lines += [f"- **{word}**: {meaning}" for word, meaning in OUTCOMES.values()]
     lines += ["", "What is not there (-):", ""]
     lines += [f"- {', '.join(where)}: {why}" for where, why in WHY_NOT.items()]
+    lines += ["", "What does not hold yet:", ""]
+    lines += [f"- {', '.join(where)}: {why}" for where, why in KNOWN.items()]
     return "\n".join(lines)
 
 
