@@ -133,4 +133,6 @@ def test_two_cells_share_load_and_limit_and_one_that_is_killed_loses_no_query(
             np.testing.assert_allclose(answer, crowd.answers[0], atol=1e-3)
         with pytest.raises(ps.PrivserveError):  # cell 1 has lost it
             model.status()
-    assert any("cell 1: alice was killed" in line for line in told)
+        wait_until(
+            lambda: any("cell 1: alice was killed" in line for line in told), "it is noticed"
+        )

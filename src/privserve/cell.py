@@ -56,6 +56,8 @@ class Cell:
         self._deaths: dict[str, list[float]] = {}
         """By party: when its process was found to have ended."""
         self._reviving = threading.Lock()
+        self._is_over = False
+        """Whether nothing is started here any more."""
         self._config: ClusterConfig | None = None
         self._http: httpx.Client | None = None
 
@@ -78,7 +80,7 @@ class Cell:
 
     def open(self, config: ClusterConfig, signer: Signer) -> None:
         """Call the parties of this cell's `config` from now on."""
-        self._config, self._signer = config, signer
+        self._config, self._signer, self._is_over = config, signer, False
         self.connect_anew()
 
     def connect_anew(self) -> None:
@@ -174,6 +176,8 @@ class Cell:
         """
         with self._reviving:
             for name in self.names:
+                if self._is_over:
+                    raise ClusterError("the cluster was stopped meanwhile")
                 if (how := self._how_ended(name)) is None:
                     continue
                 now = time.monotonic()
@@ -277,6 +281,8 @@ class Cell:
 
     def let_go(self) -> None:
         """Have every party end that was started here; `stop` waits for it."""
-        for held in self._lifelines:
-            os.close(held)
-        self._lifelines.clear()
+        with self._reviving:  # another thread may be starting one again
+            self._is_over = True
+            for held in self._lifelines:
+                os.close(held)
+            self._lifelines.clear()
