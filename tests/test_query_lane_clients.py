@@ -277,7 +277,7 @@ def test_a_background_query_without_an_answer_in_time_fails_and_its_lane_is_give
     digits: Digits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lane_client, "IDLE_SECONDS", 60.0)
-    with digits.serving(), ps.Client(digits.cluster, timeout=3) as client:
+    with digits.serving(), ps.Client(digits.cluster, timeout=2) as client:
         client.query_model(one(digits, 0))
         lanes = list(client._cells[0].way._connections)  # type: ignore[union-attr]
         pids = [digits.cluster.process_ids[name] for name in ("alice", "bob")]
@@ -291,6 +291,8 @@ def test_a_background_query_without_an_answer_in_time_fails_and_its_lane_is_give
             for pid in pids:
                 os.kill(pid, 18)
         assert all(lane.is_lost for lane in lanes)
+        # On a busy machine the others may have given them up as well.
+        wait_until(lambda: digits.cluster.models()[0].serving, "both are back", 30)
         assert client.query_model(one(digits, 0)).argmax() == digits.labels[0]
     with digits.serving(), ps.Client(digits.cluster, timeout=30) as client:
         assert client.query_model(one(digits, 0)).argmax() == digits.labels[0]

@@ -189,7 +189,7 @@ class LaneClient:
         now = time.monotonic()
         for connection in self._connections:
             if connection is None or connection.is_lost:
-                self._connect()
+                self._connect_again()
                 return
             if now - connection.heard > IDLE_SECONDS and self._reading.acquire(blocking=False):
                 try:  # what broke while nobody asked has been told to the socket by now
@@ -197,9 +197,15 @@ class LaneClient:
                 finally:
                     self._leave_reading()
                 if connection.is_lost:
-                    self._connect()
+                    self._connect_again()
                     return
                 connection.heard = now
+
+    def _connect_again(self) -> None:
+        """Open the lanes that are not; raises as a party does that serves the model no more."""
+        for rank, facts in self._connect().items():
+            if "error" in facts:
+                raise refusal(facts["error"], self._peers[rank].name)
 
     def finish(self, asked: Asked, seconds: float) -> list[memoryview]:
         """Return the payloads of all parties' answers; raises what a party refused with.

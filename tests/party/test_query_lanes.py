@@ -332,6 +332,35 @@ def test_http_clients_still_speak_http(digits: Digits) -> None:
     assert digits.cluster.call(party, "GET", "/v2/health/live").json() == {"live": True}
 
 
+def test_a_query_of_a_model_that_waits_for_a_party_is_read_and_told_so(digits: Digits) -> None:
+    """A lane that was opened meanwhile took the query for one of a size that no client sends."""
+    leader, pid = digits.cluster.config.parties[0], digits.cluster.process_ids["carol"]
+
+    def state() -> str:
+        path = "/privserve/status"
+        found: str = digits.cluster.call(leader, "GET", path).json()["models"][0]["state"]
+        return found
+
+    with digits.serving(), ps.Client(digits.cluster, timeout=30) as client:
+        client.query_model(digits.images[:1])
+        data = query_frames(digits, 7, rows=8)[0]
+        os.kill(pid, 19)  # SIGSTOP: it is given up
+        try:
+            wait_until(lambda: state() == "waiting", "alice waits for carol")
+            with raw_lanes(digits) as lanes:
+                lanes[0].send(data)
+                kind, number, payload = lanes[0].next()
+                assert (kind, number) == (Kind.ERROR, 7)
+                assert "carol" in read_json(memoryview(payload))["error"]
+            client._cells[0].way.reconnect()  # type: ignore[union-attr]
+            with pytest.raises(ps.NotServing, match=r"carol.*comes back by itself"):
+                client.query_model(digits.images[:1])
+        finally:
+            os.kill(pid, 18)
+        wait_until(lambda: state() == "loaded", "carol is back", 30)
+        assert client.query_model(digits.images[:1]).argmax() == digits.labels[0]
+
+
 def test_what_comes_right_behind_the_hello_is_read(digits: Digits) -> None:
     lane = RawLane(digits)
     hello = json_frame(Kind.HELLO, 0, {"authorization": lane._authorization})

@@ -175,8 +175,21 @@ class Party:
 
     def may_ask(self, authorization: str) -> list[ComputeSession]:
         """Return the loaded models that a client may ask, by what it shows."""
+        return self._admitting(self.models.loaded(), authorization)
+
+    def largest_query(self, authorization: str) -> int:
+        """Return the bytes of the largest query that this client may have to have read.
+
+        Also of models that wait for a party, since it may know them: it is told so.
+        """
+        alive = [listed.session for listed in self.models.listed() if listed.session.is_alive]
+        sizes = (s.query_format.largest for s in self._admitting(alive, authorization))
+        return max(sizes, default=0)
+
+    @staticmethod
+    def _admitting(sessions: Sequence[Session], authorization: str) -> list[ComputeSession]:
         found = []
-        for session in self.models.loaded():
+        for session in sessions:
             if isinstance(session, ComputeSession):
                 try:
                     session.accounts.admit(authorization)

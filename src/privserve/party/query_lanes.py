@@ -129,8 +129,7 @@ class QueryLanes:
         except PrivserveError as error:
             facts["error"] = _said(error)
         self._post(lane, json_frame(Kind.WELCOME, number, facts))
-        sizes = [session.query_format.largest for session in mine]
-        lane.reader.limit = max([HELLO_BYTES, *sizes])
+        lane.reader.limit = max(HELLO_BYTES, self._party.largest_query(lane.authorization))
 
     def _guarded(self, act: Callable[..., None], *given: Any) -> None:
         """Act; what is not foreseen costs one lane, and not the thread that serves all."""
