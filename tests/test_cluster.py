@@ -365,8 +365,11 @@ def test_an_unmanaged_party_gets_a_command_and_is_awaited(
         with ps.Client(cluster, timeout=30) as client, serving(cluster, small, 1):
             expected = small.converted.predict(SMALL)
             np.testing.assert_allclose(client.query_model(SMALL), expected, atol=1e-2)
+        capfd.readouterr()
         cluster.stop()
         assert by_hand.poll() is None
+        told = f"bob at {bob.address} was started by hand; end it there with Ctrl-C\n"
+        assert capfd.readouterr().out == told
     finally:
         by_hand.send_signal(signal.SIGINT)
         assert by_hand.wait(10) == 0

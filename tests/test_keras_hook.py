@@ -10,7 +10,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
-from serving import free_workers, wait_until
+from serving import free_workers, tagged_processes, wait_until
 
 import privserve as ps
 from privserve import keras_hook
@@ -39,7 +39,7 @@ def model(monkeypatch: pytest.MonkeyPatch) -> Iterator[Model]:
 
     monkeypatch.setattr(keras_hook, "load_model", load_layer)
     yield Model()
-    for name in ("share", "serve", "stop"):
+    for name in ("share", "serve", "stop", "shutdown_workers"):
         delattr(Model, name)
 
 
@@ -71,6 +71,19 @@ def test_a_keras_model_is_shared_served_and_stopped_by_its_own_methods(
 def test_serving_before_sharing_is_refused_and_stopping_is_not(model: Model) -> None:
     with pytest.raises(ps.ClusterError, match=r"call share\(cluster\) first"):
         model.serve()  # type: ignore[attr-defined]
+    model.stop()  # type: ignore[attr-defined]
+
+
+def test_a_hook_stops_the_workers_of_all_models_that_it_shared(tag: str, model: Model) -> None:
+    cluster = ps.Cluster(*free_workers())
+    cluster.start()
+    model.share(cluster)  # type: ignore[attr-defined]
+    assert len(tagged_processes(tag)) == 3
+    ps.KerasHook.shutdown_workers()
+    assert tagged_processes(tag) == []
+    with pytest.raises(ps.ClusterError, match="not running"):
+        _ = cluster.config
+    model.shutdown_workers()  # type: ignore[attr-defined]
     model.stop()  # type: ignore[attr-defined]
 
 

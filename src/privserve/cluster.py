@@ -35,25 +35,41 @@ from privserve.owner_calls import Signer, load_owner_key
 from privserve.party_process import state_options
 from privserve.shared_models import SharedModel
 
+HERE = ("localhost", "127.0.0.1", "::1")
+"""Hosts that are this machine."""
 CELL_SECONDS = 20.0
 """After this long a cluster is used of which one cell is whole; the others may come later."""
 
 
-@dataclass
+@dataclass(init=False)
 class Worker:
-    """One party to be: its address, and whether this process starts and stops it.
-
-    address: host:port, for clients and the other parties; port 0 picks a free one (local parties
-    only).
-    """
+    """One party to be: its address, and whether this process starts and stops it."""
 
     address: str
-    auto_managed: bool = True
+    auto_managed: bool
 
-    def __post_init__(self) -> None:
+    def __init__(
+        self, address: str | None = None, auto_managed: bool = True, *, host: str | None = None
+    ) -> None:
+        """address: host:port, for clients and the other parties; port 0 picks a free one (local
+        parties only). host: the same, as PySyft's tutorials call it. Raises ConfigError for none,
+        for both, and for what is no address.
+        """
+        if (address is None) == (host is None):
+            raise ConfigError(
+                "a worker has one address: Worker('localhost:4000'), or "
+                "Worker(host='localhost:4000')"
+            )
+        self.address = str(host if address is None else address)
+        self.auto_managed = auto_managed
         _, port = split_address(self.address)
-        if not self.auto_managed and port == 0:
+        if not auto_managed and port == 0:
             raise ConfigError(f"'{self.address}': a party that is started by hand needs a port")
+
+    @property
+    def host(self) -> str:
+        """The address, as PySyft's tutorials call it."""
+        return self.address
 
 
 class Cluster:
@@ -100,6 +116,8 @@ class Cluster:
         )
         self.cells = [Cell(self.names, n, timeouts, watching, state) for n in range(cells)]
         self._temporary: Path | None = None
+        self._by_hand: list[str] = []
+        """Parties for which a command was printed."""
         self._config: ClusterConfig | None = None
 
     @classmethod
@@ -140,6 +158,11 @@ class Cluster:
             for name, pid in cell.process_ids.items()
         }
 
+    @property
+    def workers(self) -> list[Worker]:
+        """The workers of cell 0, the dealer last."""
+        return list(self._workers.values())
+
     def __enter__(self) -> Cluster:
         self.start()
         return self
@@ -177,14 +200,8 @@ class Cluster:
         self._open(read_config(path))
         for name, worker in self._workers.items():
             if not worker.auto_managed:
-                own = path.parent / name / "cluster.toml"
-                host = split_address(worker.address)[0]
-                print(
-                    f"{name}: copy the directory {own.parent} to {host} and run there\n"
-                    f"    python -m privserve.launch --party {name} "
-                    f"--config {shlex.quote(f'{name}/cluster.toml')}",
-                    flush=True,
-                )
+                self._by_hand.append(name)
+                print(_command(name, worker.address, path.parent), flush=True)
         for cell in self.cells:
             for party in cell.config.parties:
                 cell.wait_alive(party, report=report)
@@ -323,13 +340,37 @@ class Cluster:
         return missed
 
     def stop(self) -> None:
-        """Stop every party that was started here, and forget the cluster; idempotent."""
+        """Stop every party that was started here, and forget the cluster; idempotent.
+
+        Prints which ones were started by hand, as `start` asked for: they run on.
+        """
         atexit.unregister(self.stop)
         for cell in self.cells:
             cell.let_go()
         for cell in self.cells:
             cell.stop()
+        for name in self._by_hand:
+            address = self._workers[name].address
+            print(f"{name} at {address} was started by hand; end it there with Ctrl-C", flush=True)
+        self._by_hand.clear()
         self._config = None
         if self._temporary is not None:
             shutil.rmtree(self._temporary, ignore_errors=True)
             self._temporary = None
+
+
+def _command(name: str, address: str, directory: Path) -> str:
+    """What whoever starts a party by hand is told: where, and which command.
+
+    On this machine the files are where they have to be.
+    """
+    host = split_address(address)[0]
+    command = (
+        f"python -m privserve.launch --party {name} --config {shlex.quote(f'{name}/cluster.toml')}"
+    )
+    if host in HERE:
+        return (
+            f"{name}: run in another terminal, and leave it running\n"
+            f"    cd {shlex.quote(str(directory))} && {command}"
+        )
+    return f"{name}: copy the directory {directory / name} to {host} and run there\n    {command}"
