@@ -81,6 +81,7 @@ def free_ports(count: int) -> list[int]:
         return [one.getsockname()[1] for one in made]
 
 
+@pytest.mark.slow
 def test_the_old_notebooks_calls_serve_and_ask_from_two_processes(
     tag: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
