@@ -161,14 +161,8 @@ def named(tag: str, name: str) -> int:
     raise AssertionError(f"there is no {name}")
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "bob",
-        pytest.param("alice", marks=pytest.mark.slow),
-        pytest.param("carol", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["alice", "bob", "carol"])
 def test_a_party_that_dies_is_named_and_everything_ends(
     running: Running, tag: str, name: str
 ) -> None:

@@ -26,7 +26,6 @@ QUICK = (
     ("killed", "bob", "sharing"),
     ("cut off", "carol", "answering"),
     ("full disk", "alice", "answering"),
-    ("clock", "bob", "answering"),
 )
 """What tells the most in half a minute: each loses something else."""
 
