@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import numpy as np
 
 from privserve.engines.ottt import bits as packing
@@ -9,43 +12,84 @@ from privserve.engines.ottt.ops import relu as relu_op
 from privserve.engines.ottt.ops import truncate as truncate_op
 from privserve.engines.ottt.ops.comparison import (
     ComparisonPlan,
-    is_wide,
     look_up,
     plan_comparison,
 )
 from privserve.engines.ottt.ops.opening import mask_shifted, rounding
+from privserve.engines.ottt.strings import string_words, unpack_ahead
 from privserve.prg import Prg
 
 
-def deal_relu_pools(
-    plan: ComparisonPlan, batch: int, count: int, bits: int, parties: int
-) -> tuple[list[np.ndarray], np.ndarray]:
-    """One pool per party (fields at word 0) and the dealer's own randomness."""
-    prg = Prg()
-    wide = is_wide(bits, plan.comparison_bits)
-    words = relu_words(plan, bits) * count
-    others = prg.int64((parties - 1, batch, words))
-    own = prg.int64((2, batch, count))
-    first = np.zeros((batch, words), np.int64)
+@dataclass(frozen=True)
+class Pools:
+    """One pool per party, as it is when queries come, and where an op's tuple lies in it."""
+
+    packs: list[np.ndarray]
+    masks: int
+    fields: int
+    full: int
+    ready: int
+
+
+@dataclass(frozen=True)
+class ReluSeen:
+    """What was opened on the way to a ReLU, and the tuples."""
+
+    opened: np.ndarray
+    matrix: np.ndarray
+    dhat: np.ndarray
+    pools: Pools
+
+
+def deal_relu_pools(plan: ComparisonPlan, batch: int, count: int, bits: int, parties: int) -> Pools:
+    """What everybody has for a ReLU on `count` elements."""
+    string = relu_op.string_bits(bits, plan)
+    fields = plan.mask_words * count
+    words = string_words(count, string)
+    drawn = [Prg().int64((batch, fields + words)) for _ in range(parties)]
+    corrections = np.zeros((batch, words), np.int64)
     relu_op.deal_relu(
-        randomness=own,
-        others=others,
-        fields=0,
+        first_stream=np.ascontiguousarray(drawn[0][:, :fields]),
+        others=np.array(drawn[1:]),
+        masks=0,
+        mask_words=plan.mask_words,
+        fields=fields,
         target=0,
         count=count,
         output_bits=bits,
         comparison_bits=plan.comparison_bits,
-        wide=int(wide),
-        spec=plan.spec(),
-        chunks=plan.chunks,
-        out=first,
+        bits=string,
+        spec=plan.spec(relu_op.field_bits(bits, plan.comparison_bits)),
+        cuts=plan.cuts(),
+        out=corrections,
     )
-    return [first, *others], own
+    drawn[0][:, fields:] = corrections
+    return made_ready(drawn, fields, count, string)
 
 
-def relu_words(plan: ComparisonPlan, bits: int) -> int:
-    """Words per element of a ReLU's tuple whose output is needed mod 2^bits."""
-    return relu_op.field_words(bits, plan.comparison_bits) + plan.words
+def made_ready(drawn: list[np.ndarray], fields: int, count: int, string: int) -> Pools:
+    """Pools of what was drawn and dealt: masks before word `fields`, then strings."""
+    ready = drawn[0].shape[1]
+    packs = [np.concatenate([d, np.zeros((len(d), count), np.int64)], axis=1) for d in drawn]
+    for pack in packs:
+        unpack_ahead(pack, 0, len(pack), fields, ready, count, string)
+    return Pools(packs, 0, fields, string >> 6, ready)
+
+
+def parts_of(pools: Pools, sizes: Sequence[int], count: int) -> list[np.ndarray]:
+    """The first parts of all parties' strings, of these sizes: object[parties, B, count] each."""
+    found, at = [], 0
+    for size in sizes:
+        taken = np.zeros((len(pools.packs), len(pools.packs[0]), count), object)
+        for i, b, e in np.ndindex(taken.shape):
+            row = pools.packs[i][b]
+            words = [row[pools.fields + q * count + e] for q in range(pools.full)]
+            words.append(row[pools.ready + e])
+            string = sum((int(word) & (2**64 - 1)) << (64 * q) for q, word in enumerate(words))
+            taken[i, b, e] = string >> at & (2**size - 1)
+        found.append(taken)
+        at += size
+    return found
 
 
 def open_sum(packed: list[np.ndarray], own: np.ndarray, rank: int, bits: int) -> np.ndarray:
@@ -86,20 +130,24 @@ def open_shifted(
 
 
 def open_matrix(
-    plan: ComparisonPlan, pools: list[np.ndarray], tables: int, opened: list[np.ndarray]
+    plan: ComparisonPlan, pools: Pools, tables: int, opened: list[np.ndarray]
 ) -> list[np.ndarray]:
-    """What all parties' tables say at `opened`, XORed; by party."""
+    """What all parties' tables, from bit `tables` on, say at `opened`, XORed; by party."""
     batch, count = opened[0].shape
-    matrix = [np.empty((batch, count), np.int64) for _ in pools]
+    matrix = [np.empty((batch, count), np.int64) for _ in pools.packs]
     words = packing.packed_words(count, plan.opened_bits)
-    packed = [np.zeros((batch, words), np.int64) for _ in pools]
-    for i, pool in enumerate(pools):
+    packed = [np.zeros((batch, words), np.int64) for _ in pools.packs]
+    for i, pool in enumerate(pools.packs):
         look_up(
             pool,
             0,
-            tables,
+            pools.masks,
+            plan.mask_words,
+            pools.fields,
+            pools.full,
+            pools.ready,
             opened[i],
-            plan.spec(),
+            plan.spec(tables),
             plan.chunks,
             plan.opened_bits,
             plan.comparison_bits,
@@ -115,52 +163,55 @@ def open_matrix(
 
 def relu(
     values: list[np.ndarray], shift: int, comparison_bits: int, bits: int
-) -> tuple[list[np.ndarray], dict[str, np.ndarray]]:
+) -> tuple[list[np.ndarray], ReluSeen]:
     """Shares of ReLU(values >> shift) mod 2^bits, and what was opened on the way."""
     plan, (batch, count) = plan_comparison(comparison_bits), values[0].shape
-    pools, own = deal_relu_pools(plan, batch, count, bits, len(values))
+    pools = deal_relu_pools(plan, batch, count, bits, len(values))
     half = 1 << (comparison_bits - 1)
-    opened = open_shifted(values, pools, 2 * count, half, shift, comparison_bits)
-    fields = relu_op.field_words(bits, comparison_bits)
-    totals = open_matrix(plan, pools, fields * count, opened)
+    opened = open_shifted(values, pools.packs, pools.masks, half, shift, comparison_bits)
+    totals = open_matrix(plan, pools, relu_op.field_bits(bits, comparison_bits), opened)
     matrix = totals[0] & packing.mask(plan.opened_bits)
     outs = [np.empty((batch, count), np.int64) for _ in values]
     for i, out in enumerate(outs):
         relu_op.finish_relu(
-            pool=pools[i],
+            pool=pools.packs[i],
             first=0,
-            fields=0,
+            masks=pools.masks,
+            fields=pools.fields,
+            full=pools.full,
+            ready=pools.ready,
             opened=opened[i],
             matrix=totals[i],
             chunks=plan.chunks,
             output_bits=bits,
             comparison_bits=comparison_bits,
-            wide=int(is_wide(bits, comparison_bits)),
             lead=int(i == 0),
             out=out,
         )
-    seen = {"opened": opened[0], "matrix": matrix, "own": own, "pools": np.array(pools)}
-    return outs, {**seen, "dhat": totals[0]}
+    return outs, ReluSeen(opened[0], matrix, totals[0], pools)
 
 
 def truncate(
     values: list[np.ndarray], shift: int, comparison_bits: int, bits: int
 ) -> list[np.ndarray]:
     """Shares of values >> shift mod 2^bits."""
-    parties, (batch, count) = len(values), values[0].shape
-    prg, wide = Prg(), int(is_wide(bits, comparison_bits))
-    words = truncate_op.truncate_words(bits, comparison_bits) * count
-    others = prg.int64((parties - 1, batch, words))
-    first = np.zeros((batch, words), np.int64)
-    own = prg.int64((batch, count))
-    truncate_op.deal_truncate(own, others, 0, 0, count, bits, comparison_bits, wide, first)
-    pools = [first, *others]
+    batch, count = values[0].shape
+    string = truncate_op.string_bits(bits, comparison_bits)
+    words = string_words(count, string)
+    drawn = [Prg().int64((batch, count + words)) for _ in values]
+    corrections = np.zeros((batch, words), np.int64)
+    masks = np.ascontiguousarray(drawn[0][:, :count])
+    arguments = (0, count, 0, count, bits, comparison_bits, corrections)
+    truncate_op.deal_truncate(masks, np.array(drawn[1:]), *arguments)
+    drawn[0][:, count:] = corrections
+    pools = made_ready(drawn, count, count, string)
     quarter = 1 << (comparison_bits - 2)
-    opened = open_shifted(values, pools, 0, quarter, shift, comparison_bits)
+    opened = open_shifted(values, pools.packs, 0, quarter, shift, comparison_bits)
     outs = [np.empty((batch, count), np.int64) for _ in values]
     for i, out in enumerate(outs):
+        place = (0, pools.fields, pools.ready)
         truncate_op.finish_truncate(
-            pools[i], 0, 0, opened[i], bits, comparison_bits, wide, int(i == 0), out
+            pools.packs[i], 0, *place, opened[i], bits, comparison_bits, int(i == 0), out
         )
     return outs
 

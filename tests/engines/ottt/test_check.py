@@ -16,7 +16,6 @@ from privserve.compiler.compile import compile_model
 from privserve.compiler.ranges import Range
 from privserve.engines.ottt import reference
 from privserve.engines.ottt.ops import check
-from privserve.engines.ottt.ops.comparison import is_wide
 from privserve.engines.ottt.ops.opening import rounding
 from privserve.errors import ModelError
 from privserve.prg import Prg
@@ -43,17 +42,19 @@ def flags_of_relu(
 ) -> tuple[np.ndarray, list[np.ndarray], tuple[np.ndarray, np.ndarray]]:
     """The ReLU's result, every party's share of its flags, and the coefficients and matrix."""
     parties, (batch, count) = len(values), values[0].shape
-    outs, opened = steps.relu(values, shift, k, bits)
+    outs, seen = steps.relu(values, shift, k, bits)
+    pools = seen.pools
     coefficients, matrix = drawn(count)
     shares = []
     for i, zero in enumerate(zeros(parties, batch)):
-        words = opened["pools"].shape[2]
-        pool = np.concatenate([opened["pools"][i], zero], axis=1)
+        words = pools.packs[i].shape[1]
+        pool = np.concatenate([pools.packs[i], zero], axis=1)
         bias = rounding(parties, shift) if i == 0 else 0
         shares.append(np.zeros((batch, FLAGS), np.int64))
         drawn_words = (coefficients, matrix, words, shares[-1])
-        arguments = (shift, bias, k, g, int(i == 0), *drawn_words, bits, int(is_wide(bits, k)))
-        check.guard_relu(pool, 0, 0, opened["opened"], opened["dhat"], values[i], *arguments)
+        place = (pools.masks, pools.fields, pools.full, pools.ready)
+        arguments = (shift, bias, k, g, int(i == 0), *drawn_words, bits)
+        check.guard_relu(pool, 0, *place, seen.opened, seen.dhat, values[i], *arguments)
     return steps.signed(outs, bits), shares, (coefficients, matrix)
 
 

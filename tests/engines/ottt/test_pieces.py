@@ -17,7 +17,13 @@ from privserve.engines import ottt
 from privserve.engines.ottt import layout
 from privserve.engines.ottt.buffers import Buffers, expiring, last_readers
 from privserve.engines.ottt.dealer import PackMaker
-from privserve.engines.ottt.layout import PackLayout, lay_out, mask_words, tuple_words
+from privserve.engines.ottt.layout import (
+    PackLayout,
+    lay_out,
+    mask_words,
+    ready_words,
+    tuple_words,
+)
 from privserve.engines.ottt.ops.linear import masks_of_weights
 from privserve.prg import Prg, fresh_key
 from privserve.program import OP_KINDS, Program
@@ -59,7 +65,8 @@ def parts(pack: PackLayout, program: Program) -> list[tuple[int, int]]:
     """(first word, words) of every op's masks and fields, in the order of the words."""
     masks = [(word, mask_words(program, program.ops[i])) for i, word in pack.masks.items()]
     fields = [(word, tuple_words(program, program.ops[i])) for i, word in pack.fields.items()]
-    return sorted(masks + fields)
+    ready = [(word, ready_words(program, program.ops[i])) for i, word in pack.ready.items()]
+    return sorted(masks + fields + ready)
 
 
 @given(piece_bytes=st.integers(1, 200_000))
@@ -78,7 +85,10 @@ def test_however_a_pack_is_cut_its_parts_do_not_overlap(program, piece_bytes):
             if index in pack.masks:
                 assert start <= pack.masks[index] < start + piece.mask_words
             if index in pack.fields:
-                assert start + piece.mask_words <= pack.fields[index] < start + piece.words
+                drawn = start + piece.drawn_words
+                assert start + piece.mask_words <= pack.fields[index] < drawn
+            if index in pack.ready:
+                assert start + piece.drawn_words <= pack.ready[index] < start + piece.words
     assert pack.words == word
     found = parts(pack, program)
     for (at, words), (after, _) in zip(found, [*found[1:], (word, 0)], strict=True):
@@ -97,16 +107,15 @@ class Constant:
 
 
 def corrections(
-    program: Program, piece_bytes: int, own: bytes, words: list[int], masks: dict[int, np.ndarray]
+    program: Program, piece_bytes: int, words: list[int], masks: dict[int, np.ndarray]
 ) -> dict[int, np.ndarray]:
     """What party 0 is sent of one pack, by op."""
     maker = PackMaker(program, [fresh_key() for _ in words], masks, piece_bytes)
-    maker._own = Prg(own)
     maker._streams = [Constant(word) for word in words]  # type: ignore[misc]
     sent = {}
     for piece, made in zip(maker.layout.pieces, maker.make(1), strict=True):
         places = {i: w for i, w in maker.layout.fields.items() if piece.first <= i < piece.last}
-        ends = [*sorted(places.values())[1:], piece.start + piece.words]
+        ends = [*sorted(places.values())[1:], piece.start + piece.drawn_words]
         for (index, word), end in zip(sorted(places.items()), ends, strict=True):
             skipped = piece.start + piece.mask_words
             sent[index] = made[0, word - skipped : end - skipped].copy()
@@ -135,9 +144,9 @@ def test_a_dealer_holds_room_for_the_most_packs_at_a_time_whatever_numbers_came(
 )
 @settings(max_examples=40, deadline=None)
 def test_dealing_in_pieces_is_dealing_at_once(program, piece_bytes, words):
-    masks, own = dict(masks_of_weights(program, Prg())), fresh_key()
-    whole = corrections(program, 1 << 40, own, words, masks)
-    pieces = corrections(program, piece_bytes, own, words, masks)
+    masks = dict(masks_of_weights(program, Prg()))
+    whole = corrections(program, 1 << 40, words, masks)
+    pieces = corrections(program, piece_bytes, words, masks)
     assert whole.keys() == pieces.keys()
     assert all(np.array_equal(whole[index], pieces[index]) for index in whole)
 

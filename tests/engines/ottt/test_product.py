@@ -10,22 +10,31 @@ from hypothesis import strategies as st
 
 from privserve.compiler.formats import repetition
 from privserve.engines.ottt import reference
+from privserve.engines.ottt.bits import dealt_words, unpack_dealt
 from privserve.engines.ottt.ops import product
 from privserve.prg import Prg
 
 
 @settings(deadline=None, max_examples=60)
-@given(st.sampled_from([2, 3]), st.integers(1, 3), *[st.integers(1, 5)] * 3)
+@given(st.sampled_from([2, 3]), st.integers(1, 3), st.integers(1, 64), *[st.integers(1, 5)] * 3)
 def test_a_product_is_its_reference(
-    parties: int, batch: int, outer: int, factors: int, inner: int
+    parties: int, batch: int, bits: int, outer: int, factors: int, inner: int
 ) -> None:
     count = outer * factors * inner
     x, y = Prg().int64((batch, count)), Prg().int64((batch, factors))
     masks = Prg().int64((batch, count + factors))
-    others = Prg().int64((parties - 1, batch, 2 * count + factors))
-    c = np.zeros((batch, count), np.int64)
-    product.deal_product(masks, others, 0, count + factors, 0, count, factors, inner, c)
-    pools = [np.concatenate([masks, c], axis=1), *others]
+    words = dealt_words(count, bits)
+    drawn = Prg().int64((parties, batch, count + factors + words))
+    c = np.zeros((batch, words), np.int64)
+    others, place = np.ascontiguousarray(drawn[1:]), (0, count + factors, 0)
+    product.deal_product(masks, others, *place, count, factors, inner, bits, c)
+    drawn[0] = np.concatenate([masks, c], axis=1)
+    pools = []
+    for pool in drawn:
+        z = np.zeros((batch, count), np.int64)
+        for b in range(batch):
+            unpack_dealt(np.ascontiguousarray(pool[b, count + factors :]), count, bits, z[b])
+        pools.append(np.concatenate([pool[:, : count + factors], z], axis=1))
     both = np.concatenate([x, y], axis=1)
     opened = both - sum(p[:, : count + factors] for p in pools)
     total = np.zeros((batch, count), np.int64)
@@ -44,7 +53,8 @@ def test_a_product_is_its_reference(
         )
         total += out
     for b in range(batch):
-        assert total[b].tolist() == reference.product(x[b].tolist(), y[b].tolist(), inner)
+        meant = reference.product(x[b].tolist(), y[b].tolist(), inner)
+        assert all((t - v) % 2**bits == 0 for t, v in zip(total[b].tolist(), meant, strict=True))
 
 
 @settings(max_examples=200)

@@ -12,9 +12,16 @@ from privserve.engines.ottt.dealer import LANE, dealt_keys
 from privserve.engines.ottt.jit import compile_kernels
 from privserve.engines.ottt.layout import PIECE_BYTES, PackLayout, lay_out
 from privserve.engines.ottt.online import Evaluation, Holdings
+from privserve.engines.ottt.ops import TUPLE_OPS
 from privserve.engines.ottt.ops.arrangement import HeldWeight
 from privserve.engines.ottt.ops.linear import geometries, hold, masks_of_weights
-from privserve.engines.ottt.ops.opening import LACKING, lacking_memory, received_words
+from privserve.engines.ottt.ops.opening import (
+    LACKING,
+    AheadStep,
+    Held,
+    lacking_memory,
+    received_words,
+)
 from privserve.engines.ottt.pool import Pool
 from privserve.engines.ottt.refill import Refill
 from privserve.engines.ottt.stats import Stats
@@ -116,7 +123,7 @@ class Compute:
             checks=self._common_stream() if self.program.guards else None,
         )
         self._refill = Refill(
-            self.pool, self.layout, self._weights, Prg(pack_key), self._dealer, self.stats
+            self.pool, self.layout, self._ahead(), Prg(pack_key), self._dealer, self.stats
         )
         self._refill.start()
         self.pool.wait_for(min(ready_packs, slots))
@@ -168,11 +175,23 @@ class Compute:
                 self.program.ops[index],
                 shares,
                 open_weight=opened[start : start + share.size],
-                masks=self.layout.masks[index],
-                fields=self.layout.fields[index],
             )
             start += share.size
         return weights
+
+    def _ahead(self) -> dict[int, AheadStep]:
+        """What is worked out of each op's tuple ahead of queries, by the op's index."""
+        layout, steps = self.layout, {}
+        for index, start in layout.ready.items():
+            op = self.program.ops[index]
+            bind = TUPLE_OPS[op.kind].ahead
+            assert bind is not None  # of every op that has words for it
+            fields = layout.fields.get(index, 0)
+            held = Held(
+                self.pool.packs, layout.masks[index], fields, start, self._weights.get(index)
+            )
+            steps[index] = bind(self.program, op, held)
+        return steps
 
     def packs(self) -> tuple[int, int]:
         """Return how many packs are ready, and how many the pool holds."""

@@ -40,7 +40,7 @@ MAX_CREDIT = 1 << 40
 
 
 class PackMaker:
-    """Makes packs, piece by piece, from the streams of all parties and the dealer's own.
+    """Makes packs, piece by piece, from the streams of all parties.
 
     keys: one pack key per compute party; masks: per linear op index, the B of its weight.
     """
@@ -55,16 +55,13 @@ class PackMaker:
         self.program = program
         self.layout = lay_out(program, piece_bytes)
         self._streams = [Prg(key) for key in keys]
-        self._own = Prg()
         self._steps = [list(self._bind(piece, masks)) for piece in self.layout.pieces]
-        """By piece: the dealer's own words per query, and what makes corrections with them."""
+        """By piece: what makes its corrections."""
         # Room for the largest piece of each kind, of as many packs as were ever made at a time.
         self._room = 0
         self._buffers: list[RingArray] = []
 
-    def _bind(
-        self, piece: PackPiece, masks: Mapping[int, RingArray]
-    ) -> Iterator[tuple[int, DealerStep]]:
+    def _bind(self, piece: PackPiece, masks: Mapping[int, RingArray]) -> Iterator[DealerStep]:
         """The steps that make the piece's corrections, op by op."""
         program, layout = self.program, self.layout
         for index in range(piece.first, piece.last):
@@ -79,11 +76,10 @@ class PackMaker:
                 target=fields - piece.mask_words,
             )
             if kind.deal is not None:
-                deal_op = kind.deal(program, op, place, masks.get(index))
-                yield kind.fresh(program, op), deal_op
+                yield kind.deal(program, op, place, masks.get(index))
             if op.is_guarded:
                 behind = kind.dealt(program, op)
-                yield 0, bind_zeros(fields=fields + behind, target=place.target + behind)
+                yield bind_zeros(fields=fields + behind, target=place.target + behind)
 
     def make(self, count: int) -> Iterator[RingArray]:
         """Yield the next `count` packs by piece: int64[count, corrected words], party 0's fields.
@@ -93,30 +89,25 @@ class PackMaker:
         if count > self._room:
             others, pieces = len(self._streams) - 1, self.layout.pieces
             sizes = (
-                others * max(piece.words for piece in pieces),
+                others * max(piece.drawn_words for piece in pieces),
                 max(piece.mask_words for piece in pieces),
                 max(piece.corrected_words for piece in pieces),
-                max((fresh for steps in self._steps for fresh, _ in steps), default=0),
             )
             self._buffers = [np.zeros(count * size, np.int64) for size in sizes]
             self._room = count
         for piece, steps in zip(self.layout.pieces, self._steps, strict=True):
             yield self._make_piece(piece, steps, count)
 
-    def _make_piece(
-        self, piece: PackPiece, steps: Sequence[tuple[int, DealerStep]], count: int
-    ) -> RingArray:
+    def _make_piece(self, piece: PackPiece, steps: Sequence[DealerStep], count: int) -> RingArray:
         buffers, parties = self._buffers, len(self._streams)
         first = _shaped(buffers[1], (count, piece.mask_words))
-        others = _shaped(buffers[0], (parties - 1, count, piece.words))
+        others = _shaped(buffers[0], (parties - 1, count, piece.drawn_words))
         out = _shaped(buffers[2], (count, piece.corrected_words))
         self._streams[0].fill(first.data)
         for stream, share in zip(self._streams[1:], others, strict=True):
             stream.fill(share.data)
-        for fresh, step in steps:
-            own = buffers[3][: fresh * count]
-            self._own.fill(own.data)
-            step(first, others, own, out)
+        for step in steps:
+            step(first, others, out)
         return out
 
 

@@ -3,8 +3,9 @@
 A pack is a run of 64-bit words, cut into *pieces*: the tuples of some ops that follow each
 other. A piece begins with the masks of its ops, which every party draws from its own stream;
 then come the fields that party 0 is sent by the dealer and that the other parties draw from
-their streams too. The pack of a small network is one piece, and many packs travel in a message.
-Of a large network's pack each piece is a message, so that the dealer holds pieces only.
+their streams too; and last what each party works out of these ahead of queries. The pack of a
+small network is one piece, and many packs travel in a message. Of a large network's pack each
+piece is a message, so that the dealer holds pieces only.
 """
 
 from __future__ import annotations
@@ -34,13 +35,19 @@ class PackPiece:
     start: int
     """Its first word in the pack."""
     mask_words: int
-    words: int
-    """The masks' among them."""
+    corrected_words: int
+    """What party 0 is sent of it."""
+    ready_words: int
 
     @property
-    def corrected_words(self) -> int:
-        """What party 0 is sent of it."""
-        return self.words - self.mask_words
+    def drawn_words(self) -> int:
+        """What the other parties draw of it, the masks among them."""
+        return self.mask_words + self.corrected_words
+
+    @property
+    def words(self) -> int:
+        """What it takes in a party's pool."""
+        return self.drawn_words + self.ready_words
 
     def frames(self, count: int) -> list[slice]:
         """Return the corrected words of `count` packs' pieces that travel together."""
@@ -57,6 +64,8 @@ class PackLayout:
     """Per index of an op with masks (A; A and B of a product; r of a lookup): their first word."""
     fields: Mapping[int, int]
     """Per index of an op with a tuple: its first corrected word (C of a linear op)."""
+    ready: Mapping[int, int]
+    """Per index of an op that is prepared ahead: the first word for that (Z of a linear op)."""
     pieces: tuple[PackPiece, ...]
 
     @property
@@ -90,35 +99,42 @@ def tuple_words(program: Program, op: Op) -> int:
     return TUPLE_OPS[op.kind].dealt(program, op) + (FLAGS if op.is_guarded else 0)
 
 
+def ready_words(program: Program, op: Op) -> int:
+    """Return the words per query that a party works out ahead for the op."""
+    return TUPLE_OPS[op.kind].ready(program, op) if op.kind in TUPLE_OPS else 0
+
+
 def lay_out(program: Program, piece_bytes: int = PIECE_BYTES) -> PackLayout:
     """Return the layout of `program`'s packs."""
-    sizes = [(mask_words(program, op), tuple_words(program, op)) for op in program.ops]
+    sizes = [
+        (mask_words(program, op), tuple_words(program, op), ready_words(program, op))
+        for op in program.ops
+    ]
     cuts, held = [0], 0
-    for index, (masked, corrected) in enumerate(sizes):
-        more = masked + corrected
+    for index, parts in enumerate(sizes):
+        more = sum(parts)
         if held and more and held + more > piece_bytes // 8:
             cuts.append(index)
             held = 0
         held += more
     masks: dict[int, int] = {}
     fields: dict[int, int] = {}
+    ready: dict[int, int] = {}
     pieces: list[PackPiece] = []
     word = 0
     for first, last in zip(cuts, [*cuts[1:], len(sizes)], strict=True):
-        start = word
-        for index in range(first, last):
-            if sizes[index][0]:
-                masks[index] = word
-                word += sizes[index][0]
-        # Even a piece of nothing has a word of each part, so that no buffer is ever empty.
-        of_masks = max(word - start, 1)
-        word = start + of_masks
-        for index in range(first, last):
-            if sizes[index][1]:
-                fields[index] = word
-                word += sizes[index][1]
-        word = max(word, start + of_masks + 1)
-        pieces.append(PackPiece(first, last, start, of_masks, word - start))
+        start, taken = word, []
+        for part, places in enumerate((masks, fields, ready)):
+            begin = word
+            for index in range(first, last):
+                if sizes[index][part]:
+                    places[index] = word
+                    word += sizes[index][part]
+            if places is not ready:
+                # Even a piece of nothing has a word of each, so that no buffer is ever empty.
+                word = max(word, begin + 1)
+            taken.append(word - begin)
+        pieces.append(PackPiece(first, last, start, *taken))
     if word > MAX_PACK_WORDS:
         raise ModelError(f"one query would need {8 * word / 1e9:.0f} GB of dealt randomness")
-    return PackLayout(masks, fields, tuple(pieces))
+    return PackLayout(masks, fields, ready, tuple(pieces))

@@ -36,9 +36,10 @@ def frame_limits(description: Mapping[str, Any], **options: Any) -> Mapping[str,
 
 
 def fingerprint(description: Mapping[str, Any], **options: Any) -> str:
-    """See `engines.EngineModule`: of the words of every op's masks and tuple."""
+    """See `engines.EngineModule`: of the words of all that ops have in a pack."""
     layout = lay_out(read_program(description), options.get("piece_bytes", PIECE_BYTES))
-    words = (sorted(layout.masks.items()), sorted(layout.fields.items()), layout.pieces)
+    places = (layout.masks, layout.fields, layout.ready)
+    words = (*(sorted(place.items()) for place in places), layout.pieces)
     return hashlib.sha256(repr(words).encode()).hexdigest()
 
 
@@ -54,7 +55,7 @@ def memory(description: Mapping[str, Any], parties: int, **options: Any) -> tupl
     pool = pool_slots(layout, **options) * layout.words
     # The shares as they came, then W_i and open_weight as the kernels read them.
     compute = weights + 2 * arranged + pool + _row_words(program)
-    largest = max(piece.words for piece in layout.pieces) * layout.packs_per_message
+    largest = max(piece.drawn_words for piece in layout.pieces) * layout.packs_per_message
     tables = sum(
         TUPLE_OPS[op.kind].dealer_table(program, op) for op in program.ops if op.kind in TUPLE_OPS
     )

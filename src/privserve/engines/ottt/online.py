@@ -177,6 +177,7 @@ class Evaluation:
             packs=holdings.packs,
             masks=layout.masks.get(index, 0),
             fields=layout.fields.get(index, 0),
+            ready=layout.ready.get(index, 0),
             parties=holdings.mesh.n,
             rank=holdings.mesh.rank,
             inputs=tuple(self._flat(number) for number in op.inputs),

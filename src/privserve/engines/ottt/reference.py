@@ -19,9 +19,12 @@ from privserve.splines import fit
 Matrix = NDArray[np.int64]
 
 
-def pack(values: Sequence[int], bits: int) -> list[int]:
-    """Return the words of `bits.pack`: each of ceil(N / 64) columns as one long integer, cut up."""
-    lanes = -(-len(values) // 64)
+def pack(values: Sequence[int], bits: int, most: int = 64) -> list[int]:
+    """Return the words of `bits.pack`: each of ceil(N / 64) columns as one long integer, cut up.
+
+    most: 16 for those of `bits.pack_dealt`.
+    """
+    lanes = -(-len(values) // most)
     rows = -(-len(values) // lanes)
     words = -(-rows * bits // 64)
     columns = [
@@ -32,6 +35,23 @@ def pack(values: Sequence[int], bits: int) -> list[int]:
         for lane in range(lanes)
     ]
     return [columns[i % lanes] >> (64 * (i // lanes)) & (2**64 - 1) for i in range(words * lanes)]
+
+
+def join_parts(parts: Sequence[tuple[int, int]]) -> int:
+    """Return the string of an element from its parts, (value, bits) each, the first one lowest."""
+    string = at = 0
+    for value, size in parts:
+        string |= value % 2**size << at
+        at += size
+    return string
+
+
+def lay_strings(strings: Sequence[int], bits: int) -> list[int]:
+    """Return the words in which all elements' strings of `bits` bits lie; see `strings`."""
+    words = [s >> 64 * q & (2**64 - 1) for q in range(bits // 64) for s in strings]
+    if bits % 64:
+        words += pack([s >> (bits - bits % 64) for s in strings], bits % 64, 16)
+    return words
 
 
 def chunks_of(plan: ComparisonPlan, value: int) -> list[int]:
@@ -63,19 +83,35 @@ def comparison_matrix(
     return product
 
 
-def unpack_free_bits(plan: ComparisonPlan, free: int) -> tuple[Matrix, Matrix, int]:
-    """Return R1, R2 and b from the dealer's free bits, as `deal_relu` reads them."""
+def work_out(plan: ComparisonPlan, r: int, start: Matrix) -> tuple[Matrix, Matrix, int]:
+    """Return R1, R2 and the corner's bit for which D is `start` where x is 0."""
     c = plan.chunks
+    chunks = chunks_of(plan, r)
     r1, r2 = np.eye(c, dtype=np.int64), np.eye(c, dtype=np.int64)
+    for k in range(c - 1):
+        column = (start[:, k] + (chunks[k] == 0) * r1[:, k]) % 2
+        r1[: k + 1, k + 1] = column[: k + 1]
+    q = start[:, c - 1].copy()
+    for k in reversed(range(c)):
+        q[:k] = (q[:k] + q[k] * r1[:k, k]) % 2
+    above = 0
+    for k in reversed(range(c)):
+        below = above * (chunks[k] == 0) if k < c - 1 else 0
+        above = (int(q[k]) + (chunks[k] > 0) + int(below)) % 2
+        if k:
+            r2[k - 1, c - 1] = above
+    return r1, r2, above
+
+
+def unpack_matrix(word: int, chunks: int) -> Matrix:
+    """Return D's bits on and above the diagonal as a matrix; see `pack_matrix`."""
+    matrix = np.zeros((chunks, chunks), dtype=np.int64)
     position = 0
-    for column in range(1, c):
-        for row in range(column):
-            r1[row, column] = free >> position & 1
+    for column in range(chunks):
+        for row in range(column + 1):
+            matrix[row, column] = word >> position & 1
             position += 1
-    for row in range(c - 1):
-        r2[row, c - 1] = free >> position & 1
-        position += 1
-    return r1, r2, free >> position & 1
+    return matrix
 
 
 def pack_matrix(matrix: Matrix) -> int:
@@ -90,14 +126,7 @@ def pack_matrix(matrix: Matrix) -> int:
 
 def determinant(word: int, chunks: int) -> int:
     """Return det over GF(2) of the matrix with these packed bits and ones below its diagonal."""
-    matrix = np.zeros((chunks, chunks), dtype=np.int64)
-    position = 0
-    for column in range(chunks):
-        for row in range(column + 1):
-            matrix[row, column] = word >> position & 1
-            position += 1
-        if column + 1 < chunks:
-            matrix[column + 1, column] = 1
+    matrix = unpack_matrix(word, chunks) + np.eye(chunks, k=-1, dtype=np.int64)
     return abs(round(float(np.linalg.det(matrix.astype(float))))) % 2
 
 

@@ -16,9 +16,7 @@ from collections.abc import Callable, Mapping
 
 from privserve.engines.ottt.dealer import CREDIT
 from privserve.engines.ottt.layout import PackLayout, PackPiece
-from privserve.engines.ottt.ops.arrangement import HeldWeight
-from privserve.engines.ottt.ops.linear import precompute
-from privserve.engines.ottt.ops.opening import received_words
+from privserve.engines.ottt.ops.opening import AheadStep, received_words
 from privserve.engines.ottt.pool import Pool
 from privserve.engines.ottt.spare_time import step_back
 from privserve.engines.ottt.stats import Stats
@@ -38,15 +36,15 @@ class Refill:
         self,
         pool: Pool,
         layout: PackLayout,
-        weights: Mapping[int, HeldWeight],
+        ahead: Mapping[int, AheadStep],
         stream: Prg,
         dealer: Mesh,
         stats: Stats,
     ) -> None:
-        """stream: this party's words of all packs, one after the other."""
+        """ahead: by index of an op; stream: this party's words of all packs, one by one."""
         self._pool = pool
         self._layout = layout
-        self._weights = weights
+        self._ahead = ahead
         self._stream = stream
         self._dealer = dealer
         self._stats = stats
@@ -114,13 +112,13 @@ class Refill:
             count -= part
 
     def _fill_piece(self, piece: PackPiece, count: int) -> None:
-        """A piece of the next `count` packs: its words, then every Z_i of it."""
+        """A piece of the next `count` packs: its words, then what can be worked out ahead."""
         packs, first = self._pool.packs, self._pool.made
         rows = [
             packs[(first + k) % self._pool.slots][piece.start : piece.start + piece.words]
             for k in range(count)
         ]
-        drawn = piece.mask_words if self._leads else piece.words
+        drawn = piece.mask_words if self._leads else piece.drawn_words
         for row in rows:
             self._stream.fill(row[:drawn].data)
         for frame in piece.frames(count) if self._leads else ():
@@ -130,5 +128,5 @@ class Refill:
             for row, corrected in zip(rows, words.reshape(count, -1), strict=True):
                 row[piece.mask_words :][frame] = corrected
         for index in range(piece.first, piece.last):
-            if index in self._weights:
-                precompute(self._weights[index], packs, first, count)
+            if index in self._ahead:
+                self._ahead[index](first, count)

@@ -46,10 +46,6 @@ class HeldWeight:
     """open_weight = W - B"""
     bias: RingArray
     """This party's share, int64[outputs]."""
-    masks: int
-    """The word of a pack where the mask A_i begins."""
-    z: int
-    """The word where Z_i (before: C_i) begins."""
 
 
 def arrangement(geometry: Geometry) -> Arrangement:

@@ -37,6 +37,7 @@ import numpy as np
 
 from privserve.engines.ottt.jit import Planes, Rows, Words, inlined, kernel
 from privserve.engines.ottt.ops.opening import DealerStep, Site, Step, TupleOp
+from privserve.engines.ottt.strings import take, take_two
 from privserve.fixedpoint import RingArray
 
 FLAGS = 40
@@ -71,7 +72,10 @@ def _fold(buckets: Words, matrix: Rows, zeros: Words, out: Words) -> None:
 def guard_relu(
     pool: Rows,
     first: int,
+    masks: int,
     fields: int,
+    full: int,
+    ready: int,
     opened: Rows,
     dhat: Rows,
     values: Rows,
@@ -85,43 +89,38 @@ def guard_relu(
     zeros: int,
     flags: Rows,
     output_bits: int,
-    wide: int,
 ) -> None:
     """Set flags to this party's share of a ReLU's FLAGS words per row, int64[B, FLAGS].
 
-    fields, output_bits, wide: of the tuple, see `relu`; values: the op's input; shift, bias: as
-    in `opening.mask_shifted`; opened, dhat: by the op; zeros: the word of a pack where the shares
-    of zero begin.
+    masks, fields, full, ready, output_bits: of the tuple, see `relu`; values: the op's input;
+    shift, bias: as in `opening.mask_shifted`; opened, dhat: by the op; zeros: the word of a pack
+    where the shares of zero begin.
     """
     slots = pool.shape[0]
     batch, count = opened.shape
     top = comparison_bits - 1
     half = np.int64(1) << top
     keep = (np.int64(1) << comparison_bits) - np.int64(1)
-    up = 64 - comparison_bits - guard
-    w_shift = 0 if wide else output_bits
+    up, high = 64 - comparison_bits - guard, output_bits - comparison_bits
     buckets = np.zeros(5 * 256, np.int64)
+    sign, w = np.empty(count, np.int64), np.empty(count, np.int64)
+    w_m, sign_m = np.empty(count, np.int64), np.empty(count, np.int64)
     for sample in range(batch):
         row = pool[(first + sample) % slots]
-        masked_sign = row[fields : fields + count]
-        r = row[fields + 2 * count : fields + 3 * count]
-        if wide:
-            w = row[fields + 3 * count : fields + 4 * count]
-            w_m = row[fields + 4 * count : fields + 5 * count]
-        else:
-            w, w_m = masked_sign, row[fields + count : fields + 2 * count]
+        r = row[masks : masks + count]
+        words, rest = row[fields : fields + full * count], row[ready : ready + count]
+        take_two(words, rest, 0, output_bits, sign, high, w)
+        take(words, rest, 2 * output_bits + high, high, w_m)
+        take(words, rest, 2 * (output_bits + high), high, sign_m)
         x = opened[sample]
         source = values[sample]
         for e in range(count):
             public = dhat[sample, e]
-            low_w = w[e] >> w_shift
-            m = (w_m[e] >> w_shift) - low_w
-            b = masked_sign[e]
-            b_m = r[e] >> comparison_bits
-            d_m = public * m + (1 - 2 * public) * b_m
-            d = lead * public + (1 - 2 * public) * b
+            m = w_m[e] - w[e]
+            d_m = public * m + (1 - 2 * public) * sign_m[e]
+            d = lead * public + (1 - 2 * public) * sign[e]
             carry = d_m if x[e] >> top else d + m - d_m
-            u_k = lead * (x[e] - half) - (r[e] & keep) + ((low_w + carry) << comparison_bits)
+            u_k = lead * (x[e] - half) - (r[e] & keep) + ((w[e] + carry) << comparison_bits)
             u = (source[e] + bias) >> shift
             _drop((u - u_k) << up, coefficients[e], buckets)
         _fold(buckets, matrix, row[zeros : zeros + 40], flags[sample])
@@ -194,21 +193,22 @@ def bind_zeros(fields: int, target: int) -> DealerStep:
     fields: their first word in a piece; target: in the piece's corrections.
     """
 
-    def step(first: RingArray, others: RingArray, own: RingArray, out: RingArray) -> None:
+    def step(first: RingArray, others: RingArray, out: RingArray) -> None:
         deal_zeros(others, fields, target, out)
 
     return step
 
 
-def flag_relu(site: Site, step: Step, wide: int) -> Step:
+def flag_relu(site: Site, step: Step, full: int) -> Step:
     """Return a guarded ReLU's `step`, and then its flags; the step leaves dhat in its matrix."""
-    packs, fields, lead, bits = site.packs, site.fields, site.lead, site.output_bits
+    packs, lead, bits = site.packs, site.lead, site.output_bits
+    place = (site.masks, site.fields, full, site.ready)
     (source,), (opened, dhat) = site.inputs, (opening.total for opening in site.openings)
     numbers, drawn = _numbers(site), _drawn(site)
 
     def guarded(first: int) -> None:
         step(first)
-        guard_relu(packs, first, fields, opened, dhat, source(), *numbers, lead, *drawn, bits, wide)
+        guard_relu(packs, first, *place, opened, dhat, source(), *numbers, lead, *drawn, bits)
 
     return guarded
 

@@ -25,13 +25,27 @@ XOR-shares the bits that the chunk adds to D, and a party reads its share at the
 x_k. For rows i <= k, with R1[k,k] = 1 and R2[c] = 0,
 
     column k < c:  D[i,k]  = R1[i,k] eq_k + R1[i,k+1]
-    column c:      D[i,c] += R1[i,k] (lt_k + R2[k] eq_k), plus constants put in chunk c.
+    column c:      D[i,c] += R1[i,k] (lt_k + R2[k] eq_k), plus R1[i,k] R2[k-1] and in D[1,c] the bit
 
-A *plane* is one such bit for all 2^w values of x: bit x of the plane belongs to value x. The
-planes of a chunk are [D[1..k,k], D[1..k,c]], for the last chunk [D[1..c,c]], and 64 / 2^w of
-them share a word. D travels column by column: column j takes j bits from j(j-1)/2.
+Let D(0) be D where all x_k are zero. It is a bijective function of R1, R2 and the mask bit
+(R1 and R2 permute the matrices of a determinant freely, the mask bit chooses between the two
+classes). So every party *draws* its XOR share of D(0), and the dealer works out which R1, R2 and
+mask bit belong to what they drew; these are uniform then, as they have to be. Tables hold
+what an x_k adds when it is not zero, T_k(x) = (chunk k's bits at x) - (those at 0), and nothing for
+x = 0:
 
-In the kernels D is `matrix`, int64[B, count], its opened bits in one word per element.
+    r_k = 0:   T_k(x) = [R1[.,k] | R2[k] R1[.,k]]
+    r_k > 0:   T_k(x) = 0 for x < r_k,    [R1[.,k] | (1 - R2[k]) R1[.,k]] for x = r_k,
+                        [0 | R1[.,k]] for x > r_k
+
+with 2 k *planes* (rows 1..k of column k, then of column c); the last chunk has the c planes of
+column c only, 0 below r_c and R1[.,c] from r_c on. A *table* holds the planes of as many rows as
+fit into a word: the entry of x = 1 in the lowest bits, then that of 2, and so on. D travels column
+by column: column j takes j bits from j(j-1)/2.
+
+In the kernels D is `matrix`, int64[B, count], its opened bits in one word per element; R1 and the
+shares of D(0) lie in words alike, R2[k] is bit k - 1 of a word. Tables are parts of strings (see
+`strings`).
 """
 
 from __future__ import annotations
@@ -42,20 +56,21 @@ from functools import cache
 import numpy as np
 
 from privserve.engines.ottt.bits import pack
-from privserve.engines.ottt.jit import Planes, Rows, Words, inlined, kernel
+from privserve.engines.ottt.jit import Rows, Words, kernel
+from privserve.engines.ottt.strings import put, take
 from privserve.fixedpoint import RingArray
 from privserve.program import MAX_COMPARISON_BITS, MIN_COMPARISON_BITS
 
-WIDTHS = (2, 3, 4, 5, 6)
-MAX_CHUNKS = 8
+WIDTHS = (1, 2, 3, 4, 5)
+MAX_CHUNKS = 9
 
-_ONLINE_WEIGHT = 12.0
-"""One byte sent online weighs as much as this many dealt ones: it is on the critical path."""
+_ONLINE_WEIGHT = 6
+"""One bit sent online weighs as much as this many dealt ones: it is on the critical path."""
 
 
 @dataclass(frozen=True)
 class ComparisonPlan:
-    """How the K - 1 low bits of a K-bit comparison are cut, and where its planes lie."""
+    """How the K - 1 low bits of a K-bit comparison are cut."""
 
     comparison_bits: int
     """K, the bits of the masked value."""
@@ -73,26 +88,57 @@ class ComparisonPlan:
         return self.chunks * (self.chunks + 1) // 2
 
     @property
-    def words(self) -> int:
-        """64-bit words of tables per element."""
-        return sum(_words(k, w, self.chunks) for k, w in enumerate(self.widths, 1))
+    def table_bits(self) -> int:
+        """The bits of all tables, per element."""
+        return sum(_table_bits(k, w, self.chunks) for k, w in enumerate(self.widths, 1))
 
-    def spec(self) -> RingArray:
-        """Return int64[words, 4], per word: chunk's bit position, width, number k, first plane."""
-        rows = []
-        position = self.comparison_bits - 1
-        for k, width in enumerate(self.widths, 1):
+    @property
+    def mask_words(self) -> int:
+        """Words per element that every party draws: for r, and above it or in the second for D(0).
+
+        See `mask_place`.
+        """
+        return 1 if self.comparison_bits + self.opened_bits <= 64 else 2
+
+    def cuts(self) -> RingArray:
+        """Return int64[c, 2], per chunk: its bit position and width."""
+        position, rows = self.comparison_bits - 1, []
+        for width in self.widths:
             position -= width
-            lanes = 64 >> width
-            rows += [
-                (position, width, k, word * lanes) for word in range(_words(k, width, self.chunks))
-            ]
+            rows.append((position, width))
         return np.array(rows, dtype=np.int64)
 
+    def spec(self, at: int) -> RingArray:
+        """Return int64[tables, 6], the tables that begin at bit `at` of a string.
 
-def _words(k: int, width: int, chunks: int) -> int:
-    planes = chunks if k == chunks else 2 * k
-    return -(-planes * (1 << width) // 64)
+        Per table: its first bit, its chunk's bit position, width and number k, its first row of D
+        (from 0) and the number of its rows.
+        """
+        waiting = []
+        for k, (position, width) in enumerate(self.cuts().tolist(), 1):
+            planes, entries = _planes_of_row(k, self.chunks), (1 << width) - 1
+            most = 64 // (planes * entries)
+            for row in range(0, k, most):
+                many = min(most, k - row)
+                waiting.append((planes * many * entries, position, width, k, row, many))
+        # A table that lies in one word is read faster: the largest that does comes next.
+        waiting.sort(reverse=True)
+        tables = []
+        while waiting:
+            left = 64 - at % 64
+            number = next((i for i, table in enumerate(waiting) if table[0] <= left), 0)
+            bits, *table = waiting.pop(number)
+            tables.append((at, *table))
+            at += bits
+        return np.array(tables, dtype=np.int64)
+
+
+def _planes_of_row(k: int, chunks: int) -> int:
+    return 1 if k == chunks else 2
+
+
+def _table_bits(k: int, width: int, chunks: int) -> int:
+    return k * _planes_of_row(k, chunks) * ((1 << width) - 1)
 
 
 @cache
@@ -101,168 +147,36 @@ def plan_comparison(comparison_bits: int) -> ComparisonPlan:
     least, most = MIN_COMPARISON_BITS, MAX_COMPARISON_BITS
     if not least <= comparison_bits <= most:
         raise ValueError(f"a comparison has {least} to {most} bits, not {comparison_bits}")
-    best: tuple[float, tuple[int, ...]] | None = None
+    best: tuple[int, tuple[int, ...]] | None = None
     for chunks in range(1, MAX_CHUNKS + 1):
-        # Fewest words for each number of bits covered by chunks 1..k.
-        table: dict[int, tuple[int, tuple[int, ...]]] = {0: (0, ())}
+        # Fewest bits of tables for each number of bits covered by chunks 1..k.
+        covered: dict[int, tuple[int, tuple[int, ...]]] = {0: (0, ())}
         for k in range(1, chunks + 1):
             longer: dict[int, tuple[int, tuple[int, ...]]] = {}
-            for covered, (words, widths) in table.items():
+            for total, (bits, widths) in covered.items():
                 for width in WIDTHS:
-                    entry = (words + _words(k, width, chunks), (*widths, width))
-                    total = covered + width
-                    if total not in longer or entry < longer[total]:
-                        longer[total] = entry
-            table = longer
-        if comparison_bits - 1 in table:
-            words, widths = table[comparison_bits - 1]
-            cost = 8 * words + _ONLINE_WEIGHT * chunks * (chunks + 1) / 16
+                    entry = (bits + _table_bits(k, width, chunks), (*widths, width))
+                    if total + width not in longer or entry < longer[total + width]:
+                        longer[total + width] = entry
+            covered = longer
+        if comparison_bits - 1 in covered:
+            bits, widths = covered[comparison_bits - 1]
+            cost = bits + _ONLINE_WEIGHT * chunks * (chunks + 1) // 2
             if best is None or (cost, widths) < best:
                 best = (cost, widths)
     assert best is not None  # every length that is allowed has a plan
     return ComparisonPlan(comparison_bits, best[1])
 
 
-def is_wide(output_bits: int, comparison_bits: int) -> bool:
-    """Tell whether w and w + m of a comparison's tuple take words of their own.
-
-    Shares mod 2^M of b or r and mod 2^(M - K) of w lie in one word where they fit; see `relu`.
-    """
-    return 2 * output_bits - comparison_bits > 64
-
-
-# The lowest bit of every lane of 2^2, 2^3, 2^4, 2^5 bits.
-LANES2 = 0x1111111111111111
-LANES3 = 0x0101010101010101
-LANES4 = 0x0001000100010001
-LANES5 = 0x0000000100000001
-
-
-@inlined
-def _gather(word: int, width: int) -> int:
-    """The lowest bit of each lane of 2^width bits of `word`, side by side."""
-    if width == 2:
-        t = word & LANES2
-        t = (t | (t >> 3)) & 0x0303030303030303
-        t = (t | (t >> 6)) & 0x000F000F000F000F
-        t = (t | (t >> 12)) & 0x000000FF000000FF
-        return (t | (t >> 24)) & 0xFFFF
-    if width == 3:
-        t = word & LANES3
-        t |= t >> 7
-        t |= t >> 14
-        return (t | (t >> 28)) & 0xFF
-    if width == 4:
-        t = word & LANES4
-        t |= t >> 15
-        return (t | (t >> 30)) & 0xF
-    if width == 5:
-        t = word & LANES5
-        return (t | (t >> 31)) & 3
-    return word & 1
-
-
-@inlined
-def _read_tables(
-    table: Words, x: Words, position: int, width: int, k: int, chunks: int, plane: int, out: Words
-) -> None:
-    """out ^= what one table word of chunk k adds to D; `width` is a constant at each call."""
-    column = k * (k - 1) // 2
-    last = chunks * (chunks - 1) // 2
-    has_column = 1 if k < chunks else 0
-    rows = has_column * ((1 << k) - 1)
-    past = has_column * k
-    values = (np.int64(1) << width) - np.int64(1)
-    for e in range(x.shape[0]):
-        t = _gather(table[e] >> ((x[e] >> position) & values), width) << plane
-        out[e] ^= ((t & rows) << column) ^ ((t >> past) << last)
-
-
-@inlined
-def _spread(planes: int, width: int) -> int:
-    """A word whose lane j of 2^width bits is filled with bit j of `planes`."""
-    if width == 2:
-        x = planes & 0xFFFF
-        x = (x | (x << 24)) & 0x000000FF000000FF
-        x = (x | (x << 12)) & 0x000F000F000F000F
-        x = (x | (x << 6)) & 0x0303030303030303
-        x = (x | (x << 3)) & LANES2
-        return (x << 4) - x
-    if width == 3:
-        x = planes & 0xFF
-        x = (x | (x << 28)) & 0x0000000F0000000F
-        x = (x | (x << 14)) & 0x0003000300030003
-        x = (x | (x << 7)) & LANES3
-        return (x << 8) - x
-    if width == 4:
-        x = planes & 0xF
-        x = (x | (x << 30)) & 0x0000000300000003
-        x = (x | (x << 15)) & LANES4
-        return (x << 16) - x
-    if width == 5:
-        x = planes & 3
-        x = (x | (x << 31)) & LANES5
-        return (x << 32) - x
-    return -(planes & 1)
-
-
-@inlined
-def _lanes(width: int) -> int:
-    """The word with the lowest bit of each lane of 2^width bits set."""
-    if width == 2:
-        return LANES2
-    if width == 3:
-        return LANES3
-    if width == 4:
-        return LANES4
-    if width == 5:
-        return LANES5
-    return 1
-
-
-@inlined
-def _make_tables(
-    r: Words,
-    free: Words,
-    constants: Words,
-    position: int,
-    width: int,
-    k: int,
-    chunks: int,
-    plane: int,
-    table: Words,
-) -> None:
-    """table = one table word of chunk k in the clear; `width` is a constant at each call."""
-    free1 = chunks * (chunks - 1) // 2
-    values = (np.int64(1) << width) - np.int64(1)
-    diagonal = np.int64(1) << (k - 1)
-    rows = diagonal - np.int64(1)
-    shift = (k - 1) * (k - 2) // 2
-    lanes = _lanes(width)
-    if k < chunks:
-        rows_next = (np.int64(1) << k) - np.int64(1)
-        shift_next = k * (k - 1) // 2
-        r2 = free1 + k - 1
-        for e in range(r.shape[0]):
-            column = ((free[e] >> shift) & rows) | diagonal
-            use_eq = _spread((column * (1 + (((free[e] >> r2) & 1) << k))) >> plane, width)
-            use_lt = _spread((column << k) >> plane, width)
-            flip = _spread(((free[e] >> shift_next) & rows_next) >> plane, width)
-            equal = lanes << ((r[e] >> position) & values)
-            table[e] = (equal & use_eq) ^ ((equal - lanes) & use_lt) ^ flip
-    else:
-        for e in range(r.shape[0]):
-            column = ((free[e] >> shift) & rows) | diagonal
-            use_lt = _spread(column >> plane, width)
-            less = (lanes << ((r[e] >> position) & values)) - lanes
-            table[e] = (less & use_lt) ^ _spread(constants[e] >> plane, width)
-
-
 @kernel
 def look_up(
     pool: Rows,
     first: int,
-    tables: int,
+    masks: int,
+    mask_words: int,
+    fields: int,
+    full: int,
+    ready: int,
     opened: Rows,
     spec: Rows,
     chunks: int,
@@ -274,35 +188,50 @@ def look_up(
     """Set matrix to this party's share of D, read from its tables at the chunks of `opened`.
 
     opened: int64[B, count], reduced to its low `comparison_bits` bits in place; spec: see
-    ComparisonPlan.spec; tables: the word where the tables begin.
+    ComparisonPlan.spec; masks, fields, ready: the words of a pack where the op's masks, its
+    strings of `full` full words and their rest begin.
     """
     slots = pool.shape[0]
     batch, count = opened.shape
     keep = (np.int64(1) << comparison_bits) - np.int64(1)
+    last = chunks * (chunks - 1) // 2
+    table = np.empty(count, np.int64)
     for sample in range(batch):
         row = pool[(first + sample) % slots]
+        words = row[fields : fields + full * count]
+        rest = row[ready : ready + count]
         x = opened[sample]
         out = matrix[sample]
         for e in range(count):
             x[e] &= keep
-            out[e] = 0
-        for word in range(spec.shape[0]):
-            position, width, k, plane = spec[word]
-            table = row[tables + word * count : tables + (word + 1) * count]
-            if width == 2:
-                _read_tables(table, x, position, 2, k, chunks, plane, out)
-            elif width == 3:
-                _read_tables(table, x, position, 3, k, chunks, plane, out)
-            elif width == 4:
-                _read_tables(table, x, position, 4, k, chunks, plane, out)
-            elif width == 5:
-                _read_tables(table, x, position, 5, k, chunks, plane, out)
+        start, shift = row[masks : masks + count], comparison_bits
+        if mask_words == 2:
+            start, shift = row[masks + count : masks + 2 * count], 0
+        for e in range(count):
+            out[e] = start[e] >> shift
+        for number in range(spec.shape[0]):
+            at, position, width, k, above, rows = spec[number]
+            values = (np.int64(1) << width) - np.int64(1)
+            planes = (2 * rows if k < chunks else rows) & 63
+            entry = (np.int64(1) << planes) - np.int64(1)
+            low_rows = (np.int64(1) << rows) - np.int64(1) if k < chunks else np.int64(0)
+            past = planes - rows
+            here, there = k * (k - 1) // 2 + above, last + above
+            q, shift, source = at >> 6, at & 63, table
+            if shift + planes * values <= 64:
+                source = words[q * count : (q + 1) * count] if q < full else rest
             else:
-                _read_tables(table, x, position, 6, k, chunks, plane, out)
+                take(words, rest, at, planes * values, table)
+                shift = 0
+            for e in range(count):
+                v = (x[e] >> position) & values
+                used = (v + values) >> width  # 0 where v is 0, else 1
+                t = (source[e] >> (shift + ((v - used) & 63) * planes)) & entry & -used
+                out[e] ^= ((t & low_rows) << here) ^ ((t >> past) << there)
         pack(out, count, opened_bits, packed[sample])
 
 
-@inlined
+@kernel
 def open_sign(x: Words, matrix: Words, chunks: int, top: int, paths: Words) -> None:
     """Set matrix to dhat = det D ^ mhat per element; x: what was opened, mhat its bit `top`.
 
@@ -311,52 +240,128 @@ def open_sign(x: Words, matrix: Words, chunks: int, top: int, paths: Words) -> N
     count = x.shape[0]
     # det D: bit j of `paths` is the parity of the paths from node 1 to node j + 1.
     for e in range(count):
-        paths[e] = 1
-    for j in range(1, chunks + 1):
+        paths[e] = 1 | ((matrix[e] & 1) << 1)
+    for j in range(2, chunks + 1):
         column = j * (j - 1) // 2
-        for e in range(count):
-            p = (matrix[e] >> column) & paths[e]
-            p ^= p >> 4
-            p ^= p >> 2
-            p ^= p >> 1
-            paths[e] |= (p & 1) << j
+        if j <= 2:
+            for e in range(count):
+                p = (matrix[e] >> column) & paths[e]
+                paths[e] |= ((p ^ (p >> 1)) & 1) << j
+        elif j <= 4:
+            for e in range(count):
+                p = (matrix[e] >> column) & paths[e]
+                p ^= p >> 2
+                paths[e] |= ((p ^ (p >> 1)) & 1) << j
+        else:
+            for e in range(count):
+                p = (matrix[e] >> column) & paths[e]
+                p ^= p >> 8
+                p ^= p >> 4
+                p ^= p >> 2
+                paths[e] |= ((p ^ (p >> 1)) & 1) << j
     for e in range(count):
         matrix[e] = ((paths[e] >> chunks) ^ (x[e] >> top)) & 1
 
 
 @kernel
+def work_out(
+    r: Words,
+    start: Words,
+    cuts: Rows,
+    columns: Words,
+    factors: Words,
+    corner: Words,
+    differ: Words,
+) -> None:
+    """Set R1 (columns), R2 (factors) and the bit in the top right corner that make D(0) = start.
+
+    r, start and the rest: int64[count]; start and differ are written to; cuts: see
+    ComparisonPlan.cuts.
+    """
+    count, chunks = r.shape[0], cuts.shape[0]
+    last = chunks * (chunks - 1) // 2
+    position, width = cuts[chunks - 1]
+    values = (np.int64(1) << width) - np.int64(1)
+    for e in range(count):
+        columns[e] = 1
+        differ[e] = ((((r[e] >> position) & values) + values) >> width) << (chunks - 1)
+    # Column k < c of D(0) is eq_k times column k of R1, plus column k + 1 of R1.
+    for k in range(1, chunks):
+        position, width = cuts[k - 1]
+        values = (np.int64(1) << width) - np.int64(1)
+        here, there = k * (k - 1) // 2, k * (k + 1) // 2
+        rows = (np.int64(1) << k) - np.int64(1)
+        for e in range(count):
+            used = (((r[e] >> position) & values) + values) >> width
+            differ[e] |= used << (k - 1)
+            column = (columns[e] >> here) & (used - 1)
+            following = (((start[e] >> here) ^ column) & rows) | (rows + 1)
+            columns[e] |= following << there
+    # Column c is R1 q: solved for q, whose bits are left in `start`.
+    for e in range(count):
+        start[e] >>= last
+    for k in range(chunks, 1, -1):
+        here = k * (k - 1) // 2
+        rows = (np.int64(1) << (k - 1)) - np.int64(1)
+        for e in range(count):
+            start[e] ^= (columns[e] >> here) & rows & -((start[e] >> (k - 1)) & 1)
+    # q_k = lt_k + R2[k] eq_k + R2[k-1], and q_1 has the corner's bit in place of R2[0]. So bit
+    # k - 1 of what is found depends on bit k where r_k = 0: chains, followed by doubling.
+    every = (np.int64(1) << chunks) - np.int64(1)
+    for e in range(count):
+        found, chained = (start[e] ^ differ[e]) & every, ~differ[e] & every
+        found ^= chained & (found >> 1)
+        chained &= chained >> 1
+        found ^= chained & (found >> 2)
+        chained &= chained >> 2
+        found ^= chained & (found >> 4)
+        chained &= chained >> 4
+        found ^= chained & (found >> 8)
+        corner[e] = found & 1
+        factors[e] = found >> 1
+
+
+@kernel
 def deal_tables(
     r: Words,
-    free: Words,
-    constants: Words,
+    columns: Words,
+    factors: Words,
     spec: Rows,
     chunks: int,
-    others: Planes,
-    sample: int,
-    fields: int,
-    tables: Words,
+    table: Words,
+    words: Words,
+    rest: Words,
 ) -> None:
-    """Set tables to party 0's shares of one query's tables, those of the others taken off.
+    """XOR one query's tables into the strings of `words` and `rest`.
 
-    r: int64[count]; free: the dealer's bits of R1 and R2; constants: of the last column of D;
-    others: int64[n - 1, B, words], with the tables at word `fields`.
+    r, columns, factors: as of `work_out`; table: int64[count], written to.
     """
     count = r.shape[0]
-    for word in range(spec.shape[0]):
-        position, width, k, plane = spec[word]
-        table = tables[word * count : (word + 1) * count]
-        if width == 2:
-            _make_tables(r, free, constants, position, 2, k, chunks, plane, table)
-        elif width == 3:
-            _make_tables(r, free, constants, position, 3, k, chunks, plane, table)
-        elif width == 4:
-            _make_tables(r, free, constants, position, 4, k, chunks, plane, table)
-        elif width == 5:
-            _make_tables(r, free, constants, position, 5, k, chunks, plane, table)
-        else:
-            _make_tables(r, free, constants, position, 6, k, chunks, plane, table)
-        start = fields + word * count
-        for i in range(others.shape[0]):
-            theirs = others[i, sample, start : start + count]
+    for number in range(spec.shape[0]):
+        at, position, width, k, above, rows = spec[number]
+        values = (np.int64(1) << width) - np.int64(1)
+        here = k * (k - 1) // 2 + above
+        low_rows = (np.int64(1) << rows) - np.int64(1)
+        planes = (2 * rows if k < chunks else rows) & 63  # which says that it is short
+        ones = np.int64(0)  # the lowest bit of every entry
+        for x in range(values):
+            ones |= np.int64(1) << (x * planes)
+        if k < chunks:
             for e in range(count):
-                table[e] ^= theirs[e]
+                v = (r[e] >> position) & values
+                used = (v + values) >> width
+                at_r = ((v - used) & 63) * planes
+                column = (columns[e] >> here) & low_rows
+                factor = -((factors[e] >> (k - 1)) & 1)
+                all_of_k = column * ones
+                all_of_c = all_of_k << rows
+                if_used = (column << at_r) ^ (all_of_c << at_r << (planes & factor))
+                if_zero = all_of_k ^ (all_of_c & factor)
+                table[e] = if_zero ^ ((if_zero ^ if_used) & -used)
+        else:
+            for e in range(count):
+                v = (r[e] >> position) & values
+                used = (v + values) >> width
+                column = (columns[e] >> here) & low_rows
+                table[e] = ((column * ones) << (((v - used) & 63) * planes)) & -used
+        put(words, rest, at, planes * values, table)

@@ -4,14 +4,14 @@ L(x, W) is linear in both; a dense layer is a convolution whose kernel covers it
 multiplication (CRYPTO 1991), with the mask of the fixed operand opened once per session:
 
 0. *Set up*, once per session. Everyone draws B_i of W's shape; open_weight = W - B is opened.
-1. *Deal*. Everyone draws A_i of x's shape and C_i; party 0's C_0 makes sum C_i = L(A, B).
+1. *Deal*. Everyone draws A_i of x's shape, and C_i; party 0's C_0 makes sum C_i = L(A, B) mod 2^M.
 2. *Precompute*. Z_i = L(A_i, open_weight) + C_i, so sum Z_i = L(A, W - B) + L(A, B) = L(A, W).
 3. *Open* xhat = x - A mod 2^M, M the bits to which the output is needed.
 4. *Finish*. y_i = L(xhat, W_i) + Z_i + bias_i, and sum y_i = L(x - A, W) + L(A, W) + bias.
 
-The kernels read the weight with the output channels innermost, where int64 products run at vector
-speed (or the positions, where there are many), and find their inputs as `arrangement` says. Large
-layers have kernels of their own, in `blocked`.
+C_i is packed, M bits an element. The kernels read the weight with the output channels innermost,
+where int64 products run at vector speed (or the positions, where there are many), and find their
+inputs as `arrangement` says. Large layers have kernels of their own, in `blocked`.
 """
 
 from __future__ import annotations
@@ -20,11 +20,14 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
+from privserve.engines.ottt.bits import dealt_words, pack_dealt, unpack_dealt
 from privserve.engines.ottt.jit import Indices, Planes, Rows, Words, kernel
 from privserve.engines.ottt.ops import blocked
 from privserve.engines.ottt.ops.arrangement import HeldWeight, arrange, arrangement
 from privserve.engines.ottt.ops.opening import (
+    AheadStep,
     DealerStep,
+    Held,
     Opening,
     Place,
     Site,
@@ -186,6 +189,8 @@ def _precompute(
     count: int,
     masks: int,
     inputs: int,
+    fields: int,
+    bits: int,
     z: int,
     outputs: int,
     index: Indices,
@@ -194,10 +199,14 @@ def _precompute(
     each: int,
     group_size: int,
 ) -> None:
-    """Put Z_i = L(A_i, open_weight) + C_i in place of C_i, for `count` packs from slot `first`."""
+    """Put Z_i = L(A_i, open_weight) + C_i at word `z`, for `count` packs from number `first`.
+
+    fields: the word where C_i begins, packed to `bits` bits.
+    """
     for k in range(count):
         row = pool[(first + k) % pool.shape[0]]
         mask, ready = row[masks : masks + inputs], row[z : z + outputs]
+        unpack_dealt(row[fields:], outputs, bits, ready)
         convolve_add(mask, index, window, open_weight, each, group_size, ready)
 
 
@@ -210,6 +219,7 @@ def _deal(
     fields: int,
     target: int,
     outputs: int,
+    bits: int,
     index: Indices,
     window: Words,
     weight_mask: Planes,
@@ -220,10 +230,14 @@ def _deal(
     """Set party 0's C_0 = L(A, B) - sum of the other C_i, for a batch of packs.
 
     first_stream: int64[B, mask words], party 0's masks; others: int64[n - 1, B, words], the
-    other parties' streams, with A_i at word `masks` and C_i at `fields`; weight_mask: B;
-    out[:, target:] is written.
+    other parties' streams, with A_i at word `masks` and C_i at `fields`, packed to `bits` bits;
+    weight_mask: B; out[:, target:] is written.
     """
-    total = np.empty(inputs, np.int64)
+    total, y, c = (
+        np.empty(inputs, np.int64),
+        np.empty(outputs, np.int64),
+        np.empty(outputs, np.int64),
+    )
     for sample in range(out.shape[0]):
         own = first_stream[sample, masks : masks + inputs]
         for e in range(inputs):
@@ -232,14 +246,13 @@ def _deal(
             theirs = others[i, sample, masks : masks + inputs]
             for e in range(inputs):
                 total[e] += theirs[e]
-        y = out[sample, target : target + outputs]
-        for o in range(outputs):
-            y[o] = 0
+        y[:] = 0
         for i in range(others.shape[0]):
-            theirs = others[i, sample, fields : fields + outputs]
+            unpack_dealt(others[i, sample, fields:], outputs, bits, c)
             for o in range(outputs):
-                y[o] -= theirs[o]
+                y[o] -= c[o]
         convolve_add(total, index, window, weight_mask, each, group_size, y)
+        pack_dealt(y, outputs, bits, out[sample, target:])
 
 
 def geometries(program: Program) -> dict[int, Geometry]:
@@ -262,12 +275,10 @@ def hold(
     op: Op,
     shares: Mapping[str, RingArray],
     open_weight: RingArray,
-    masks: int,
-    fields: int,
 ) -> HeldWeight:
     """Arrange this party's W_i and the opened W - B for the kernels.
 
-    shares: of the program's parameters; open_weight: int64, flat; masks, fields: words of a pack.
+    shares: of the program's parameters; open_weight: int64, flat.
     """
     geometry = Geometry.from_json(op.attributes["geometry"])
     bias = np.zeros(program.values[op.output].size, np.int64)
@@ -279,27 +290,6 @@ def hold(
         share=arrange(geometry, shares[op.attributes["weight"]]),
         opened=arrange(geometry, open_weight),
         bias=bias,
-        masks=masks,
-        z=fields,
-    )
-
-
-def precompute(weight: HeldWeight, packs: RingArray, first: int, count: int) -> None:
-    """Put Z_i in place of C_i in `count` packs from number `first`; packs: int64[slots, words]."""
-    a = weight.arrangement
-    _precompute(
-        pool=packs,
-        first=first,
-        count=count,
-        masks=weight.masks,
-        inputs=a.inputs,
-        z=weight.z,
-        outputs=weight.bias.size,
-        index=a.index,
-        window=a.window,
-        open_weight=weight.opened,
-        each=a.each,
-        group_size=a.group_size,
     )
 
 
@@ -308,6 +298,11 @@ def _masks(program: Program, op: Op) -> int:
 
 
 def _dealt(program: Program, op: Op) -> int:
+    value = program.values[op.output]
+    return dealt_words(value.size, value.bits)
+
+
+def _ready(program: Program, op: Op) -> int:
     return program.values[op.output].size
 
 
@@ -319,9 +314,9 @@ def _bind_dealer(program: Program, op: Op, place: Place, mask: RingArray | None)
     assert mask is not None  # B, of every linear op
     geometry = Geometry.from_json(op.attributes["geometry"])
     a, weight_mask = arrangement(geometry), arrange(geometry, mask)
-    outputs = program.values[op.output].size
+    value = program.values[op.output]
 
-    def step(first: RingArray, others: RingArray, own: RingArray, out: RingArray) -> None:
+    def step(first: RingArray, others: RingArray, out: RingArray) -> None:
         _deal(
             first_stream=first,
             masks=place.masks,
@@ -329,7 +324,8 @@ def _bind_dealer(program: Program, op: Op, place: Place, mask: RingArray | None)
             inputs=a.inputs,
             fields=place.fields,
             target=place.target,
-            outputs=outputs,
+            outputs=value.size,
+            bits=value.bits,
             index=a.index,
             window=a.window,
             weight_mask=weight_mask,
@@ -341,11 +337,37 @@ def _bind_dealer(program: Program, op: Op, place: Place, mask: RingArray | None)
     return step
 
 
+def _bind_ahead(program: Program, op: Op, held: Held) -> AheadStep:
+    value, weight = program.values[op.output], held.weight
+    assert weight is not None  # of every linear op
+    a, opened = weight.arrangement, weight.opened
+
+    def step(first: int, many: int) -> None:
+        _precompute(
+            pool=held.packs,
+            first=first,
+            count=many,
+            masks=held.masks,
+            inputs=a.inputs,
+            fields=held.fields,
+            bits=value.bits,
+            z=held.ready,
+            outputs=value.size,
+            index=a.index,
+            window=a.window,
+            open_weight=opened,
+            each=a.each,
+            group_size=a.group_size,
+        )
+
+    return step
+
+
 def _bind(site: Site) -> Step:
     weight = site.weight
     assert weight is not None  # of every linear op
     (source,), (opening,) = site.inputs, site.openings
-    packs, masks, z, bits, out = site.packs, weight.masks, weight.z, site.output_bits, site.out
+    packs, masks, z, bits, out = site.packs, site.masks, site.ready, site.output_bits, site.out
     total, packed, open_ = opening.total, opening.packed, opening.open
     a, share, bias = weight.arrangement, weight.share, weight.bias
     index, window, each, group_size = a.index, a.window, a.each, a.group_size
@@ -358,4 +380,12 @@ def _bind(site: Site) -> Step:
     return step
 
 
-LINEAR = TupleOp(_bind, _openings, masks=_masks, dealt=_dealt, deal=_bind_dealer)
+LINEAR = TupleOp(
+    _bind,
+    _openings,
+    masks=_masks,
+    dealt=_dealt,
+    ready=_ready,
+    deal=_bind_dealer,
+    ahead=_bind_ahead,
+)

@@ -136,7 +136,7 @@ def _openings(program: Program, op: Op) -> tuple[Opening, ...]:
 def _bind_dealer(program: Program, op: Op, place: Place, mask: RingArray | None) -> DealerStep:
     a, count, table = op.attributes, program.values[op.output].size, quadratics(op.attributes)
 
-    def step(first: RingArray, others: RingArray, own: RingArray, out: RingArray) -> None:
+    def step(first: RingArray, others: RingArray, out: RingArray) -> None:
         deal_lookup(
             first_stream=first,
             others=others,

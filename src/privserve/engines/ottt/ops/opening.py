@@ -2,9 +2,9 @@
 
 Every op that communicates goes through the same four steps:
 
-1. *Deal*. Every party draws its words of the op's tuple from its own stream; the dealer sends
-   party 0 corrections, the op's secrets minus what the others drew.
-2. *Precompute*. What a party can work out before a query comes.
+1. *Deal*. Every party draws its words of the op's tuple from its own stream: masks, and what the
+   dealer sends to party 0 instead, corrections: the op's secrets minus what the others drew.
+2. *Precompute*. What a party can work out before a query comes, in words of its own.
 3. *Open*. Each party masks its share of x with words of the pack, and all send each other what
    comes out: with A = sum A_i and r = sum r_i mod 2^K,
 
@@ -33,7 +33,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from privserve.engines.ottt.bits import pack, packed_words, unpack_add, unpack_xor
+from privserve.engines.ottt.bits import pack, packed_words, unpack_add, unpack_dealt, unpack_xor
 from privserve.engines.ottt.jit import Rows, kernel
 from privserve.engines.ottt.ops.arrangement import HeldWeight
 from privserve.engines.ottt.stats import Stats
@@ -49,12 +49,15 @@ LACKING = struct.pack("<q", NO_PACK)
 Step = Callable[[int], None]
 """An op's online step; takes the number of the batch's first pack."""
 Source = Callable[[], RingArray]
-DealerStep = Callable[[RingArray, RingArray, RingArray, RingArray], None]
+DealerStep = Callable[[RingArray, RingArray, RingArray], None]
 """Writes an op's corrections for a batch of packs, piece by piece.
 
-Takes int64[B, mask words], party 0's masks; int64[n - 1, B, words], the streams of the others;
-int64[B * fresh words], randomness of the dealer's own; and int64[B, corrected words] to write to.
+Takes int64[B, mask words], party 0's masks; int64[n - 1, B, drawn words], the streams of the
+others; and int64[B, corrected words] to write to.
 """
+AheadStep = Callable[[int, int], None]
+"""What a party computes of an op's tuple ahead of queries; takes the number of the first pack and
+how many packs."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,19 @@ class Place:
     """In a piece."""
     target: int
     """In the piece's corrections: where the fields go."""
+
+
+@dataclass(frozen=True)
+class Held:
+    """Where an op's tuple lies in the packs of a party's pool."""
+
+    packs: RingArray
+    """int64[slots, words]"""
+    masks: int
+    fields: int
+    ready: int
+    weight: HeldWeight | None
+    """Of a linear op."""
 
 
 @dataclass(frozen=True)
@@ -120,6 +136,8 @@ class Site:
     """The word of a pack where its masks begin."""
     fields: int
     """The word where the corrected words of its tuple begin."""
+    ready: int
+    """The word where what was worked out ahead begins."""
     parties: int
     rank: int
     inputs: tuple[Source, ...]
@@ -168,10 +186,12 @@ class TupleOp:
     """Words per query that every party, party 0 too, draws from its stream."""
     dealt: Callable[[Program, Op], int] = _no_words
     """Words per query that party 0 is sent, shares of zero for a guard not among them."""
-    fresh: Callable[[Program, Op], int] = _no_words
-    """Words per query that the dealer draws for itself."""
+    ready: Callable[[Program, Op], int] = _no_words
+    """Words per query that a party works out ahead."""
     deal: Callable[[Program, Op, Place, RingArray | None], DealerStep] | None = None
     """The dealer's step, from where the tuple lies and B, the mask of a linear op's weight."""
+    ahead: Callable[[Program, Op, Held], AheadStep] | None = None
+    """What works out the words of `ready`."""
     dealer_table: Callable[[Program, Op], int] = _no_words
     """Words that the dealer holds for the op as long as the session lasts, B not among them."""
 
@@ -229,6 +249,26 @@ def mask_shifted(
         for e in range(count):
             out[e] = (((source[e] + bias) >> shift) + offset + mask[e]) & keep
         pack(out, count, comparison_bits, packed[sample])
+
+
+@kernel
+def _unpack_values(
+    pool: Rows, first: int, many: int, fields: int, ready: int, count: int, bits: int
+) -> None:
+    """Unpack `count` values of `bits` bits at word `fields` to words, in `many` packs."""
+    for k in range(many):
+        row = pool[(first + k) % pool.shape[0]]
+        unpack_dealt(row[fields:], count, bits, row[ready : ready + count])
+
+
+def unpack_values(program: Program, op: Op, held: Held) -> AheadStep:
+    """Return what unpacks one dealt value per element of the op's output, of its bits."""
+    value = program.values[op.output]
+
+    def step(first: int, many: int) -> None:
+        _unpack_values(held.packs, first, many, held.fields, held.ready, value.size, value.bits)
+
+    return step
 
 
 def open_shifted(site: Site, masks: int, offset: int) -> Step:

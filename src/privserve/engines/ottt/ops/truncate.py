@@ -3,15 +3,15 @@
 For a shared y, u = y >> s with |u| < 2^(K-2), and t = u + 2^(K-2), which has a zero top bit.
 r_i, r, w, m and rho as in `relu`; mhat is the top bit of what is opened.
 
-1. *Deal*. Shares of w and w + m, where sum r_i = r + 2^K w.
-2. *Precompute*. Nothing.
+1. *Deal*. Everyone draws r_i; shares of w and w + m, where sum r_i = r + 2^K w.
+2. *Precompute*. Strings are made ready to be read, see `strings`.
 3. *Open* opened = t + r mod 2^K.
 4. *Finish*. t + r wraps exactly if mhat = 0 and m = 1, so
 
        u = opened - 2^(K-2) - rho_(1 - mhat).
 
-Fields of the tuple, `count` words each: [r_i | w << K | (w + m) << M], modulo the output's 2^M, or
-two words [r_i | w << K] [w + m] where it is `wide`, 2 M - K > 64.
+Masks: r_i in the low K bits of a word. The string of an element, of which the output's 2^M matters:
+[w: M - K bits] [w + m: M - K bits].
 """
 
 from __future__ import annotations
@@ -20,15 +20,24 @@ import numpy as np
 
 from privserve.engines.ottt.jit import Planes, Rows, kernel
 from privserve.engines.ottt.ops.check import flag_truncate
-from privserve.engines.ottt.ops.comparison import is_wide
 from privserve.engines.ottt.ops.opening import (
+    AheadStep,
     DealerStep,
+    Held,
     Opening,
     Place,
     Site,
     Step,
     TupleOp,
     open_shifted,
+)
+from privserve.engines.ottt.strings import (
+    begin,
+    end,
+    put_shares,
+    string_words,
+    take_two,
+    unpack_ahead,
 )
 from privserve.fixedpoint import RingArray
 from privserve.program import Op, Program
@@ -38,130 +47,145 @@ from privserve.program import Op, Program
 def finish_truncate(
     pool: Rows,
     first: int,
+    masks: int,
     fields: int,
+    ready: int,
     opened: Rows,
     output_bits: int,
     comparison_bits: int,
-    wide: int,
     lead: int,
     out: Rows,
 ) -> None:
-    """Set out to this party's share of u, from what was opened (reduced here)."""
+    """Set out to this party's share of u, from what was opened (reduced here).
+
+    masks, fields, ready: the words of a pack where the masks, the strings and their rest begin.
+    """
     slots = pool.shape[0]
     batch, count = opened.shape
-    top = comparison_bits - 1
+    top, high = comparison_bits - 1, output_bits - comparison_bits
+    full = (2 * high) >> 6
     keep = (np.int64(1) << comparison_bits) - np.int64(1)
     quarter = np.int64(1) << (comparison_bits - 2)
-    w_m_at = fields + count if wide else fields
-    w_m_shift = 0 if wide else output_bits
+    w, w_m = np.empty(count, np.int64), np.empty(count, np.int64)
     for sample in range(batch):
         row = pool[(first + sample) % slots]
-        r_w = row[fields : fields + count]
-        w_m = row[w_m_at : w_m_at + count]
+        r = row[masks : masks + count]
+        words, rest = row[fields : fields + full * count], row[ready : ready + count]
+        take_two(words, rest, 0, high, w, high, w_m)
         x = opened[sample]
         y = out[sample]
         for e in range(count):
             value = x[e] & keep
             mhat = value >> top
-            low_w = r_w[e] >> comparison_bits
-            high_w = w_m[e] >> w_m_shift
-            wrap = high_w + mhat * (low_w - high_w)
-            rho = (r_w[e] & keep) - (wrap << comparison_bits)
+            wrap = w_m[e] + mhat * (w[e] - w_m[e])
+            rho = (r[e] & keep) - (wrap << comparison_bits)
             y[e] = lead * (value - quarter) - rho
 
 
 @kernel
 def deal_truncate(
-    own: Rows,
+    first_stream: Rows,
     others: Planes,
+    masks: int,
     fields: int,
     target: int,
     count: int,
     output_bits: int,
     comparison_bits: int,
-    wide: int,
     out: Rows,
 ) -> None:
-    """Set the corrections for a batch of truncation tuples.
-
-    own: int64[B, count], for r_0; others, fields, target, out: as in `relu.deal_relu`.
-    """
+    """Set the corrections for a batch of truncation tuples; arguments as of `relu.deal_relu`."""
     keep = (np.int64(1) << comparison_bits) - np.int64(1)
-    high = output_bits - comparison_bits
-    keep_high = (np.int64(1) << high) - np.int64(1)
-    top = comparison_bits - 1
+    top, high = comparison_bits - 1, output_bits - comparison_bits
+    bits = 2 * high
+    full = bits >> 6
+    rests = np.empty((others.shape[0], count), np.int64)
+    rest, part = np.empty(count, np.int64), np.empty(count, np.int64)
+    wrap, wrap_m = np.empty(count, np.int64), np.empty(count, np.int64)
     for sample in range(out.shape[0]):
-        row = out[sample]
+        words = out[sample, target : target + full * count]
+        begin(others, sample, fields, bits, bits, rests, words, rest)
         for e in range(count):
-            r0 = own[sample, e] & keep
-            total = r0
-            for i in range(others.shape[0]):
-                total += others[i, sample, fields + e] & keep
-            wrap = total >> comparison_bits
-            wrap_m = wrap + ((total >> top) & 1)
-            for i in range(others.shape[0]):
-                wrap -= others[i, sample, fields + e] >> comparison_bits
-                if wide:
-                    wrap_m -= others[i, sample, fields + count + e]
-                else:
-                    wrap_m -= others[i, sample, fields + e] >> output_bits
-            if wide:
-                row[target + e] = r0 | (wrap << comparison_bits)
-                row[target + count + e] = wrap_m
-            else:
-                low = r0 | ((wrap & keep_high) << comparison_bits)
-                row[target + e] = low | (wrap_m << output_bits)
+            wrap[e] = first_stream[sample, masks + e] & keep
+        for i in range(others.shape[0]):
+            for e in range(count):
+                wrap[e] += others[i, sample, masks + e] & keep
+        for e in range(count):
+            wrap_m[e] = (wrap[e] >> comparison_bits) + ((wrap[e] >> top) & 1)
+            wrap[e] >>= comparison_bits
+        place = (others, sample, fields, bits, rests)
+        put_shares(*place, 0, high, wrap, high, wrap_m, part, words, rest)
+        end(rest, bits, out[sample, target + full * count :])
 
 
-def truncate_words(output_bits: int, comparison_bits: int) -> int:
-    """Return the words per element of a truncation's tuple."""
-    return 2 if is_wide(output_bits, comparison_bits) else 1
+def string_bits(output_bits: int, comparison_bits: int) -> int:
+    """Return the bits of an element's string."""
+    return 2 * (output_bits - comparison_bits)
 
 
-def _dealt(program: Program, op: Op) -> int:
-    value = program.values[op.output]
-    return value.size * truncate_words(value.bits, op.attributes["comparison_bits"])
-
-
-def _fresh(program: Program, op: Op) -> int:
+def _size(program: Program, op: Op) -> int:
     return program.values[op.output].size
 
 
+def _bits(program: Program, op: Op) -> int:
+    return string_bits(program.values[op.output].bits, op.attributes["comparison_bits"])
+
+
+def _dealt(program: Program, op: Op) -> int:
+    return string_words(_size(program, op), _bits(program, op))
+
+
 def _openings(program: Program, op: Op) -> tuple[Opening, ...]:
-    return (Opening(program.values[op.output].size, op.attributes["comparison_bits"]),)
+    return (Opening(_size(program, op), op.attributes["comparison_bits"]),)
 
 
 def _bind_dealer(program: Program, op: Op, place: Place, mask: RingArray | None) -> DealerStep:
-    value, comparison_bits = program.values[op.output], op.attributes["comparison_bits"]
-    wide = is_wide(value.bits, comparison_bits)
+    value = program.values[op.output]
 
-    def step(first: RingArray, others: RingArray, own: RingArray, out: RingArray) -> None:
+    def step(first: RingArray, others: RingArray, out: RingArray) -> None:
         deal_truncate(
-            own=own.reshape(len(out), value.size),
+            first_stream=first,
             others=others,
+            masks=place.masks,
             fields=place.fields,
             target=place.target,
             count=value.size,
             output_bits=value.bits,
-            comparison_bits=comparison_bits,
-            wide=int(wide),
+            comparison_bits=op.attributes["comparison_bits"],
             out=out,
         )
 
     return step
 
 
+def _bind_ahead(program: Program, op: Op, held: Held) -> AheadStep:
+    count, bits = _size(program, op), _bits(program, op)
+
+    def step(first: int, many: int) -> None:
+        unpack_ahead(held.packs, first, many, held.fields, held.ready, count, bits)
+
+    return step
+
+
 def _bind(site: Site) -> Step:
-    packs, fields, lead, bits, out = site.packs, site.fields, site.lead, site.output_bits, site.out
+    packs, masks, fields, ready = site.packs, site.masks, site.fields, site.ready
+    lead, bits, out, opened = site.lead, site.output_bits, site.out, site.openings[0].total
     k = site.op.attributes["comparison_bits"]
-    wide, opened = int(is_wide(bits, k)), site.openings[0].total
-    open_ = open_shifted(site, fields, 1 << (k - 2))
+    open_ = open_shifted(site, masks, 1 << (k - 2))
 
     def step(first: int) -> None:
         open_(first)
-        finish_truncate(packs, first, fields, opened, bits, k, wide, lead, out)
+        finish_truncate(packs, first, masks, fields, ready, opened, bits, k, lead, out)
 
     return step if site.guard is None else flag_truncate(site, step)
 
 
-TRUNCATE = TupleOp(_bind, _openings, dealt=_dealt, fresh=_fresh, deal=_bind_dealer)
+TRUNCATE = TupleOp(
+    _bind,
+    _openings,
+    masks=_size,
+    dealt=_dealt,
+    ready=_size,
+    deal=_bind_dealer,
+    ahead=_bind_ahead,
+)
