@@ -337,15 +337,24 @@ def deal_tables(
     r, columns, factors: as of `work_out`; table: int64[count], written to.
     """
     count = r.shape[0]
+    full = words.shape[0] // count
     for number in range(spec.shape[0]):
         at, position, width, k, above, rows = spec[number]
         values = (np.int64(1) << width) - np.int64(1)
         here = k * (k - 1) // 2 + above
         low_rows = (np.int64(1) << rows) - np.int64(1)
         planes = (2 * rows if k < chunks else rows) & 63  # which says that it is short
+        keep = (np.int64(1) << (planes * values)) - np.int64(1)
         ones = np.int64(0)  # the lowest bit of every entry
         for x in range(values):
             ones |= np.int64(1) << (x * planes)
+        q, shift, target = at >> 6, at & 63, table
+        is_split = shift + planes * values > 64
+        if is_split:
+            shift = 0
+            table[:] = 0
+        else:
+            target = words[q * count : (q + 1) * count] if q < full else rest
         if k < chunks:
             for e in range(count):
                 v = (r[e] >> position) & values
@@ -357,11 +366,13 @@ def deal_tables(
                 all_of_c = all_of_k << rows
                 if_used = (column << at_r) ^ (all_of_c << at_r << (planes & factor))
                 if_zero = all_of_k ^ (all_of_c & factor)
-                table[e] = if_zero ^ ((if_zero ^ if_used) & -used)
+                target[e] ^= ((if_zero ^ ((if_zero ^ if_used) & -used)) & keep) << shift
         else:
             for e in range(count):
                 v = (r[e] >> position) & values
                 used = (v + values) >> width
                 column = (columns[e] >> here) & low_rows
-                table[e] = ((column * ones) << (((v - used) & 63) * planes)) & -used
-        put(words, rest, at, planes * values, table)
+                behind = (column * ones) << (((v - used) & 63) * planes)
+                target[e] ^= (behind & -used & keep) << shift
+        if is_split:
+            put(words, rest, at, planes * values, table)
