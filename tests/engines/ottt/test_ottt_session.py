@@ -140,7 +140,7 @@ def test_the_costs_of_the_tutorials_net_stay_within_their_limits():
     with Session(NET) as session:
         costs = [cost_of_op(session.program, op) for op in session.program.ops]
         assert sum(c.bytes_online for c in costs) <= 43_000
-        assert sum(c.bytes_dealt for c in costs) <= 400_000
+        assert sum(c.bytes_dealt for c in costs) <= 180_000
         assert sum(c.exchanges for c in costs) <= 10
         assert session.computes[0].pool.packs.nbytes / session.computes[0].pool.slots <= 600_000
 
