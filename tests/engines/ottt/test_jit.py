@@ -100,6 +100,31 @@ for kernel in (pack, unpack_add, unpack_xor):
     assert output_of(code, path=tmp_path).split() == ["1", "0"] * 3
 
 
+def test_a_kernel_is_compiled_anew_where_one_that_it_calls_has_changed(tmp_path: Path) -> None:
+    """The file of the caller stays the same."""
+    shutil.copytree(
+        ROOT / "src/privserve", tmp_path / "privserve", ignore=lambda *_: {"__pycache__"}
+    )
+    package = tmp_path / "privserve/engines/ottt"
+    head = "from privserve.engines.ottt.jit import Words, compile_kernels, kernel\n"
+    caller = "from privserve.engines.ottt.callee import add\n\n"
+    caller += "@kernel\ndef call(out: Words) -> None:\n    add(out)\n"
+    (package / "caller.py").write_text(head + caller)
+    code = """
+import numpy as np
+from privserve.engines.ottt.caller import call, compile_kernels
+compile_kernels()
+out = np.zeros(1, np.int64)
+call(out)
+print(out[0], sum(call.stats.cache_hits.values()))
+"""
+    # Of different lengths: Python tells sources apart by their size and the second.
+    for added, hits in ((1, 0), (1, 1), (20, 0)):
+        callee = f"@kernel\ndef add(out: Words) -> None:\n    out[0] += {added}\n"
+        (package / "callee.py").write_text(head + "\n" + callee)
+        assert output_of(code, path=tmp_path).split() == [str(added), str(hits)]
+
+
 def test_compiling_again_does_nothing() -> None:
     versions = dict(pack.overloads)  # type: ignore[attr-defined]
     compile_kernels()

@@ -6,12 +6,17 @@ floats, so unsigned words never appear: a logical shift is an arithmetic one and
 A kernel's annotations are its signature. It is compiled for them alone, by `compile_kernels`, and
 not when its module is imported: whoever only asks what a program costs compiles nothing. Called
 with other types, or too early, it raises instead of compiling a version of its own.
+
+What is on the disk counts for exactly these sources: Numba compares a kernel's own file alone, but
+its code holds that of all kernels that it calls.
 """
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any, TypeVar, cast, get_type_hints
 
 import numba
@@ -33,6 +38,9 @@ ReceivedRows = Annotated[RingArray, _ARRAY(_INT64, 2, "C", readonly=True)]
 """Of a frame or a cached table: read only."""
 
 _OPTIONS: dict[str, Any] = {"nogil": True, "cache": True, "error_model": "numpy"}
+_HERE = Path(__file__).parent
+_SOURCES = hashlib.sha256(b"".join(p.read_bytes() for p in sorted(_HERE.rglob("*.py")))).digest()
+"""Of all files that kernels are in."""
 _lock = threading.Lock()
 _waiting: list[tuple[Any, tuple[Any, ...]]] = []
 """Kernels that are not compiled yet, with the types of their arguments, in order of definition."""
@@ -50,6 +58,9 @@ def kernel(function: Kernel) -> Kernel:
     dispatcher = numba.njit(function, **_OPTIONS)
     # What `disable_compile` does, which wants a compiled version first.
     dispatcher._can_compile = False
+    # Added to the stamp of the kernel's own file; no public way leads there.
+    cached = dispatcher._cache._cache_file
+    cached._source_stamp = (cached._source_stamp, _SOURCES)
     _waiting.append((dispatcher, signature))
     return cast(Kernel, dispatcher)
 
