@@ -175,8 +175,11 @@ class Stage:
             assert np.abs(got - self.expected).max() < 1e-2
 
     @contextlib.contextmanager
-    def undisturbed(self) -> Iterator[None]:
-        """Whatever happens in the block: the parties live on, hold no more, and answer rightly."""
+    def undisturbed(self, kept: int = 0) -> Iterator[None]:
+        """Whatever happens in the block: the parties live on, hold no more, and answer rightly.
+
+        kept: connections that a party may keep for a session which has not begun.
+        """
         self.check_honest()
         self.unload()
         before = {name: self.held(name) for name in self.processes}
@@ -191,7 +194,7 @@ class Stage:
             wait_until(
                 lambda n=name, h=held: (
                     self.held(n).threads <= h.threads + SPARE
-                    and self.held(n).descriptors <= h.descriptors + SPARE
+                    and self.held(n).descriptors <= h.descriptors + SPARE + kept
                 ),
                 f"{name} holds no more than before: {held}, now {self.held(name)}",
                 40,
