@@ -93,7 +93,14 @@ def test_an_exception_in_the_block_leaves_no_party_behind(tag: str) -> None:
     assert not tagged_processes(tag)
 
 
-@pytest.mark.parametrize("victim", ["alice", "bob", "carol"])
+@pytest.mark.parametrize(
+    "victim",
+    [
+        pytest.param("alice", marks=pytest.mark.slow),
+        "bob",
+        pytest.param("carol", marks=pytest.mark.slow),
+    ],
+)
 def test_a_party_that_is_killed_is_named_at_once_started_again_and_given_its_share(
     tag: str, small: ps.SecureModel, victim: str
 ) -> None:

@@ -7,7 +7,7 @@ it. A query that fails goes on to the cells that it has not been at, split anew.
 
 from __future__ import annotations
 
-import random
+import secrets
 import time
 from collections.abc import Sequence
 
@@ -20,6 +20,8 @@ from privserve.errors import (
     PrivserveError,
     QueryError,
 )
+
+_DRAW = secrets.SystemRandom()
 
 ELSEWHERE = (401, 404, 409, 429)
 """What a cell refuses with that another one may answer: an unknown client or model, an older
@@ -66,7 +68,7 @@ class Trip:
         well = [cell for cell in self._left if cell.avoided_until <= now]
         if not well:
             return min(self._left, key=lambda cell: cell.avoided_until)
-        two = random.sample(well, min(2, len(well)))
+        two = _DRAW.sample(well, min(2, len(well)))
         cell = min(two, key=lambda cell: cell.pending)
         cell.tried()
         return cell

@@ -70,6 +70,7 @@ def answer_of(owner: Path) -> None:
     np.testing.assert_allclose(answer, expected, atol=0.01)
 
 
+@pytest.mark.slow
 def test_parties_with_the_images_packages_alone_answer_a_query(tmp_path: Path, tag: str) -> None:
     site = tmp_path / "site"
     site.mkdir()

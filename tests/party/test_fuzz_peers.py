@@ -383,7 +383,7 @@ def play(stage: Stage, name: str, usual: int) -> None:
 def test_a_party_that_sends_a_bad_frame_ends_the_session_and_nothing_else(
     stage: Stage, name: str
 ) -> None:
-    play(stage, name, 25)
+    play(stage, name, 12)
 
 
 @pytest.mark.slow

@@ -172,6 +172,7 @@ def test_ten_minutes_of_sixty_four_clients_leave_nothing_behind(
     soak(cluster, model, float(os.environ.get("PRIVSERVE_SOAK_SECONDS", "600")))
 
 
+@pytest.mark.slow
 def test_connections_that_made_one_request_leave_nothing_at_any_kind_of_party(
     cluster: ps.Cluster,
 ) -> None:
@@ -207,7 +208,8 @@ def test_connections_that_made_one_request_leave_nothing_at_any_kind_of_party(
 def test_serving_survives_polls_that_fail(
     cluster: ps.Cluster, model: ps.SecureModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    call, asked = cluster.call, iter(range(1000))
+    cell = cluster.cells[0]
+    call, asked = cell.call, iter(range(1000))
 
     def flaky(party: PartyConfig, method: str, path: str, **options: object) -> object:
         if threading.current_thread() is serve and path == "/privserve/status":
@@ -218,7 +220,7 @@ def test_serving_survives_polls_that_fail(
                 raise ps.ClusterError("alice did not answer in time")
         return call(party, method, path, **options)
 
-    monkeypatch.setattr(cluster, "call", flaky)
+    monkeypatch.setattr(cell, "call", flaky)
     answered: list[int] = []
     serve = threading.Thread(target=lambda: answered.append(model.serve(5 * len(X))), daemon=True)
     serve.start()

@@ -225,6 +225,7 @@ def ask_for_ever(lane: RawLane) -> None:
         lane.send(frame(Kind.ABOUT, 1) * 2000)
 
 
+@pytest.mark.slow
 def test_a_reader_that_takes_no_answers_is_dropped_and_others_are_not_held_up(
     digits: Digits,
 ) -> None:
