@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -175,16 +176,17 @@ class Stage:
             assert np.abs(got - self.expected).max() < 1e-2
 
     @contextlib.contextmanager
-    def undisturbed(self, kept: int = 0) -> Iterator[None]:
+    def undisturbed(self) -> Iterator[Counter[str]]:
         """Whatever happens in the block: the parties live on, hold no more, and answer rightly.
 
-        kept: connections that a party may keep for a session which has not begun.
+        Yields a counter, for the block to say by party how many connections it rightly keeps.
         """
+        kept: Counter[str] = Counter()
         self.check_honest()
         self.unload()
         before = {name: self.held(name) for name in self.processes}
         lengths = {name: self.check_log(name) for name in self.processes}
-        yield
+        yield kept
         for name, process in self.processes.items():
             assert process.poll() is None, f"{name} ended with {process.returncode}"
             self.check_log(name, lengths[name])
@@ -194,7 +196,7 @@ class Stage:
             wait_until(
                 lambda n=name, h=held: (
                     self.held(n).threads <= h.threads + SPARE
-                    and self.held(n).descriptors <= h.descriptors + SPARE + kept
+                    and self.held(n).descriptors <= h.descriptors + SPARE + kept[n]
                 ),
                 f"{name} holds no more than before: {held}, now {self.held(name)}",
                 40,
