@@ -180,7 +180,8 @@ def test_background_queries_that_cannot_begin_take_no_place(tag: str) -> None:
             client.query_model(SMALL)
     failed = [client.query_model_async(SMALL) for _ in range(IN_FLIGHT + 3)]
     for future in failed:
-        with pytest.raises(ps.ClusterError, match="alice"):
+        # Whichever of the two went first is named.
+        with pytest.raises(ps.ClusterError, match=r"connection to (alice|bob)|reach (alice|bob)"):
             future.result(5)
     client.close()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -126,8 +127,8 @@ def half_dead(cluster: ps.Cluster, config: Path, capsys: pytest.CaptureFixture[s
     told = [line.split() for line in text.splitlines() if line.startswith("model ")][-1]
     assert told[1] == "no", "it is not served now, whatever its queue says"
     assert told[-1] == "waiting"
-    # He was stopped for as long as a silence may last: either is true.
-    assert any(f"model: bob {why}" in text for why in ("is gone", "gave no sign of life"))
+    # He was stopped for as long as a silence may last: either is true; who saw it first is quoted.
+    assert re.search("model: (carol says: )?bob (is gone|gave no sign of life)", text), text
 
 
 def is_waiting(config: Path, capsys: pytest.CaptureFixture[str]) -> bool:
