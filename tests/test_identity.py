@@ -7,6 +7,7 @@ import shutil
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from privserve.certificates import write_cluster
 from privserve.config import ClusterConfig, read_config
 from privserve.credentials import KEY_FILE
 from privserve.errors import ClusterError
-from privserve.owner_calls import Signer, Verifier, load_owner_key
+from privserve.owner_calls import WINDOW, Boot, Signer, Verifier, load_owner_key
 from privserve.party.channel import TlsStream
 from privserve.party.lanes import Listener, client_context
 
@@ -165,24 +166,24 @@ def front_of(config: ClusterConfig, rank: int) -> httpx.Client:
 def test_what_the_owner_sends_to_alice_is_worth_nothing_at_bob(config: ClusterConfig) -> None:
     """A bearer token, which every party sees, used to let each act as owner at the others."""
     with front_of(config, 0) as alice, front_of(config, 1) as bob:
-        boot = bob.get("/v2").json()["boot"]
+        boot = Boot.read(bob.get("/v2").json())
         for_alice = SignedBy(config, "alice", boot)
         answer = bob.get("/privserve/status", auth=for_alice)
         assert (answer.status_code, answer.json()["code"]) == (401, "owner_only")
         about = alice.get("/v2").json()
         assert alice.get(
-            "/privserve/status", auth=SignedBy(config, "alice", about["boot"])
+            "/privserve/status", auth=SignedBy(config, "alice", Boot.read(about))
         ).is_success
 
 
 @pytest.mark.parametrize("change", ["body", "path", "method", "again", "boot", "session"])
 def test_a_signed_call_is_good_for_itself_and_once(config: ClusterConfig, change: str) -> None:
     with front_of(config, 0) as alice:
-        boot = alice.get("/v2").json()["boot"]
+        boot = Boot.read(alice.get("/v2").json())
         signer = Signer(load_owner_key(config.path.parent / "owner.key"), config.cluster)
         body = b'{"num_requests": 0}'
         path = "/privserve/serve"
-        named = "0" * 32 if change == "boot" else boot
+        named = Boot("0" * 32, 0) if change == "boot" else boot
         session = "another" if change == "session" else ""
         header = signer.authorization("alice", named, "POST", path, session, body)
         headers = {"Authorization": header}
@@ -204,7 +205,7 @@ def test_calls_that_arrive_in_another_order_are_taken_and_old_ones_are_not(tmp_p
     signer = Signer(load_owner_key(tmp_path / "owner.key"), config.cluster)
 
     def signed() -> str:
-        return signer.authorization("a", verifier.boot, "GET", "/x", "", b"")
+        return signer.authorization("a", Boot(verifier.boot, 0), "GET", "/x", "", b"")
 
     oldest, first, second = signed(), signed(), signed()
     verifier.check(second, "GET", "/x")
@@ -216,10 +217,42 @@ def test_calls_that_arrive_in_another_order_are_taken_and_old_ones_are_not(tmp_p
             verifier.check(header, "GET", "/x")
 
 
+def test_an_owner_whose_clock_was_set_back_numbers_calls_above_those_that_were_made(
+    tag: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Parties took a thousand calls, and told whoever came with a lower number that it was old."""
+    now = time.time_ns
+    with ps.Cluster(*(ps.Worker("localhost:0") for _ in range(3))) as cluster:
+        alice = cluster.config.parties[0]
+        with front_of(cluster.config, 0) as front:
+            signed = SignedBy(cluster.config, "alice", Boot.read(front.get("/v2").json()))
+            for _ in range(WINDOW + 2):
+                front.get("/privserve/status", auth=signed).raise_for_status()
+            monkeypatch.setattr(time, "time_ns", lambda: now() - 3600 * 10**9)
+            fresh = SignedBy(cluster.config, "alice", Boot(signed._where[1].name, 0))
+            assert front.get("/privserve/status", auth=fresh).status_code == 401
+        cluster.cells[0]._signer._last.clear()  # as in a program that begins now
+        for _ in range(2):
+            assert cluster.call(alice, "GET", "/privserve/status").json()["state"] == "idle"
+
+
+def test_a_party_that_tells_of_huge_numbers_spoils_nothing_at_the_others(tmp_path: Path) -> None:
+    config = read_config(write_cluster(tmp_path, [(n, "h:1") for n in ("a", "b", "c")]))
+    signer = Signer(load_owner_key(tmp_path / "owner.key"), config.cluster)
+    for above in (2**63 - 1, 10**30, -1, True, "7", None):
+        boot = Boot.read({"boot": "x", "calls_above": above})
+        for _ in range(3):
+            assert len(signer.authorization("b", boot, "GET", "/x", "", b"").split(".")[0]) <= 30
+    verifier = Verifier(config.owner, config.cluster, "a")
+    honest = Boot.read({"boot": verifier.boot, "calls_above": 0})
+    number = signer.authorization("a", honest, "GET", "/x", "", b"").split()[1].split(".")[0]
+    assert int(number) <= time.time_ns()
+
+
 def test_another_clusters_owner_is_nobody_here(config: ClusterConfig, tmp_path: Path) -> None:
     other = read_config(write_cluster(tmp_path, [(n, "h:1") for n in ("alice", "b", "c")]))
     with front_of(config, 0) as alice:
-        boot = alice.get("/v2").json()["boot"]
+        boot = Boot.read(alice.get("/v2").json())
         assert (
             alice.get("/privserve/status", auth=SignedBy(other, "alice", boot)).status_code == 401
         )
@@ -230,5 +263,5 @@ def test_an_owner_goes_on_after_a_party_was_started_again(tag: str) -> None:
     with ps.Cluster(*(ps.Worker("localhost:0") for _ in range(3))) as cluster:
         alice = cluster.config.parties[0]
         cluster.call(alice, "GET", "/privserve/status")
-        cluster.cells[0]._boots[alice.name] = "0" * 32
+        cluster.cells[0]._boots[alice.name] = Boot("0" * 32, 0)
         assert cluster.call(alice, "GET", "/privserve/status").json()["state"] == "idle"

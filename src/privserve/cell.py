@@ -17,7 +17,7 @@ from privserve.addresses import bind, join_address, reachable, split_address
 from privserve.calls import raise_for_answer, tls_context, unreachable
 from privserve.config import ClusterConfig, PartyConfig, Timeouts, Watching
 from privserve.errors import ClusterError, OwnerOnly
-from privserve.owner_calls import Signer
+from privserve.owner_calls import Boot, Signer
 from privserve.party_process import last_words, log_of, start_party
 from privserve.shared_models import SharedModel, put_together
 
@@ -87,7 +87,7 @@ class Cell:
         """Forget all connections, and go by the files as they are now: some may be revoked."""
         if self._http is not None:
             self._http.close()
-        self._boots: dict[str, str] = {}
+        self._boots: dict[str, Boot] = {}
         self._reached: dict[str, str] = {}
         self._http = httpx.Client(
             verify=tls_context(self.config.ca),
@@ -206,7 +206,8 @@ class Cell:
         try:
             return self._signed(party, method, path, session, options)
         except OwnerOnly:
-            # A party that was started again has another name for its process.
+            # A party that was started again has another name for its process; or it takes higher
+            # numbers only, since this host's clock was set back.
             if self._boots.pop(party.name, None) is None:
                 raise
             return self._signed(party, method, path, session, options)
@@ -225,7 +226,7 @@ class Cell:
                     f"{self.config.path} has it in cell {self.number}: start it with --cell "
                     f"{self.number}"
                 )
-            self._boots[party.name] = str(facts.get("boot"))
+            self._boots[party.name] = Boot.read(facts)
         request = self._http.build_request(method, self._url(party, path), **options)
         target = request.url.raw_path.decode("ascii")
         request.headers["Authorization"] = self._signer.authorization(

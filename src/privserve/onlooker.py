@@ -19,7 +19,7 @@ from privserve.calls import raise_for_answer, tls_context, unreachable
 from privserve.certificates import OWNER_KEY
 from privserve.config import ClusterConfig, PartyConfig
 from privserve.errors import ClusterError, ConfigError, NoAnswer, PrivserveError, StaleSession
-from privserve.owner_calls import Signer, load_owner_key
+from privserve.owner_calls import Boot, Signer, load_owner_key
 
 SECONDS = 3.0
 """How long a party may take to answer."""
@@ -132,7 +132,7 @@ class Onlooker:
         is_ready = self._call(party, base, "/v2/health/ready", may_fail=True).is_success
         if self._signer is None:
             return place.seen(public=public, is_ready=is_ready)
-        boot = str(public["boot"])
+        boot = Boot.read(public)
         status = self._signed(party, base, boot)
         costs = {}
         if place.leads:
@@ -147,7 +147,7 @@ class Onlooker:
         where = reachable(party.addresses, self._seconds / 2)
         return f"https://{join_address(*split_address(where))}"
 
-    def _signed(self, party: PartyConfig, base: str, boot: str, session: str = "") -> Any:
+    def _signed(self, party: PartyConfig, base: str, boot: Boot, session: str = "") -> Any:
         assert self._signer is not None
         shown = self._signer.authorization(party.name, boot, "GET", STATUS, session, b"")
         return self._call(party, base, STATUS, {"Authorization": shown}).json()

@@ -7,9 +7,10 @@ another call, or a second time. It goes along as
     Authorization: Privserve NUMBER.SESSION.BODY_SHA256.SIGNATURE
 
 with "-" for no session. The number is the owner's clock in nanoseconds, or one more than the
-last one. A party remembers the numbers that it took, and forgets them when it ends; so that an
-old call is worth nothing to the process that comes after, each process has a random *boot*
-name, which `/v2` tells and which is signed too.
+last one for this party, or than the one that the party tells that it takes no more (the clock may
+have been set back since). A party remembers the numbers that it took, and forgets them when it
+ends; so that an old call is worth nothing to the process that comes after, each process has a
+random *boot* name, which `/v2` tells and which is signed too.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import time
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -36,6 +38,9 @@ NO_SESSION = "-"
 WINDOW = 1024
 """Calls of one owner may arrive in another order than they were signed in, this far apart."""
 DIGEST_CHARACTERS = 64
+MOST = 1 << 63
+"""A number, in nanoseconds until the year 2262. A party that tells of a larger one is not believed:
+what it makes of its own calls is its business, as long as numbers stay short enough to be read."""
 
 
 def load_owner_key(path: Path) -> Ed25519PrivateKey:
@@ -85,24 +90,42 @@ class Call:
         return "\n".join(fields).encode()
 
 
+@dataclass(frozen=True)
+class Boot:
+    """A party's process, as its `/v2` tells."""
+
+    name: str
+    above: int
+    """Calls need a number above this one."""
+
+    @classmethod
+    def read(cls, facts: dict[str, Any]) -> Boot:
+        """Of what `/v2` answered."""
+        above = facts.get("calls_above")
+        if type(above) is not int or not 0 <= above < MOST:
+            above = 0
+        return cls(str(facts.get("boot")), above)
+
+
 class Signer:
     """Signs the owner's calls. Thread-safe."""
 
     def __init__(self, key: Ed25519PrivateKey, cluster: str) -> None:
         self._key = key
         self._cluster = cluster
-        self._last = 0
+        self._last: dict[str, int] = {}
         self._lock = threading.Lock()
 
     def authorization(
-        self, party: str, boot: str, method: str, target: str, session: str, body: Payload
+        self, party: str, boot: Boot, method: str, target: str, session: str, body: Payload
     ) -> str:
         """The header's value for one call; it is good for one use."""
         with self._lock:
-            self._last = number = max(time.time_ns(), self._last + 1)
+            number = max(time.time_ns(), self._last.get(party, 0) + 1, boot.above + 1)
+            self._last[party] = number
         digest = hashlib.sha256(body).hexdigest()
         named = session or NO_SESSION
-        call = Call(self._cluster, party, boot, method, target, named, number, digest)
+        call = Call(self._cluster, party, boot.name, method, target, named, number, digest)
         signature = base64.urlsafe_b64encode(self._key.sign(call.statement())).decode()
         return f"{SCHEME} {number}.{named}.{digest}.{signature}"
 
@@ -135,6 +158,12 @@ class Verifier:
         self._floor = 0
         self._lock = threading.Lock()
 
+    @property
+    def above(self) -> int:
+        """Calls need a larger number; 0 until there were more of them than are remembered."""
+        with self._lock:
+            return self._floor
+
     def check(self, header: str, method: str, target: str) -> Permission:
         """What the owner permits by this Authorization header; raises OwnerOnly.
 
@@ -166,10 +195,7 @@ class Verifier:
         """Note a number that was signed; raises OwnerOnly for one that was taken before."""
         with self._lock:
             if number <= self._floor or number in self._taken:
-                raise OwnerOnly(
-                    "this call was made before; an owner's call is good for one use. Or the clock "
-                    "of the owner's host was set back: set it right, or start the parties again"
-                )
+                raise OwnerOnly("this call was made before; an owner's call is good for one use")
             self._taken[number] = None
             while len(self._taken) > WINDOW:
                 oldest = min(self._taken)

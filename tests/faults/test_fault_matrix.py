@@ -16,7 +16,7 @@ from uuid import uuid4
 import pytest
 import shifted_clock
 from fault_play import Play
-from fault_table import KNOWN, Cell, cells
+from fault_table import Cell, cells
 from hosts import Hosts
 from serving import TAG, tagged_processes, wait_until
 
@@ -76,11 +76,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 
 def marks(where: tuple[str, str, str]) -> list[pytest.MarkDecorator]:
-    """Whether a cell is slow, and whether it may fail."""
-    found = [] if where in QUICK else [pytest.mark.slow]
-    if where in KNOWN:
-        found.append(pytest.mark.xfail(reason=KNOWN[where], strict=False))
-    return found
+    """Whether a cell is slow."""
+    return [] if where in QUICK else [pytest.mark.slow]
 
 
 def chosen() -> list[object]:

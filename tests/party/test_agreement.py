@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,8 +16,10 @@ from ottt_models import graph
 from serving import wait_until
 from sessions import QUICK, Sessions, states
 
+import privserve
 from privserve import sharing
 from privserve.engines import load_engine
+from privserve.engines.sources import BESIDES, sources
 from privserve.errors import ClusterError
 from privserve.party import session
 from privserve.party.agreement import compare, digest, facts
@@ -24,6 +30,7 @@ from privserve.party.session_spec import SessionSpec
 MINE = {
     "privserve": "1.0",
     "wire": 2,
+    "code": "c",
     "engine": "ottt",
     "program": "p",
     "options": "o",
@@ -45,6 +52,40 @@ def test_a_party_with_another_program_is_named(key: str) -> None:
 def test_a_party_with_another_version_is_named(theirs: dict[str, Any]) -> None:
     with pytest.raises(ClusterError, match=r"bob runs privserve .* install one version"):
         compare("alice", MINE, "bob", theirs)
+
+
+def test_two_builds_of_one_version_are_told_apart() -> None:
+    """Words taken in another order are as many: nonsense, which nothing else would notice."""
+    with pytest.raises(ClusterError, match=r"of the same number but with other code; install one"):
+        compare("alice", MINE, "bob", {**MINE, "code": "x"})
+
+
+def test_sources_are_of_all_that_an_engine_runs(tmp_path: Path) -> None:
+    """And differ with any line of these."""
+    listing = (
+        "import sys, privserve.engines as e; e.load_engine('ottt'); e.load_engine('crypten');"
+        "import privserve.engines.ottt.compute, privserve.engines.ottt.dealer;"
+        "print(*(m.split('.', 1)[1] for m in sys.modules if m.startswith('privserve.')"
+        " and not m.startswith('privserve.engines')))"
+    )
+    used = subprocess.run([sys.executable, "-c", listing], capture_output=True, text=True).stdout
+    assert set(used.split()) - {"errors"} == set(BESIDES)
+    copy = tmp_path / "privserve"
+    shutil.copytree(Path(privserve.__file__).parent, copy)
+    asked = "from privserve.engines.sources import sources; print(sources())"
+
+    def told() -> str:
+        found = subprocess.run(
+            [sys.executable, "-c", asked], capture_output=True, text=True, cwd=tmp_path
+        )
+        return found.stdout.strip()
+
+    assert told() == sources()
+    for name in ("engines/ottt/ops/relu.py", "prg.py"):
+        before = told()
+        with (copy / name).open("a") as file:
+            file.write("# another line\n")
+        assert told() != before, name
 
 
 def test_a_digest_does_not_depend_on_the_order_of_keys() -> None:

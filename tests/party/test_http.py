@@ -15,6 +15,7 @@ from serving import Digits, SignedBy, client_headers, wait_until
 
 from privserve import fixedpoint, oip, sharing
 from privserve.calls import tls_context
+from privserve.owner_calls import Boot
 
 MODEL = "/v2/models/digits-model"
 OWNERS_CALLS = [
@@ -52,7 +53,7 @@ class Fronts:
     def owner(self, front: httpx.Client) -> SignedBy:
         """What signs calls to this front as the model owner."""
         about = front.get("/v2").json()
-        return SignedBy(self.config, about["party"], about["boot"])
+        return SignedBy(self.config, about["party"], Boot.read(about))
 
     def close(self) -> None:
         for front in (self.alice, self.bob, self.carol):

@@ -70,13 +70,6 @@ LETTERS = {
     "no memory": ("UUUU", "UUUU", "UUUU", "UUUU", "-U-U"),
     "clock": ("UUUU", "UUUU", "UUUU", "UUUU", "-U-U"),
 }
-KNOWN = {
-    ("clock", "owner", "sharing"): "a clock that is set back numbers calls anew, below those that "
-    "parties have seen: the owner's next command is refused, once there were a thousand calls",
-    ("terminated", "owner", "sharing"): "a party that meets the others still may say that one is "
-    "gone, which the owner has told to forget the model a moment before",
-}
-"""What does not hold yet, or not always."""
 WHY_NOT = {
     ("client", "idle"): "a client that asks nothing does nothing",
     ("client", "sharing"): "a client has no part in sharing",
@@ -137,8 +130,6 @@ def table() -> str:
     lines += [f"- **{word}**: {meaning}" for word, meaning in OUTCOMES.values()]
     lines += ["", "What is not there (-):", ""]
     lines += [f"- {', '.join(where)}: {why}" for where, why in WHY_NOT.items()]
-    lines += ["", "What does not hold yet, or not always:", ""]
-    lines += [f"- {', '.join(where)}: {why}" for where, why in KNOWN.items()]
     return "\n".join(lines)
 
 

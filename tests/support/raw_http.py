@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from privserve.calls import tls_context
 from privserve.certificates import OWNER_KEY
 from privserve.config import ClusterConfig
-from privserve.owner_calls import Signer, load_owner_key
+from privserve.owner_calls import Boot, Signer, load_owner_key
 
 SECONDS = 20.0
 
@@ -106,7 +106,7 @@ class OwnersHand:
         self._signer = Signer(load_owner_key(config.path.parent / OWNER_KEY), config.cluster)
         front = Front(config)
         self._boots = {
-            party.name: json.loads(front.ask(party.name, "GET", "/v2", [], b"").body)["boot"]
+            party.name: Boot.read(json.loads(front.ask(party.name, "GET", "/v2", [], b"").body))
             for party in config.parties
         }
         front.close()

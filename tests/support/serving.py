@@ -19,7 +19,7 @@ import privserve as ps
 from privserve.certificates import OWNER_KEY, write_cluster
 from privserve.config import ClusterConfig, party_names, read_config
 from privserve.credentials import KEY_FILE, ClientKey
-from privserve.owner_calls import Signer, load_owner_key
+from privserve.owner_calls import Boot, Signer, load_owner_key
 
 ROOT = Path(__file__).parents[2]
 SAMPLE_MODEL = ROOT / "examples" / "digits-model.h5"
@@ -140,7 +140,7 @@ class SignedBy(httpx.Auth):
 
     requires_request_body = True
 
-    def __init__(self, config: ClusterConfig, party: str, boot: str, session: str = "") -> None:
+    def __init__(self, config: ClusterConfig, party: str, boot: Boot, session: str = "") -> None:
         self._signer = Signer(load_owner_key(config.path.parent / OWNER_KEY), config.cluster)
         self._where = (party, boot)
         self._session = session

@@ -16,6 +16,7 @@ from importlib.metadata import version
 from typing import Any
 
 from privserve.engines import load_engine
+from privserve.engines.sources import sources
 from privserve.errors import BadFrame, ClusterError, HalfFrame, OtherVersion, PeerLost
 from privserve.party.channel import Channel
 from privserve.party.messages import FAILED, WAITING, Over, hear, read_facts
@@ -23,7 +24,7 @@ from privserve.party.messages import FAILED, WAITING, Over, hear, read_facts
 WIRE = 9
 """What parties say to each other, in which order; grows with every change of it."""
 
-OTHER_CODE = ("privserve", "wire")
+OTHER_CODE = ("privserve", "wire", "code")
 """Facts that differ where parties run different code."""
 
 
@@ -32,12 +33,12 @@ def facts(
 ) -> dict[str, Any]:
     """What a party is about to run: JSON-able, small, public.
 
-    The layout is what this party's code makes of the description, so code that differs
-    without saying so is noticed as well.
+    The layout is what this party's code makes of the description, and with it of the options.
     """
     return {
         "privserve": version("privserve"),
         "wire": WIRE,
+        "code": sources(),
         "engine": engine,
         "program": digest(description),
         "options": digest(options),
@@ -60,10 +61,11 @@ def compare(me: str, mine: Mapping[str, Any], peer: str, theirs: Mapping[str, An
     if not different:
         return
     if any(key in OTHER_CODE for key in different):
+        patched = ", of the same number but with other code" if different == ["code"] else ""
         raise OtherVersion(
             f"{peer} runs privserve {theirs.get('privserve')} (wire {theirs.get('wire')}), and "
-            f"{me} {mine['privserve']} (wire {mine['wire']}); install one version at all parties. "
-            "Nothing was dealt"
+            f"{me} {mine['privserve']} (wire {mine['wire']}){patched}; install one version at all "
+            "parties. Nothing was dealt"
         )
     raise ClusterError(
         f"{peer} was given another {different[0]} than {me}, or runs other code: no randomness is "

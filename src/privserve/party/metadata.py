@@ -33,6 +33,7 @@ def party_facts(party: Party) -> dict[str, Any]:
         "extensions": list(EXTENSIONS),
         "party": party.me.name,
         "boot": party.owner.boot,
+        "calls_above": party.owner.above,
         "role": party.role,
         "cell": party.config.cell,
         "compute_parties": [p.name for p in party.config.compute],

@@ -115,7 +115,7 @@ SCHEMAS: dict[str, Schema] = {
             **_alike(TEXT, "name", "version", "party", "boot"),
             **_alike(_array(TEXT), "extensions", "compute_parties", "models", "serving"),
             "role": {"enum": ["compute", "dealer"]},
-            "cell": COUNT,
+            **_alike(COUNT, "cell", "calls_above"),
         },
         ["serving"],
     ),

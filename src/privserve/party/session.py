@@ -257,7 +257,8 @@ class Session(ABC):
                 round_.name, lanes, seconds, round_.over, limits, met
             )
         except ClusterError as error:
-            raise _Absent(str(error)) from None
+            # Once all are watched, one that cannot be reached said why, or soon falls silent.
+            raise (_Absent if met else PeerLost)(str(error)) from None
         for lane in opened.values():
             lane.set_patience(self._timeouts.peer)
         round_.lanes.update(opened)
