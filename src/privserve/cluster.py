@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 from urllib.parse import quote
 
 import httpx
@@ -163,7 +163,7 @@ class Cluster:
         """The workers of cell 0, the dealer last."""
         return list(self._workers.values())
 
-    def __enter__(self) -> Cluster:
+    def __enter__(self) -> Self:
         self.start()
         return self
 
@@ -194,6 +194,7 @@ class Cluster:
                 directory = self._temporary = Path(tempfile.mkdtemp(prefix="privserve-"))
             first, *further = [parties for parties, _ in bound]
             path = write_cluster(directory.resolve(), first, further=further)
+            self._written(path)
             for cell, (_, sockets) in zip(self.cells, bound, strict=True):
                 for name, descriptor in sockets.items():
                     cell.spawn(name, directory, descriptor)
@@ -207,6 +208,9 @@ class Cluster:
                 cell.wait_alive(party, report=report)
                 role = cell.config.role(party.name)
                 report(f"{cell.who}{party.name} ({role}) is up at {party.address}")
+
+    def _written(self, path: Path) -> None:
+        """Called when the cluster's files are there, before a party is started."""
 
     def _bind(
         self, cell: Cell, stack: contextlib.ExitStack

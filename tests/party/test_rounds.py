@@ -380,3 +380,21 @@ def test_a_batch_that_ends_just_when_its_round_is_lost_leaves_no_room_beyond_the
     for name in "bcd":
         queue.submit(Pending(name, [numbers(1, 1)], 1))
     assert [piece.query.id for piece in queue.next_batch()] == ["b", "c"]
+
+
+def test_lanes_that_are_opened_while_the_round_is_broken_end_nothing_else() -> None:
+    """It was an internal error of the session, which ended it for all."""
+    round_ = Round("one", is_first=True)
+
+    class Opening:
+        """A lane whose closing takes as long as it takes another thread to open one."""
+
+        def close(self) -> None:
+            round_.lanes[f"another {len(round_.lanes)}"] = Opening()  # type: ignore[assignment]
+
+        release = close
+
+    round_.lanes["one"] = Opening()  # type: ignore[assignment]
+    round_.part()
+    round_.release()
+    assert len(round_.lanes) == 4

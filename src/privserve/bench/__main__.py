@@ -22,6 +22,8 @@ from privserve.bench.large import run_large
 from privserve.bench.load import parse as parse_load
 from privserve.bench.load import run_load
 from privserve.bench.measure import measure, measure_plaintext
+from privserve.bench.network import parse as parse_network
+from privserve.bench.network import run_network
 from privserve.bench.options import numbers
 from privserve.bench.report import Result, machine, plot, ratios, table
 from privserve.bench.runs import Bench
@@ -65,11 +67,15 @@ def run(options: argparse.Namespace) -> list[Result]:
     return results
 
 
-def measure_all(options: argparse.Namespace, *, loaded: bool) -> int:
+OTHERS = {"--load": (parse_load, run_load), "--network": (parse_network, run_network)}
+"""Benchmarks with options of their own."""
+
+
+def measure_all(options: argparse.Namespace, other: str | None) -> int:
     """Measure what the options ask for, and print it; returns the exit code."""
     facts = machine()
-    if loaded:
-        return run_load(options, facts)
+    if other is not None:
+        return OTHERS[other][1](options, facts)
     if options.large:
         return run_large(options, facts)
     results = run(options)
@@ -106,6 +112,11 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         action="store_true",
         help="instead, many clients at a whole cluster; `--load --help` says more",
     )
+    parser.add_argument(
+        "--network",
+        action="store_true",
+        help="instead, a cluster whose parties are apart; `--network --help` says more",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--plot", type=Path, metavar="PNG", help="draw latency and throughput")
     options = parser.parse_args(arguments)
@@ -113,20 +124,21 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         parser.error("--parties counts the dealer: at least 3")
     if options.rounds < 1:
         parser.error("--rounds must be at least 1")
-    if options.load:  # abbreviated, or the other parser would have it
-        parser.error("write --load in full")
+    for name in OTHERS:  # abbreviated, or the other parser would have it
+        if getattr(options, name[2:]):
+            parser.error(f"write {name} in full")
     return options
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     given = sys.argv[1:] if arguments is None else list(arguments)
-    loaded = "--load" in given
-    options = parse_load(given) if loaded else parse(given)
+    other = next((name for name in OTHERS if name in given), None)
+    options = OTHERS[other][0](given) if other else parse(given)
     keep_interrupts()  # `kill` ends all processes as Ctrl-C does
     # As the launcher sets it: parties share the cores, and torch's threads would fight.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    return exit_code(lambda: measure_all(options, loaded=loaded))
+    return exit_code(lambda: measure_all(options, other))
 
 
 if __name__ == "__main__":

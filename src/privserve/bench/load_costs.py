@@ -25,6 +25,8 @@ class Spent:
 
     queries: int = 0
     exchanges: int = 0
+    packs: int = 0
+    """Dealt so far, some of them ahead of the queries; 0 with an engine that has none."""
     sent: Mapping[str, int] = field(default_factory=dict)
     """Bytes by link, such as "alice to bob"; a compute party's to all others together."""
 
@@ -46,7 +48,7 @@ def spent(cluster: Cluster) -> Spent:
     """Ask the compute parties what they have counted; raises ClusterError, QueryError."""
     config = cluster.config
     sent: dict[str, int] = {}
-    queries = exchanges = 0
+    queries = exchanges = packs = 0
     for party in config.compute:
         status = cluster.call(party, "GET", "/privserve/status").json()
         cost = status.get("cost") or {}
@@ -55,7 +57,8 @@ def spent(cluster: Cluster) -> Spent:
         sent[f"{config.dealer.name} to {party.name}"] = int(cost.get("bytes_dealt", 0))
         if party is config.compute[0]:
             queries, exchanges = int(cost.get("queries", 0)), int(cost.get("exchanges", 0))
-    return Spent(queries, exchanges, sent)
+            packs = int(cost.get("packs_dealt", 0))
+    return Spent(queries, exchanges, packs, sent)
 
 
 def lane_bytes(model: SecureModel) -> dict[str, int]:

@@ -41,6 +41,8 @@ class RunStats:
     bytes_sent: int = 0
     bytes_received: int = 0
     bytes_dealt: int = 0
+    packs_dealt: int = 0
+    """For a row each, ahead of it; 0 where an engine keeps none ahead."""
     exchange_seconds: float = 0.0
     """Spent in exchanges; 0 where an engine does not count them."""
     waiting_seconds: float = 0.0

@@ -37,7 +37,7 @@ class ComputeSession(PollingSession):
         self._compute: Compute | None = None
         self._coins: AnswerCoins | None = None
         self._before: tuple[int, int, int] = (0, 0, 0)
-        self._spent_before = [0, 0, 0, 0]
+        self._spent_before = [0] * 5
         self._counting = threading.Lock()
         """Held while a round's costs become those of the rounds before."""
         self.statistics = Statistics(report_to(spec.model, spec.id), spans_of(spec.model, spec.id))
@@ -159,12 +159,13 @@ class ComputeSession(PollingSession):
         facts = super().status()
         ran = self.statistics.runs()
         if ran.queries:
-            frames, sent, dealt, exchanges = self._spent()
+            frames, sent, dealt, exchanges, packs = self._spent()
             facts["cost"] = {
                 "queries": ran.queries,
                 "rows": ran.rows,
                 "bytes_online": sent,
                 "bytes_dealt": dealt,
+                "packs_dealt": packs,
                 "frames": frames,
                 "recent": [[rows, seconds] for rows, seconds in ran.recent],
                 "exchanges": exchanges,
@@ -172,7 +173,7 @@ class ComputeSession(PollingSession):
         return facts
 
     def _spent(self) -> list[int]:
-        """Frames, bytes sent, bytes dealt and exchanges, of all rounds."""
+        """Frames, bytes sent, bytes dealt, exchanges and packs dealt, of all rounds."""
         with self._counting:
             return self._spent_by_now()
 
@@ -181,7 +182,7 @@ class ComputeSession(PollingSession):
         if compute is None:
             return self._spent_before
         spent = [after - b for after, b in zip(self._counters(), self._before, strict=True)]
-        spent.append(compute.stats.exchanges)
+        spent += [compute.stats.exchanges, compute.stats.packs_dealt]
         return [now + before for now, before in zip(spent, self._spent_before, strict=True)]
 
     def _leave_round(self) -> None:

@@ -81,18 +81,19 @@ class Round:
         watcher = self.watcher
         if watcher is not None and watcher is not threading.current_thread():
             watcher.join(GOODBYE_SECONDS)
-        for lane in self.lanes.values():
+        # Others may be opened right now, whose threads break them themselves then.
+        for lane in list(self.lanes.values()):
             lane.close()
-        for channel in self._owned:
+        for channel in list(self._owned):
             channel.close()
 
     def release(self) -> None:
         """Free the sockets, once no thread uses them any more."""
         for thread in self._threads:
             thread.join(JOIN_SECONDS)
-        for lane in self.lanes.values():
+        for lane in list(self.lanes.values()):
             lane.release()
-        for channel in self._owned:
+        for channel in list(self._owned):
             channel.release()
         self.wake.close()
         self._woken.close()

@@ -108,6 +108,7 @@ class Refill:
                 self._fill_piece(piece, part)
             if self._leads:
                 self._stats.bytes_dealt += 8 * part * self._layout.corrected_words
+            self._stats.packs_dealt += part
             self._pool.publish(part)
             count -= part
 
