@@ -4,16 +4,18 @@ BIN := .venv/bin
 # CPU is all that privserve uses; pip would otherwise keep asking about its own version.
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
+COMPILE := from privserve.engines.ottt import compute, dealer, jit; jit.compile_kernels()
+
 .PHONY: demo test test-all bench format clean
 
 demo: .venv/.demo
 	@$(BIN)/python scripts/demo.py
 
+# The engine's kernels take a minute to compile, which two tests at a time would both begin with.
 test: .venv/.dev
-	$(BIN)/ruff format --check .
-	$(BIN)/ruff check .
-	$(BIN)/mypy
-	$(BIN)/lint-imports --no-cache --no-logo
+	$(BIN)/python -c '$(COMPILE)' & \
+	{ $(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy \
+	&& $(BIN)/lint-imports --no-cache --no-logo && wait $$!; } || { kill $$! 2>/dev/null; exit 1; }
 	$(BIN)/pytest -m "not slow" -n 2 --dist worksteal
 
 test-all: .venv/.dev

@@ -18,7 +18,7 @@ from privserve.errors import ModelError
 from privserve.fixedpoint import encode
 from privserve.lift import lift_for
 
-GRAPHS = 150
+GRAPHS = 100
 EVERY = 3
 """In the default tests one graph in so many is served by parties, the others are simulated."""
 
