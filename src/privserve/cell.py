@@ -25,6 +25,8 @@ START_SECONDS = 60.0
 STOP_SECONDS = 8.0
 POLL_SECONDS = 0.1
 CONNECT_SECONDS = 5.0
+WRITE_SECONDS = 10.0
+"""For a party to take some more of a call: a model may take as long as it takes."""
 SAY_SECONDS = 10.0
 """So often it is said whom a cluster waits for."""
 MINUTE = 60.0
@@ -91,7 +93,7 @@ class Cell:
         self._reached: dict[str, str] = {}
         self._http = httpx.Client(
             verify=tls_context(self.config.ca),
-            timeout=httpx.Timeout(60.0, connect=CONNECT_SECONDS),
+            timeout=httpx.Timeout(60.0, connect=CONNECT_SECONDS, write=WRITE_SECONDS),
             trust_env=False,
         )
 

@@ -89,6 +89,8 @@ class FaultyLink:
         """Bytes a second, of all connections of a direction together; None: as fast as may be."""
         self.loss = 0.0
         """Which part of the packets does not arrive at once."""
+        self.carried = 0
+        """Bytes, in both directions together."""
         self.stalls = 0
         """How often something was lost."""
         self._free_at = {"there": 0.0, "back": 0.0}
@@ -157,6 +159,7 @@ class FaultyLink:
                     target.shutdown(socket.SHUT_WR)
                     return
                 await loop.sock_sendall(target, data)
+                self.carried += len(data)
 
         async with asyncio.TaskGroup() as both:
             both.create_task(take())
