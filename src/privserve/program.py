@@ -17,6 +17,13 @@ MIN_COMPARISON_BITS = 6
 MAX_COMPARISON_BITS = 44
 """K of a comparison lies between these."""
 
+LAN, WAN = 4_096, 262_144
+"""What an exchange is worth, in bytes that a party sends: what a link of 1 Gbit/s carries in 30 us,
+and what one of 100 Mbit/s carries in 20 ms."""
+
+PROFILES: Mapping[str, int] = {"lan": LAN, "wan": WAN}
+"""By the name of what lies between the parties."""
+
 Attributes = Mapping[str, Any]
 
 
@@ -52,6 +59,8 @@ class Kind:
     says: str
     """What it computes; `names` are attributes."""
     communicates: bool = False
+    is_weighted: bool = False
+    """Whether it multiplies by a secret parameter."""
     memory: Memory = Memory.NEW
     needs: Callable[[Attributes, int], int] = _as_output
     """From an op's attributes and its output's bits: how many low bits of its inputs matter."""
@@ -64,6 +73,7 @@ OP_KINDS: Mapping[str, Kind] = {
     "linear": Kind(
         "weight * x + bias: `geometry`, `weight`, `bias` (a parameter's name or null)",
         communicates=True,
+        is_weighted=True,
     ),
     # Comparisons: x >> `shift`, which fits in `comparison_bits` bits with its sign, or else
     # in `guard` bits more, if there are any: then the client learns that the row left its range.
@@ -73,6 +83,13 @@ OP_KINDS: Mapping[str, Kind] = {
         communicates=True,
         needs=_shifted,
         makes=_compared,
+    ),
+    # A comparison, and beside it the opening of a dense layer: one exchange less than by both.
+    "relu_linear": Kind(
+        "weight * max(x >> shift, 0) + bias: as of both, the geometry is a dense layer's",
+        communicates=True,
+        is_weighted=True,
+        needs=_shifted,
     ),
     # One opening each.
     "multiply": Kind(
@@ -181,6 +198,8 @@ class Program:
     fraction_bits: int
     output_fraction_bits: int
     input_range: tuple[float, float]
+    exchange_bytes: int = LAN
+    """What an exchange is worth: the compiler spends fewer bytes than that to save one."""
     notes: tuple[str, ...] = ()
     """What a user should know, such as bounds that come from calibration."""
     lift: Lift | None = None
@@ -211,6 +230,7 @@ class Program:
             "fraction_bits": self.fraction_bits,
             "output_fraction_bits": self.output_fraction_bits,
             "input_range": list(self.input_range),
+            "exchange_bytes": self.exchange_bytes,
             "notes": list(self.notes),
             "guards": list(self.guards),
             "lift": None if self.lift is None else asdict(self.lift),

@@ -89,6 +89,9 @@ def _run(
     shape = program.values[op.output].shape
     if op.kind in _SHIFTING:
         return _SHIFTING[op.kind](op.attributes, inputs[0], luck)
+    if op.kind == "relu_linear":
+        positive, left = _relu(op.attributes, inputs[0], luck)
+        return _linear(op.attributes, [positive], parameters)[0], left
     if op.kind in _MEANINGS:
         return _MEANINGS[op.kind](op.attributes, inputs, parameters)
     return local.apply(op.kind, op.attributes, inputs, shape, True, parameters), None

@@ -192,11 +192,11 @@ class Evaluation:
             return ()
         mesh, stats, bound = self._holdings.mesh, self._holdings.stats, []
         openings = openings_of(self._holdings.program, op)
-        for opening, (total, packed) in zip(openings, room.openings, strict=True):
+        for opening, (values, packed) in zip(openings, room.openings, strict=True):
             numbered = None
             if self._numbered is None:
                 self._numbered = numbered = np.zeros(1 + packed.size, np.int64)
-            bound.append(bind_opening(opening, total, packed, numbered, mesh, stats))
+            bound.append(bind_opening(opening, values, packed, numbered, self._batch, mesh, stats))
             self._openings += 1
             self._bytes += bound[-1].nbytes
         return tuple(bound)

@@ -14,6 +14,7 @@ from privserve.engines.ottt.ops.lookup import LOOKUP
 from privserve.engines.ottt.ops.opening import Opening, TupleOp
 from privserve.engines.ottt.ops.product import PRODUCT
 from privserve.engines.ottt.ops.relu import RELU
+from privserve.engines.ottt.ops.relu_linear import RELU_LINEAR
 from privserve.engines.ottt.ops.square import SQUARE
 from privserve.engines.ottt.ops.truncate import TRUNCATE
 from privserve.program import Op, Program
@@ -22,6 +23,7 @@ TUPLE_OPS: Mapping[str, TupleOp] = {
     "linear": LINEAR,
     "relu": RELU,
     "truncate": TRUNCATE,
+    "relu_linear": RELU_LINEAR,
     "multiply": PRODUCT,
     "square": SQUARE,
     "lookup": LOOKUP,

@@ -38,7 +38,7 @@ from privserve.engines.ottt.ops.opening import (
 from privserve.fixedpoint import RingArray
 from privserve.geometry import Geometry
 from privserve.prg import Prg
-from privserve.program import Op, Program
+from privserve.program import OP_KINDS, Op, Program
 
 
 @kernel
@@ -183,7 +183,7 @@ def evaluate(
 
 
 @kernel
-def _precompute(
+def precompute_linear(
     pool: Rows,
     first: int,
     count: int,
@@ -211,7 +211,7 @@ def _precompute(
 
 
 @kernel
-def _deal(
+def deal_linear(
     first_stream: Rows,
     masks: int,
     others: Planes,
@@ -256,11 +256,11 @@ def _deal(
 
 
 def geometries(program: Program) -> dict[int, Geometry]:
-    """Return the convolution of every linear op, by the op's index."""
+    """Return the convolution of every op with a secret weight, by the op's index."""
     return {
         index: Geometry.from_json(op.attributes["geometry"])
         for index, op in enumerate(program.ops)
-        if op.kind == "linear"
+        if OP_KINDS[op.kind].is_weighted
     }
 
 
@@ -317,7 +317,7 @@ def _bind_dealer(program: Program, op: Op, place: Place, mask: RingArray | None)
     value = program.values[op.output]
 
     def step(first: RingArray, others: RingArray, out: RingArray) -> None:
-        _deal(
+        deal_linear(
             first_stream=first,
             masks=place.masks,
             others=others,
@@ -343,7 +343,7 @@ def _bind_ahead(program: Program, op: Op, held: Held) -> AheadStep:
     a, opened = weight.arrangement, weight.opened
 
     def step(first: int, many: int) -> None:
-        _precompute(
+        precompute_linear(
             pool=held.packs,
             first=first,
             count=many,
