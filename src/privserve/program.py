@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from enum import Enum
+from functools import cached_property
 from typing import Any
 
 MIN_COMPARISON_BITS = 6
@@ -204,6 +205,26 @@ class Program:
     """What a user should know, such as bounds that come from calibration."""
     lift: Lift | None = None
     """Where inputs are strict: what every one of them is brought to before anything reads it."""
+
+    @cached_property
+    def sharers(self) -> Mapping[int, tuple[Op, ...]]:
+        """Linear ops that follow each other and read one value, by the output of the first.
+
+        They share what it opens, and the mask of that.
+        """
+        found: dict[int, tuple[Op, ...]] = {}
+        first = -1
+        for before, op in zip((None, *self.ops), self.ops, strict=False):
+            if op.kind == "linear":
+                if before is None or before.kind != op.kind or before.inputs != op.inputs:
+                    first = op.output
+                found[first] = (*found.get(first, ()), op)
+        return found
+
+    @cached_property
+    def leaders(self) -> Mapping[int, int]:
+        """By the output of a linear op that opens nothing: that of the one that does it for it."""
+        return {op.output: first for first, ops in self.sharers.items() for op in ops[1:]}
 
     @property
     def guards(self) -> tuple[str, ...]:

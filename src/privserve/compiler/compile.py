@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from privserve.activations import CLIENT_ACTIVATIONS, NORMALISING, ROOT
+from privserve.compiler.arranging import arranged
 from privserve.compiler.bounds import Bounds, UnaffordableError
 from privserve.compiler.builder import ProgramBuilder
 from privserve.compiler.fusing import fused
@@ -97,7 +98,7 @@ def compile_with_samples(
     except UnaffordableError:
         compiled = _compiled(*options, Bounds(bits, guess=True, check=range_check))
     program = replace(compiled.program, exchange_bytes=exchange_bytes)
-    return compiled._replace(program=fused(program))
+    return compiled._replace(program=fused(arranged(program)))
 
 
 def _compiled(

@@ -6,7 +6,8 @@ multiplication (CRYPTO 1991), with the mask of the fixed operand opened once per
 0. *Set up*, once per session. Everyone draws B_i of W's shape; open_weight = W - B is opened.
 1. *Deal*. Everyone draws A_i of x's shape, and C_i; party 0's C_0 makes sum C_i = L(A, B) mod 2^M.
 2. *Precompute*. Z_i = L(A_i, open_weight) + C_i, so sum Z_i = L(A, W - B) + L(A, B) = L(A, W).
-3. *Open* xhat = x - A mod 2^M, M the bits to which the output is needed.
+3. *Open* xhat = x - A mod 2^M, M the bits to which the output is needed. Ops that read the same x
+   and follow each other share A and xhat, opened to the most bits that one of them needs.
 4. *Finish*. y_i = L(xhat, W_i) + Z_i + bias_i, and sum y_i = L(x - A, W) + L(A, W) + bias.
 
 C_i is packed, M bits an element. The kernels read the weight with the output channels innermost,
@@ -294,7 +295,7 @@ def hold(
 
 
 def _masks(program: Program, op: Op) -> int:
-    return program.values[op.inputs[0]].size
+    return 0 if op.output in program.leaders else program.values[op.inputs[0]].size
 
 
 def _dealt(program: Program, op: Op) -> int:
@@ -307,7 +308,10 @@ def _ready(program: Program, op: Op) -> int:
 
 
 def _openings(program: Program, op: Op) -> tuple[Opening, ...]:
-    return (Opening(program.values[op.inputs[0]].size, program.values[op.output].bits),)
+    if op.output in program.leaders:
+        return ()
+    bits = max(program.values[sharer.output].bits for sharer in program.sharers[op.output])
+    return (Opening(program.values[op.inputs[0]].size, bits),)
 
 
 def _bind_dealer(program: Program, op: Op, place: Place, mask: RingArray | None) -> DealerStep:
@@ -367,15 +371,23 @@ def _bind(site: Site) -> Step:
     weight = site.weight
     assert weight is not None  # of every linear op
     (source,), (opening,) = site.inputs, site.openings
-    packs, masks, z, bits, out = site.packs, site.masks, site.ready, site.output_bits, site.out
+    packs, masks, z, out = site.packs, site.masks, site.ready, site.out
     total, packed, open_ = opening.total, opening.packed, opening.open
     a, share, bias = weight.arrangement, weight.share, weight.bias
     index, window, each, group_size = a.index, a.window, a.each, a.group_size
 
+    def finish(first: int) -> None:
+        evaluate(packs, first, z, total, index, window, share, each, group_size, bias, out)
+
+    if site.op.output in site.program.leaders:
+        return finish
+    (own,) = _openings(site.program, site.op)
+    bits = own.bits
+
     def step(first: int) -> None:
         mask_input(packs, first, masks, source(), bits, total, packed)
         open_()
-        evaluate(packs, first, z, total, index, window, share, each, group_size, bias, out)
+        finish(first)
 
     return step
 
