@@ -49,6 +49,15 @@ def _shifted(attributes: Attributes, output_bits: int) -> int:
     return int(attributes["shift"] + attributes["comparison_bits"] + attributes.get("guard", 0))
 
 
+def _scaled(attributes: Attributes, output_bits: int) -> int:
+    """A multiple of 2^t does not depend on what is multiplied beyond 2^(output_bits - t)."""
+    factors = attributes["factor"]
+    while isinstance(factors, list) and factors and isinstance(factors[0], list):
+        factors = [factor for row in factors for factor in row]
+    common = math.gcd(*factors) if isinstance(factors, list) else factors
+    return max(1, output_bits - ((common & -common).bit_length() - 1 if common else output_bits))
+
+
 def _named(attributes: Attributes, output_bits: int) -> int:
     return int(attributes["bits"])
 
@@ -115,7 +124,10 @@ OP_KINDS: Mapping[str, Kind] = {
     "expand": Kind("to the output's shape, repeated along axes of length 1", memory=Memory.VIEW),
     "add": Kind("x + y"),
     "sub": Kind("x - y"),
-    "scale": Kind("x * `factor`, a public integer or one per element; `rounded`: it is not exact"),
+    "scale": Kind(
+        "x * `factor`, a public integer or one per element; `rounded`: it is not exact",
+        needs=_scaled,
+    ),
     "offset": Kind("x + `value`, a public integer", memory=Memory.VIEW),
     "add_parameter": Kind("x + the secret `parameter`"),
     "check": Kind(

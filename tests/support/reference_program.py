@@ -290,6 +290,8 @@ class _Machine:
         units = each(lambda a, b: signed(a + b), x.units, y.units)
         bound = x.error + y.error
         positive = self.makers.get(op.inputs[1])
+        while positive is not None and positive.kind in ("scale", "reread"):
+            positive = self.makers.get(positive.inputs[0])  # of surplus bits that stay
         if positive is not None and positive.kind == "relu":
             difference = self.makers.get(positive.inputs[0])
             if difference is not None and difference.kind == "sub":

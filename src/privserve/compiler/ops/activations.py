@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from privserve.compiler.builder import ProgramBuilder
-from privserve.compiler.lowering import Lowering, Tensor, affine, emitted
+from privserve.compiler.comparisons import relu_each
+from privserve.compiler.lowering import Lowering, PendingRelu, Tensor, affine, emitted
 from privserve.compiler.products import multiply
 from privserve.compiler.registry import lowers
 from privserve.compiler.traced import Traced
@@ -17,7 +18,7 @@ UNBOUNDED = 1e30
 @lowers("Relu")
 def relu(c: Lowering) -> Tensor:
     """max(x, 0)."""
-    return c.builder.relu(c.traced(0))
+    return PendingRelu(c.traced(0), c.layer)
 
 
 @lowers("LeakyRelu")
@@ -34,7 +35,7 @@ def prelu(c: Lowering) -> Tensor:
     b, x, slope = c.builder, c.traced(0), c.constant(1)
     if slope is None:
         raise c.refuse("its slopes must be constants")
-    positive, negative = b.relu_each((x, b.negate(x)))
+    positive, negative = relu_each(b, (x, b.negate(x)))
     return b.add(positive, emitted(b, affine(b, negative, -slope.astype(np.float64), 0.0)))
 
 
@@ -42,7 +43,7 @@ def prelu(c: Lowering) -> Tensor:
 def absolute(c: Lowering) -> Tensor:
     """relu(x) + relu(-x)."""
     b, x = c.builder, c.traced(0)
-    positive, negative = b.relu_each((x, b.negate(x)))
+    positive, negative = relu_each(b, (x, b.negate(x)))
     return b.add(positive, negative)
 
 
@@ -51,7 +52,7 @@ def thresholded_relu(c: Lowering, *, alpha: float = 1.0) -> Tensor:
     """relu(x - t) + t [x > t], the step being relu(u) - relu(u - 1) for whole units u."""
     b, x = c.builder, c.traced(0)
     above = b.offset(b.truncate(x), -alpha)
-    positive, less = b.relu_each((above, b.offset(above, -above.step)))
+    positive, less = relu_each(b, (above, b.offset(above, -above.step)))
     unit = b.bounded(b.subtract(positive, less), 0.0, above.step)
     step = b.with_step(unit, 1 / above.step)
     return b.add(positive, b.multiply_public(step, alpha))
@@ -82,7 +83,7 @@ def hard_sigmoid(c: Lowering, *, alpha: float = 0.2, beta: float = 0.5) -> Tenso
 def hard_swish(c: Lowering) -> Tensor:
     """x relu6(x + 3) / 6, both ReLUs of it in one comparison."""
     b, x = c.builder, c.traced(0)
-    above, over = b.relu_each((b.offset(x, 3.0), b.offset(x, -3.0)))
+    above, over = relu_each(b, (b.offset(x, 3.0), b.offset(x, -3.0)))
     gate = b.bounded(b.subtract(above, over), 0.0, 6.0)
     return b.with_step(multiply(b, x, gate), 1 / 6)
 
@@ -97,5 +98,5 @@ def _clipped(b: ProgramBuilder, x: Traced, low: float | None, high: float | None
         return b.offset(b.negate(flipped), high)
     if high is None:
         return b.offset(b.relu(b.offset(x, -low)), low)
-    above, over = b.relu_each((b.offset(x, -low), b.offset(x, -high)))
+    above, over = relu_each(b, (b.offset(x, -low), b.offset(x, -high)))
     return b.bounded(b.offset(b.subtract(above, over), low), low, high)
