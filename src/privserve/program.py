@@ -88,6 +88,12 @@ OP_KINDS: Mapping[str, Kind] = {
     # Comparisons: x >> `shift`, which fits in `comparison_bits` bits with its sign, or else
     # in `guard` bits more, if there are any: then the client learns that the row left its range.
     "relu": Kind("max(x >> shift, 0)", communicates=True, needs=_shifted, makes=_compared),
+    "halves": Kind(
+        "max(x >> shift, 0), and behind it along the first axis min(x >> shift, 0)",
+        communicates=True,
+        needs=_shifted,
+        makes=_compared,
+    ),
     "truncate": Kind(
         "x >> shift; the value fits in comparison_bits - 1 bits with its sign",
         communicates=True,

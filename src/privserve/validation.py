@@ -218,6 +218,12 @@ def _relu_linear(op: _Checked) -> None:
     op.expect(geometry.is_dense, "its geometry is no dense layer's")
 
 
+def _halves(op: _Checked) -> None:
+    _compared(op)
+    op.expect(len(op.x.shape) > 0, "it has no axis to put its halves on")
+    op.same_shape((2 * op.x.shape[0], *op.x.shape[1:]))
+
+
 def _comparison(op: _Checked) -> None:
     op.same_size()
     _compared(op)
@@ -390,6 +396,7 @@ CHECKS: Mapping[str, Callable[[_Checked], None]] = {
     "relu": _comparison,
     "truncate": _comparison,
     "relu_linear": _relu_linear,
+    "halves": _halves,
     "multiply": _product,
     "square": _each,
     "lookup": _lookup,

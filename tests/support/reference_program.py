@@ -180,6 +180,11 @@ class _Machine:
         kept = self._compared(op, x, room=1)
         return Element(each(lambda v: max(v, 0), kept), x.error + self.noise(op))
 
+    def _halves(self, op: Op, x: Element) -> Element:
+        kept = self._compared(op, x, room=1)
+        halves = [each(lambda v: max(v, 0), kept), each(lambda v: min(v, 0), kept)]
+        return Element(np.concatenate(halves), np.concatenate([x.error] * 2) + self.noise(op))
+
     def _relu_linear(self, op: Op, x: Element) -> Element:
         """What a ReLU and then a linear op would be, by those two."""
         step = self.step(op.inputs[0]) * 2 ** op.attributes["shift"]

@@ -106,7 +106,7 @@ class ProgramBuilder:
 
     def relu(self, x: Traced) -> Traced:
         """Return max(x, 0), at f fraction bits."""
-        step, held, attributes = self._comparison(x, spare=1)
+        step, held, attributes = self.comparison(x, spare=1)
         slack = ROUNDING_UNITS * step if attributes["shift"] else 0.0
         bounds = held.widened(slack).map(lambda v: np.maximum(v, 0))
         return self.emit("relu", (x,), x.shape, step, bounds, attributes)
@@ -117,15 +117,15 @@ class ProgramBuilder:
 
     def _truncate(self, x: Traced) -> Traced:
         if x.number not in self._truncated:
-            step, held, attributes = self._comparison(x, spare=2)
+            step, held, attributes = self.comparison(x, spare=2)
             bounds = held.widened(ROUNDING_UNITS * step)
             self._truncated[x.number] = self.emit(
                 "truncate", (x,), x.shape, step, bounds, attributes
             )
         return self._truncated[x.number]
 
-    def _comparison(self, x: Traced, *, spare: int) -> tuple[float, Range, dict[str, Any]]:
-        """x's step after the shift to f fraction bits, the range that is compared, attributes."""
+    def comparison(self, x: Traced, *, spare: int) -> tuple[float, Range, dict[str, Any]]:
+        """Return x's step after the shift to f bits, the range that is compared, and attributes."""
         shift = self.surplus(x)
         chosen = self.bounds.comparison(x.range, x.step, shift, self.layer, spare=spare)
         attributes = {"shift": shift, "comparison_bits": chosen.bits, "guard": chosen.guard}

@@ -6,8 +6,11 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from privserve.compiler import moves
 from privserve.compiler.formats import ROUNDING_UNITS
+from privserve.compiler.ranges import joined
 from privserve.compiler.traced import Traced
 
 if TYPE_CHECKING:
@@ -17,6 +20,17 @@ if TYPE_CHECKING:
 def relu_each(b: ProgramBuilder, parts: Sequence[Traced]) -> list[Traced]:
     """Return the ReLU of every part, values of one shape, in one comparison."""
     return moves.parted(b, b.relu(moves.concat(b, parts, 0)), len(parts))
+
+
+def halves_each(b: ProgramBuilder, parts: Sequence[Traced]) -> list[tuple[Traced, Traced]]:
+    """Return max(x, 0) and min(x, 0) of every part, values of one shape, in one comparison."""
+    x = moves.concat(b, parts, 0)
+    step, held, attributes = b.comparison(x, spare=1)
+    held = held.widened(ROUNDING_UNITS * step if attributes["shift"] else 0.0)
+    bounds = joined([held.map(lambda v: np.maximum(v, 0)), held.map(lambda v: np.minimum(v, 0))], 0)
+    shape = (2 * x.shape[0], *x.shape[1:])
+    both = moves.parted(b, b.emit("halves", (x,), shape, step, bounds, attributes), 2 * len(parts))
+    return list(zip(both[: len(parts)], both[len(parts) :], strict=True))
 
 
 def maximum(b: ProgramBuilder, x: Traced, y: Traced) -> Traced:

@@ -121,6 +121,11 @@ def _relu(attributes: Attributes, x: RingArray, luck: Luck) -> Meant:
     return np.maximum(kept, 0), left
 
 
+def _halves(attributes: Attributes, x: RingArray, luck: Luck) -> Meant:
+    kept, left = _compared(x, attributes, luck)
+    return np.concatenate([np.maximum(kept, 0), np.minimum(kept, 0)], 1), left
+
+
 def _truncate(attributes: Attributes, x: RingArray, luck: Luck) -> Meant:
     kept, left = _compared(x, attributes, luck)
     return kept, left | rows_with(np.abs(kept) >= 1 << (attributes["comparison_bits"] - 2))
@@ -164,6 +169,7 @@ def _check(
 
 _SHIFTING: Mapping[str, Callable[[Attributes, RingArray, Luck], Meant]] = {
     "relu": _relu,
+    "halves": _halves,
     "truncate": _truncate,
     "lookup": _lookup,
 }

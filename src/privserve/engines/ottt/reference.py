@@ -130,6 +130,22 @@ def determinant(word: int, chunks: int) -> int:
     return abs(round(float(np.linalg.det(matrix.astype(float))))) % 2
 
 
+def finish_halves(
+    opened: int, dhat: int, output_bits: int, plan: ComparisonPlan, lead: int, share: dict[str, int]
+) -> tuple[int, int]:
+    """Return shares of max(u, 0) and min(u, 0); the arguments are those of `finish_relu`."""
+    half, full = 1 << (plan.comparison_bits - 1), 1 << plan.comparison_bits
+    public = opened - half
+    if opened >= half:  # mhat is 1: rho_0
+        rho, b_rho = share["r"] - full * share["w"], share["b_rho1"] + full * share["b_m"]
+    else:
+        rho, b_rho = share["r"] - full * share["w_m"], share["b_rho1"]
+    b_u = share["b"] * public - b_rho
+    negative = b_u if dhat else lead * public - rho - b_u  # 1 - d is b where dhat is 1
+    positive = finish_relu(opened, dhat, output_bits, plan, lead, share)
+    return positive, negative % (1 << output_bits)
+
+
 def relu_ends(
     opened: int, output_bits: int, plan: ComparisonPlan, lead: int, share: dict[str, int]
 ) -> tuple[int, int]:

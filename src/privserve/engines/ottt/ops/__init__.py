@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from privserve.engines.ottt.ops.check import CHECK
+from privserve.engines.ottt.ops.halves import HALVES
 from privserve.engines.ottt.ops.linear import LINEAR
 from privserve.engines.ottt.ops.lookup import LOOKUP
 from privserve.engines.ottt.ops.opening import Opening, TupleOp
@@ -22,6 +23,7 @@ from privserve.program import Op, Program
 TUPLE_OPS: Mapping[str, TupleOp] = {
     "linear": LINEAR,
     "relu": RELU,
+    "halves": HALVES,
     "truncate": TRUNCATE,
     "relu_linear": RELU_LINEAR,
     "multiply": PRODUCT,

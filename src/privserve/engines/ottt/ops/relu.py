@@ -25,6 +25,8 @@ of an element, with the bits of each part:
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from privserve.engines.ottt.jit import Planes, Rows, Words, inlined, kernel
@@ -289,7 +291,8 @@ def bind_relu_ahead(program: Program, op: Op, held: Held) -> AheadStep:
     return step
 
 
-def _bind(site: Site) -> Step:
+def bind_comparison(site: Site, finish: Callable[..., None]) -> Step:
+    """Return the step that compares, and has `finish`, such as `finish_relu`, make the result."""
     packs, masks, fields, ready = site.packs, site.masks, site.fields, site.ready
     lead, bits, out = site.lead, site.output_bits, site.out
     k = site.op.attributes["comparison_bits"]
@@ -305,11 +308,13 @@ def _bind(site: Site) -> Step:
         open_(first)
         look_up(packs, first, *place, opened, spec, chunks, opened_bits, k, matrix, packed)
         open_matrix()
-        finish_relu(
-            packs, first, masks, fields, full, ready, opened, matrix, chunks, bits, k, lead, out
-        )
+        finish(packs, first, masks, fields, full, ready, opened, matrix, chunks, bits, k, lead, out)
 
     return step if site.guard is None else flag_relu(site, step, full, bits)
+
+
+def _bind(site: Site) -> Step:
+    return bind_comparison(site, finish_relu)
 
 
 RELU = TupleOp(
