@@ -39,14 +39,14 @@ def test_what_the_compiler_makes_is_read_as_it_was_written(number: int) -> None:
 
 
 def small_net() -> Prepared:
-    """Convolution, ReLU, dense layer."""
+    """Convolution, ReLU, a dense layer that is too large to go beside it."""
     nodes = [
         helper.make_node("Conv", ["x", "w"], ["c"]),
         helper.make_node("Relu", ["c"], ["r"]),
         helper.make_node("Flatten", ["r"], ["f"]),
         helper.make_node("MatMul", ["f", "v"], ["y"]),
     ]
-    weights = {"w": np.ones((2, 1, 3, 3)) / 9, "v": np.ones((32, 3)) / 32}
+    weights = {"w": np.ones((2, 1, 3, 3)) / 9, "v": np.ones((32, 300)) / 32}
     return ottt.prepare(graph(nodes, weights, (1, 6, 6)), input_range=(0.0, 1.0))
 
 

@@ -41,6 +41,11 @@ class Geometry:
         )
 
     @property
+    def is_dense(self) -> bool:
+        """Whether every output reads every input once: (C, 1, 1) to (O, 1, 1)."""
+        return self == Geometry((self.shape[0], 1, 1), self.outputs)
+
+    @property
     def products(self) -> int:
         """Multiplications of one evaluation."""
         return int(np.prod(self.output_shape)) * int(np.prod(self.weight_shape[1:]))

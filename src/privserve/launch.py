@@ -28,6 +28,7 @@ from privserve.errors import ConfigError, ModelReplaced
 from privserve.exit_codes import exit_code
 from privserve.interrupts import keep_interrupts
 from privserve.launch_files import join_cluster, write_files
+from privserve.program import PROFILES
 
 if TYPE_CHECKING:
     from privserve.cluster import Cluster
@@ -191,6 +192,12 @@ def _add_sharing(parser: argparse.ArgumentParser) -> None:
         help="lift whatever a client sends to an input of the range (default: only with --open)",
     )
     parser.add_argument(
+        "--profile",
+        choices=sorted(PROFILES),
+        default="lan",
+        help="what lies between the parties: over a wan ottt saves exchanges for bytes",
+    )
+    parser.add_argument(
         "--force", action="store_true", help="share also what the hosts seem to lack memory for"
     )
     parser.add_argument(
@@ -324,6 +331,7 @@ def launch(options: argparse.Namespace) -> int:
         "calibration": read_samples(options.calibration),
         "range_check": not options.no_range_check,
         "strict_inputs": options.open if options.strict_inputs is None else options.strict_inputs,
+        "profile": options.profile,
     }
     models = []
     for name, path in named_files(options.model):

@@ -39,6 +39,7 @@ from privserve.errors import (
 from privserve.fitting import check_memory
 from privserve.inputs import Inputs, by_name
 from privserve.leases import Lease, Leases
+from privserve.program import PROFILES
 
 DEFAULT_ENGINE = "ottt"
 AUTO = "auto"
@@ -70,11 +71,12 @@ class SecureModel:
         calibration: Inputs | None = None,
         range_check: bool = True,
         strict_inputs: bool = False,
+        profile: str = "lan",
     ) -> Prepared:
         """Return the public description and the secret parameters for `engine`; send nothing.
 
         engine: "ottt", "crypten", or "auto": ottt, or crypten with a warning that says why
-        ottt cannot run the model. calibration, range_check, strict_inputs: see `share`.
+        ottt cannot run the model. calibration, range_check, strict_inputs, profile: see `share`.
         """
         if input_range is not None:
             low, high = input_range
@@ -82,11 +84,14 @@ class SecureModel:
                 raise ConfigError(
                     f"an input range needs two finite numbers, low < high: {input_range}"
                 )
+        if profile not in PROFILES:
+            raise ConfigError(f"the profile '{profile}' is none of: {', '.join(PROFILES)}")
         options: dict[str, Any] = {
             "input_range": input_range,
             "fraction_bits": fraction_bits,
             "range_check": range_check,
             "strict_inputs": strict_inputs,
+            "profile": profile,
             **({} if calibration is None else {"calibration": self._samples(calibration)}),
         }
         try:
@@ -140,6 +145,7 @@ class SecureModel:
         calibration: Inputs | None = None,
         range_check: bool = True,
         strict_inputs: bool | None = None,
+        profile: str = "lan",
         options: Mapping[str, Any] | None = None,
         report: Callable[[str], None] | None = None,
         force: bool = False,
@@ -159,6 +165,8 @@ class SecureModel:
         some percent less. strict_inputs: whether the parties make an input like any other of
         whatever a client sends, so that one which does not keep to the range learns no more
         than one which does; it costs some exchanges. When None, where `everybody` may ask.
+        profile: what lies between the parties, "lan" or "wan": where an exchange takes long, ottt
+        saves some for more bytes.
         force: share also what the parties seem to have no memory for.
         options: of the engine and of serving, such as max_batch, the rows that run together at
         most, and max_delay_ms, how long a batch that is not full waits for more.
@@ -174,6 +182,7 @@ class SecureModel:
             calibration=calibration,
             range_check=range_check,
             strict_inputs=everybody is not None if strict_inputs is None else strict_inputs,
+            profile=profile,
         )
         _tell(prepared, report)
         chosen = read_options(dict(options or {}))

@@ -11,11 +11,19 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from enum import Enum
+from functools import cached_property
 from typing import Any
 
 MIN_COMPARISON_BITS = 6
 MAX_COMPARISON_BITS = 44
 """K of a comparison lies between these."""
+
+LAN, WAN = 4_096, 262_144
+"""What an exchange is worth, in bytes that a party sends: what a link of 1 Gbit/s carries in 30 us,
+and what one of 100 Mbit/s carries in 20 ms."""
+
+PROFILES: Mapping[str, int] = {"lan": LAN, "wan": WAN}
+"""By the name of what lies between the parties."""
 
 Attributes = Mapping[str, Any]
 
@@ -41,6 +49,15 @@ def _shifted(attributes: Attributes, output_bits: int) -> int:
     return int(attributes["shift"] + attributes["comparison_bits"] + attributes.get("guard", 0))
 
 
+def _scaled(attributes: Attributes, output_bits: int) -> int:
+    """A multiple of 2^t does not depend on what is multiplied beyond 2^(output_bits - t)."""
+    factors = attributes["factor"]
+    while isinstance(factors, list) and factors and isinstance(factors[0], list):
+        factors = [factor for row in factors for factor in row]
+    common = math.gcd(*factors) if isinstance(factors, list) else factors
+    return max(1, output_bits - ((common & -common).bit_length() - 1 if common else output_bits))
+
+
 def _named(attributes: Attributes, output_bits: int) -> int:
     return int(attributes["bits"])
 
@@ -52,6 +69,8 @@ class Kind:
     says: str
     """What it computes; `names` are attributes."""
     communicates: bool = False
+    is_weighted: bool = False
+    """Whether it multiplies by a secret parameter."""
     memory: Memory = Memory.NEW
     needs: Callable[[Attributes, int], int] = _as_output
     """From an op's attributes and its output's bits: how many low bits of its inputs matter."""
@@ -64,15 +83,29 @@ OP_KINDS: Mapping[str, Kind] = {
     "linear": Kind(
         "weight * x + bias: `geometry`, `weight`, `bias` (a parameter's name or null)",
         communicates=True,
+        is_weighted=True,
     ),
     # Comparisons: x >> `shift`, which fits in `comparison_bits` bits with its sign, or else
     # in `guard` bits more, if there are any: then the client learns that the row left its range.
     "relu": Kind("max(x >> shift, 0)", communicates=True, needs=_shifted, makes=_compared),
+    "halves": Kind(
+        "max(x >> shift, 0), and behind it along the first axis min(x >> shift, 0)",
+        communicates=True,
+        needs=_shifted,
+        makes=_compared,
+    ),
     "truncate": Kind(
         "x >> shift; the value fits in comparison_bits - 1 bits with its sign",
         communicates=True,
         needs=_shifted,
         makes=_compared,
+    ),
+    # A comparison, and beside it the opening of a dense layer: one exchange less than by both.
+    "relu_linear": Kind(
+        "weight * max(x >> shift, 0) + bias: as of both, the geometry is a dense layer's",
+        communicates=True,
+        is_weighted=True,
+        needs=_shifted,
     ),
     # One opening each.
     "multiply": Kind(
@@ -97,7 +130,10 @@ OP_KINDS: Mapping[str, Kind] = {
     "expand": Kind("to the output's shape, repeated along axes of length 1", memory=Memory.VIEW),
     "add": Kind("x + y"),
     "sub": Kind("x - y"),
-    "scale": Kind("x * `factor`, a public integer or one per element; `rounded`: it is not exact"),
+    "scale": Kind(
+        "x * `factor`, a public integer or one per element; `rounded`: it is not exact",
+        needs=_scaled,
+    ),
     "offset": Kind("x + `value`, a public integer", memory=Memory.VIEW),
     "add_parameter": Kind("x + the secret `parameter`"),
     "check": Kind(
@@ -181,10 +217,32 @@ class Program:
     fraction_bits: int
     output_fraction_bits: int
     input_range: tuple[float, float]
+    exchange_bytes: int = LAN
+    """What an exchange is worth: the compiler spends fewer bytes than that to save one."""
     notes: tuple[str, ...] = ()
     """What a user should know, such as bounds that come from calibration."""
     lift: Lift | None = None
     """Where inputs are strict: what every one of them is brought to before anything reads it."""
+
+    @cached_property
+    def sharers(self) -> Mapping[int, tuple[Op, ...]]:
+        """Linear ops that follow each other and read one value, by the output of the first.
+
+        They share what it opens, and the mask of that.
+        """
+        found: dict[int, tuple[Op, ...]] = {}
+        first = -1
+        for before, op in zip((None, *self.ops), self.ops, strict=False):
+            if op.kind == "linear":
+                if before is None or before.kind != op.kind or before.inputs != op.inputs:
+                    first = op.output
+                found[first] = (*found.get(first, ()), op)
+        return found
+
+    @cached_property
+    def leaders(self) -> Mapping[int, int]:
+        """By the output of a linear op that opens nothing: that of the one that does it for it."""
+        return {op.output: first for first, ops in self.sharers.items() for op in ops[1:]}
 
     @property
     def guards(self) -> tuple[str, ...]:
@@ -211,6 +269,7 @@ class Program:
             "fraction_bits": self.fraction_bits,
             "output_fraction_bits": self.output_fraction_bits,
             "input_range": list(self.input_range),
+            "exchange_bytes": self.exchange_bytes,
             "notes": list(self.notes),
             "guards": list(self.guards),
             "lift": None if self.lift is None else asdict(self.lift),

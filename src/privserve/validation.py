@@ -39,6 +39,7 @@ MAX_LOOKUP_BITS = 20
 SMALLEST_UNIT = 2.0**-128
 """Of what a lookup takes, and its inverse the largest; squares of both are numbers still."""
 MAX_FRACTION_BITS = 62
+MOST_EXCHANGE_BYTES = 1 << 40
 MAX_UNIT_BITS = 512
 """An output's unit may be worth less than 2^-64."""
 
@@ -74,6 +75,7 @@ def read_program(fields: Fields) -> Program:
         fraction_bits=whole(fields, "fraction_bits", 0, MAX_FRACTION_BITS),
         output_fraction_bits=whole(fields, "output_fraction_bits", -MAX_UNIT_BITS, MAX_UNIT_BITS),
         input_range=(low, high),
+        exchange_bytes=whole(fields, "exchange_bytes", 0, MOST_EXCHANGE_BYTES),
         notes=tuple(text(note, "a note") for note in items(fields, "notes", MAX_OPS)),
         lift=read_lift(fields.get("lift")),
     )
@@ -209,9 +211,26 @@ def _linear(op: _Checked) -> None:
         text(op.attributes["bias"], "its bias' name")
 
 
+def _relu_linear(op: _Checked) -> None:
+    _compared(op)
+    _linear(op)
+    geometry = Geometry.from_json(op.attributes["geometry"])
+    op.expect(geometry.is_dense, "its geometry is no dense layer's")
+
+
+def _halves(op: _Checked) -> None:
+    _compared(op)
+    op.expect(len(op.x.shape) > 0, "it has no axis to put its halves on")
+    op.same_shape((2 * op.x.shape[0], *op.x.shape[1:]))
+
+
 def _comparison(op: _Checked) -> None:
-    op.takes(1)
     op.same_size()
+    _compared(op)
+
+
+def _compared(op: _Checked) -> None:
+    op.takes(1)
     bits = op.whole("comparison_bits", MIN_COMPARISON_BITS, MAX_COMPARISON_BITS)
     guard, shift = op.whole("guard", 0, RING_BITS), op.whole("shift", 0, RING_BITS - 1)
     op.expect(shift + bits + guard <= RING_BITS, "shift, comparison and guard exceed the ring")
@@ -376,6 +395,8 @@ CHECKS: Mapping[str, Callable[[_Checked], None]] = {
     "linear": _linear,
     "relu": _comparison,
     "truncate": _comparison,
+    "relu_linear": _relu_linear,
+    "halves": _halves,
     "multiply": _product,
     "square": _each,
     "lookup": _lookup,

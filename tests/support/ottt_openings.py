@@ -39,8 +39,11 @@ def online_values(
     for rows in batches:
         for number, opening in enumerate(openings):
             words = np.frombuffer(next(online), np.int64)[0 if number else 1 :]
-            assert words.size == rows * packed_words(opening.count, opening.bits)
-            yield opening, unpack(words.reshape(rows, -1), opening)
+            assert words.size == rows * opening.words
+            for part in opening.parts:
+                size = rows * packed_words(part.count, part.bits)
+                yield part, unpack(words[:size].reshape(rows, -1), part)
+                words = words[size:]
     assert next(online, None) is None
 
 

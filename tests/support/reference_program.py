@@ -180,6 +180,18 @@ class _Machine:
         kept = self._compared(op, x, room=1)
         return Element(each(lambda v: max(v, 0), kept), x.error + self.noise(op))
 
+    def _halves(self, op: Op, x: Element) -> Element:
+        kept = self._compared(op, x, room=1)
+        halves = [each(lambda v: max(v, 0), kept), each(lambda v: min(v, 0), kept)]
+        return Element(np.concatenate(halves), np.concatenate([x.error] * 2) + self.noise(op))
+
+    def _relu_linear(self, op: Op, x: Element) -> Element:
+        """What a ReLU and then a linear op would be, by those two."""
+        step = self.step(op.inputs[0]) * 2 ** op.attributes["shift"]
+        own = (self.parties / 2 + 1) * step if op.attributes["shift"] else 0.0
+        units = each(lambda v: max(v, 0), self._compared(op, x, room=1))
+        return self._weighed(op, Element(units, x.error + own), step)
+
     def _truncate(self, op: Op, x: Element) -> Element:
         return Element(self._compared(op, x, room=2), x.error + self.noise(op))
 
@@ -200,14 +212,18 @@ class _Machine:
     # Products.
 
     def _linear(self, op: Op, x: Element) -> Element:
+        return self._weighed(op, x, self.step(op.inputs[0]))
+
+    def _weighed(self, op: Op, x: Element, step: float) -> Element:
+        """The linear op on x, of which one unit is worth `step`."""
         g = op.attributes["geometry"]
         weight = self.parameter(op.attributes["weight"])
-        unit = self.step(op.output) / self.step(op.inputs[0])
+        unit = self.step(op.output) / step
         top, left, bottom, right = g["pads"]
         around = ((0, 0), (top, bottom), (left, right))
         units, error, reals = (
             np.pad(a.reshape(g["shape"]), around, constant_values=0)
-            for a in (x.units, x.error, self.reals(op.inputs[0]))
+            for a in (x.units, x.error, np.abs(x.units.astype(np.float64)) * step + x.error)
         )
         (kh, kw), (sh, sw), (dh, dw) = g["kernel"], g["strides"], g["dilations"]
         outs, channels = g["outputs"], weight.shape[1]
@@ -279,6 +295,8 @@ class _Machine:
         units = each(lambda a, b: signed(a + b), x.units, y.units)
         bound = x.error + y.error
         positive = self.makers.get(op.inputs[1])
+        while positive is not None and positive.kind in ("scale", "reread"):
+            positive = self.makers.get(positive.inputs[0])  # of surplus bits that stay
         if positive is not None and positive.kind == "relu":
             difference = self.makers.get(positive.inputs[0])
             if difference is not None and difference.kind == "sub":

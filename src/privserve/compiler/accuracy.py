@@ -23,7 +23,7 @@ from privserve.errors import ModelError
 from privserve.fixedpoint import DEFAULT_FRACTION_BITS, encode
 from privserve.geometry import Geometry
 from privserve.prg import KEY_BYTES, Prg
-from privserve.program import Port, Program
+from privserve.program import OP_KINDS, Port, Program
 
 if TYPE_CHECKING:
     import onnx
@@ -163,7 +163,7 @@ def _products(program: Program) -> int:
     return sum(
         Geometry.from_json(op.attributes["geometry"]).products
         for op in program.ops
-        if op.kind == "linear"
+        if OP_KINDS[op.kind].is_weighted
     )
 
 

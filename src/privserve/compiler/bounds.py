@@ -30,6 +30,11 @@ class UnaffordableError(ModelError):
     """A sound bound does not fit in the ring; raised while nothing may be guessed."""
 
 
+def _most(shift: int) -> int:
+    """The longest comparison of what is shifted so far."""
+    return min(MAX_COMPARISON_BITS, 64 - shift)
+
+
 def does_not_fit(magnitude: float, layer: str, fraction_bits: int) -> str:
     """Return what to tell somebody whose model's values outgrow the ring."""
     return (
@@ -59,6 +64,14 @@ class Bounds:
     guessed: list[str] = field(default_factory=list)
     """The layers with a guessed comparison, in order."""
 
+    def affords(self, bounds: Range, step: float, shift: int) -> bool:
+        """Tell whether a ReLU of values with this range needs no other guess than others do."""
+        return self.guess or self._bits(bounds.magnitude, step, shift, 1) <= _most(shift)
+
+    def _bits(self, magnitude: float, step: float, shift: int, spare: int) -> int:
+        units = magnitude / step / 2**shift + ROUNDING_UNITS
+        return max(MIN_COMPARISON_BITS, math.floor(math.log2(units)) + 1 + spare)
+
     def comparison(
         self, bounds: Range, step: float, shift: int, layer: str, *, spare: int
     ) -> Comparison:
@@ -68,10 +81,9 @@ class Bounds:
         """
 
         def bits_for(magnitude: float, spare: int) -> int:
-            units = magnitude / step / 2**shift + ROUNDING_UNITS
-            return max(MIN_COMPARISON_BITS, math.floor(math.log2(units)) + 1 + spare)
+            return self._bits(magnitude, step, shift, spare)
 
-        most = min(MAX_COMPARISON_BITS, 64 - shift)
+        most = _most(shift)
         sound = bits_for(bounds.magnitude, spare)
         if sound <= (most if not self.guess else min(most, SOUND_BITS)) and not self.guessed:
             return Comparison(sound, 0, bounds)

@@ -10,8 +10,8 @@ together (`align`) are brought to one step by public integers; where steps have 
 measure the integers are rounded, to a relative error of 2^-(f + 6) or so.
 
 Each value's range is tracked as it is built; `bounds` picks the K of every comparison. What
-the builder itself has are comparisons, sums and steps; `products` has the ops with products and
-lookups, `moves` those that move elements around.
+the builder itself has are comparisons, sums and steps; `comparisons` has what else is made of
+comparisons, `products` the ops with products and lookups, `moves` those that move elements around.
 """
 
 from __future__ import annotations
@@ -106,20 +106,10 @@ class ProgramBuilder:
 
     def relu(self, x: Traced) -> Traced:
         """Return max(x, 0), at f fraction bits."""
-        step, held, attributes = self._comparison(x, spare=1)
+        step, held, attributes = self.comparison(x, spare=1)
         slack = ROUNDING_UNITS * step if attributes["shift"] else 0.0
         bounds = held.widened(slack).map(lambda v: np.maximum(v, 0))
         return self.emit("relu", (x,), x.shape, step, bounds, attributes)
-
-    def relu_each(self, parts: Sequence[Traced]) -> list[Traced]:
-        """Return the ReLU of every part, values of one shape, in one comparison."""
-        positive = self.relu(moves.concat(self, parts, 0))
-        count = parts[0].shape[0]
-        rest = [slice(0, d, 1) for d in positive.shape[1:]]
-        return [
-            moves.slice_(self, positive, [slice(j * count, (j + 1) * count, 1), *rest])
-            for j in range(len(parts))
-        ]
 
     def truncate(self, x: Traced) -> Traced:
         """Return x, at f fraction bits."""
@@ -127,15 +117,15 @@ class ProgramBuilder:
 
     def _truncate(self, x: Traced) -> Traced:
         if x.number not in self._truncated:
-            step, held, attributes = self._comparison(x, spare=2)
+            step, held, attributes = self.comparison(x, spare=2)
             bounds = held.widened(ROUNDING_UNITS * step)
             self._truncated[x.number] = self.emit(
                 "truncate", (x,), x.shape, step, bounds, attributes
             )
         return self._truncated[x.number]
 
-    def _comparison(self, x: Traced, *, spare: int) -> tuple[float, Range, dict[str, Any]]:
-        """x's step after the shift to f fraction bits, the range that is compared, attributes."""
+    def comparison(self, x: Traced, *, spare: int) -> tuple[float, Range, dict[str, Any]]:
+        """Return x's step after the shift to f bits, the range that is compared, and attributes."""
         shift = self.surplus(x)
         chosen = self.bounds.comparison(x.range, x.step, shift, self.layer, spare=spare)
         attributes = {"shift": shift, "comparison_bits": chosen.bits, "guard": chosen.guard}
@@ -154,14 +144,6 @@ class ProgramBuilder:
         if tamed.range.magnitude >= x.range.magnitude:
             self.refuse(magnitude)
         return tamed
-
-    def maximum(self, x: Traced, y: Traced) -> Traced:
-        """Return max(x, y) = y + relu(x - y)."""
-        x, y = self.align((self.truncate(x), self.truncate(y)))
-        positive = self.relu(self.subtract(x, y))
-        out = self.add(y, positive)
-        # Interval arithmetic does not see that the terms of y + relu(x - y) go together.
-        return self.replace_range(out, x.range.maximum(y.range))
 
     # Sums and steps.
 

@@ -12,14 +12,17 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from privserve.activations import CLIENT_ACTIVATIONS, NORMALISING, ROOT
+from privserve.compiler.arranging import arranged
 from privserve.compiler.bounds import Bounds, UnaffordableError
 from privserve.compiler.builder import ProgramBuilder
+from privserve.compiler.fusing import fused
 from privserve.compiler.input_scaling import default_range
 from privserve.compiler.lowering import Lowering, SmoothFunction, Tensors
 from privserve.compiler.onnx_graph import attributes_of, constants_of, evaluated
@@ -31,7 +34,7 @@ from privserve.compiler.traced import Traced, extra_bits
 from privserve.errors import ModelError
 from privserve.fixedpoint import DEFAULT_FRACTION_BITS, RingArray
 from privserve.lift import lift_for
-from privserve.program import Lift, Program
+from privserve.program import LAN, Lift, Program
 
 if TYPE_CHECKING:
     import onnx
@@ -68,6 +71,7 @@ def compile_with_samples(
     range_check: bool = True,
     strict_inputs: bool = False,
     tolerance: float = TOLERANCE,
+    exchange_bytes: int = LAN,
 ) -> Compiled:
     """Return the program of `model`, its parameters, and what the model makes of samples.
 
@@ -76,7 +80,8 @@ def compile_with_samples(
     sample inputs [S, *shape] (one array per input), used where sound bounds do not fit.
     range_check: whether values are checked to stay in ranges that were guessed so.
     strict_inputs: whether inputs are lifted first, so that bounds hold whatever a client sends.
-    tolerance: of the splines that stand for smooth functions.
+    tolerance: of the splines that stand for smooth functions. exchange_bytes: what an exchange is
+    worth, see `fusing`.
     Raises ModelError naming the op and node that cannot be compiled.
     """
     bits = DEFAULT_FRACTION_BITS if fraction_bits is None else fraction_bits
@@ -89,9 +94,11 @@ def compile_with_samples(
         calibration = [calibration]
     options = (model.graph, (float(low), float(high)), calibration, strict_inputs, tolerance)
     try:
-        return _compiled(*options, Bounds(bits, check=range_check))
+        compiled = _compiled(*options, Bounds(bits, check=range_check))
     except UnaffordableError:
-        return _compiled(*options, Bounds(bits, guess=True, check=range_check))
+        compiled = _compiled(*options, Bounds(bits, guess=True, check=range_check))
+    program = replace(compiled.program, exchange_bytes=exchange_bytes)
+    return compiled._replace(program=fused(arranged(program)))
 
 
 def _compiled(

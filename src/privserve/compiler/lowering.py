@@ -1,8 +1,8 @@
 """What a lowering works with: the tensors that its node reads, its layer and the builder.
 
 A tensor is a constant, a value of the program, or something that is emitted only when a reader
-needs it as a value: a linear op that may still be folded into, or a smooth function of a value
-that may still become part of a larger one.
+needs it as a value: a linear op that may still be folded into, a ReLU that may come after a
+maximum, or a smooth function of a value that may still become part of a larger one.
 """
 
 from __future__ import annotations
@@ -56,6 +56,24 @@ class PendingLinear:
 
 
 @dataclass(frozen=True)
+class PendingRelu:
+    """max(x, 0), not emitted yet: a maximum over windows may come before it."""
+
+    x: Traced
+    layer: str
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the result, as of the value."""
+        return self.x.shape
+
+    def emitted(self, b: ProgramBuilder) -> Traced:
+        """Emit the comparison, in its own layer's scope."""
+        with b.scope(self.layer):
+            return b.relu(self.x)
+
+
+@dataclass(frozen=True)
 class SmoothFunction:
     """A smooth function of one value, not emitted yet: see `ops.functions`."""
 
@@ -76,7 +94,7 @@ class SmoothFunction:
             return apply_function(b, self.x, self.expression, tolerance=tolerance)
 
 
-Tensor = Constant | Traced | PendingLinear | SmoothFunction
+Tensor = Constant | Traced | PendingLinear | PendingRelu | SmoothFunction
 
 
 class Tensors:
@@ -117,7 +135,7 @@ class Tensors:
         tensor = self._tensors[name]
         if isinstance(tensor, np.ndarray):
             raise ModelError(f"tensor '{name}' is a constant where a computed value is expected")
-        if isinstance(tensor, PendingLinear):
+        if isinstance(tensor, PendingLinear | PendingRelu):
             tensor = self._tensors[name] = tensor.emitted(self.builder)
         if isinstance(tensor, SmoothFunction):
             tensor = self._tensors[name] = tensor.emitted(self.builder, self.tolerance)

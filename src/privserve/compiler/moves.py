@@ -87,6 +87,13 @@ def concat(b: ProgramBuilder, parts: Sequence[Traced], axis: int) -> Traced:
     return b.emit("concat", aligned, tuple(shape), aligned[0].step, bounds, {"axis": axis})
 
 
+def parted(b: ProgramBuilder, x: Traced, count: int) -> list[Traced]:
+    """Return x in `count` parts of one size, cut along its first axis."""
+    each = x.shape[0] // count
+    rest = [slice(0, d, 1) for d in x.shape[1:]]
+    return [slice_(b, x, [slice(j * each, (j + 1) * each, 1), *rest]) for j in range(count)]
+
+
 def _local(
     b: ProgramBuilder, kind: str, x: Traced, attributes: dict[str, Any], shape: tuple[int, ...]
 ) -> Traced:

@@ -89,6 +89,9 @@ def _run(
     shape = program.values[op.output].shape
     if op.kind in _SHIFTING:
         return _SHIFTING[op.kind](op.attributes, inputs[0], luck)
+    if op.kind == "relu_linear":
+        positive, left = _relu(op.attributes, inputs[0], luck)
+        return _linear(op.attributes, [positive], parameters)[0], left
     if op.kind in _MEANINGS:
         return _MEANINGS[op.kind](op.attributes, inputs, parameters)
     return local.apply(op.kind, op.attributes, inputs, shape, True, parameters), None
@@ -116,6 +119,11 @@ def _compared(
 def _relu(attributes: Attributes, x: RingArray, luck: Luck) -> Meant:
     kept, left = _compared(x, attributes, luck)
     return np.maximum(kept, 0), left
+
+
+def _halves(attributes: Attributes, x: RingArray, luck: Luck) -> Meant:
+    kept, left = _compared(x, attributes, luck)
+    return np.concatenate([np.maximum(kept, 0), np.minimum(kept, 0)], 1), left
 
 
 def _truncate(attributes: Attributes, x: RingArray, luck: Luck) -> Meant:
@@ -161,6 +169,7 @@ def _check(
 
 _SHIFTING: Mapping[str, Callable[[Attributes, RingArray, Luck], Meant]] = {
     "relu": _relu,
+    "halves": _halves,
     "truncate": _truncate,
     "lookup": _lookup,
 }

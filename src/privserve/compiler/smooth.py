@@ -15,6 +15,7 @@ import numpy as np
 
 from privserve.compiler import moves
 from privserve.compiler.builder import ProgramBuilder
+from privserve.compiler.comparisons import relu_each
 from privserve.compiler.formats import ROUNDING_UNITS
 from privserve.compiler.plan import TOLERANCE, Piece, plan
 from privserve.compiler.products import lookup
@@ -97,7 +98,7 @@ def _saturated(
     )
     under = builder.offset(builder.negate(x), low)
     sides = [builder.offset(x, -low), builder.offset(x, -high), under]
-    over_low, over_high, under_low = builder.relu_each(sides)
+    over_low, over_high, under_low = relu_each(builder, sides)
     if builder.bounds.check:
         builder.must_vanish(over_high)
         builder.must_vanish(under_low)
@@ -142,7 +143,7 @@ def _assemble(
     tolerance: float,
 ) -> Traced:
     breaks = [piece.low for piece in pieces[1:]]
-    above = b.relu_each([b.offset(x, -at) for at in breaks]) if breaks else []
+    above = relu_each(b, [b.offset(x, -at) for at in breaks]) if breaks else []
     values = evaluate(expression, np.array(breaks)) if breaks else np.zeros(0)
     # Where the other pieces' parts begin to count from: a spline is not zero anywhere.
     chosen = next((j for j, piece in enumerate(pieces) if piece.slope is None), 0)

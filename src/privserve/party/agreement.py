@@ -21,7 +21,7 @@ from privserve.errors import BadFrame, ClusterError, HalfFrame, OtherVersion, Pe
 from privserve.party.channel import Channel
 from privserve.party.messages import FAILED, WAITING, Over, hear, read_facts
 
-WIRE = 9
+WIRE = 10
 """What parties say to each other, in which order; grows with every change of it."""
 
 OTHER_CODE = ("privserve", "wire", "code")

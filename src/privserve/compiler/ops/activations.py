@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from privserve.compiler.builder import ProgramBuilder
-from privserve.compiler.lowering import Lowering, Tensor, affine, emitted
+from privserve.compiler.comparisons import halves_each, relu_each
+from privserve.compiler.lowering import Lowering, PendingRelu, Tensor, affine, emitted
 from privserve.compiler.products import multiply
 from privserve.compiler.registry import lowers
 from privserve.compiler.traced import Traced
@@ -17,33 +18,33 @@ UNBOUNDED = 1e30
 @lowers("Relu")
 def relu(c: Lowering) -> Tensor:
     """max(x, 0)."""
-    return c.builder.relu(c.traced(0))
+    return PendingRelu(c.traced(0), c.layer)
 
 
 @lowers("LeakyRelu")
 def leaky_relu(c: Lowering, *, alpha: float = 0.01) -> Tensor:
-    """alpha x + (1 - alpha) relu(x); alpha is public."""
-    b, x = c.builder, c.traced(0)
-    positive = b.multiply_public(b.relu(x), 1 - alpha)
-    return b.add(positive, b.multiply_public(b.truncate(x), alpha))
+    """max(x, 0) + alpha min(x, 0); alpha is public."""
+    b = c.builder
+    ((positive, negative),) = halves_each(b, [c.traced(0)])
+    return b.add(positive, b.multiply_public(negative, alpha)) if alpha else positive
 
 
 @lowers("PRelu")
 def prelu(c: Lowering) -> Tensor:
-    """relu(x) - slope relu(-x), the slopes secret."""
-    b, x, slope = c.builder, c.traced(0), c.constant(1)
+    """max(x, 0) + slope min(x, 0), the slopes secret."""
+    b, slope = c.builder, c.constant(1)
     if slope is None:
         raise c.refuse("its slopes must be constants")
-    positive, negative = b.relu_each((x, b.negate(x)))
-    return b.add(positive, emitted(b, affine(b, negative, -slope.astype(np.float64), 0.0)))
+    ((positive, negative),) = halves_each(b, [c.traced(0)])
+    return b.add(positive, emitted(b, affine(b, negative, slope.astype(np.float64), 0.0)))
 
 
 @lowers("Abs")
 def absolute(c: Lowering) -> Tensor:
-    """relu(x) + relu(-x)."""
-    b, x = c.builder, c.traced(0)
-    positive, negative = b.relu_each((x, b.negate(x)))
-    return b.add(positive, negative)
+    """max(x, 0) - min(x, 0)."""
+    b = c.builder
+    ((positive, negative),) = halves_each(b, [c.traced(0)])
+    return b.subtract(positive, negative)
 
 
 @lowers("ThresholdedRelu")
@@ -51,7 +52,7 @@ def thresholded_relu(c: Lowering, *, alpha: float = 1.0) -> Tensor:
     """relu(x - t) + t [x > t], the step being relu(u) - relu(u - 1) for whole units u."""
     b, x = c.builder, c.traced(0)
     above = b.offset(b.truncate(x), -alpha)
-    positive, less = b.relu_each((above, b.offset(above, -above.step)))
+    positive, less = relu_each(b, (above, b.offset(above, -above.step)))
     unit = b.bounded(b.subtract(positive, less), 0.0, above.step)
     step = b.with_step(unit, 1 / above.step)
     return b.add(positive, b.multiply_public(step, alpha))
@@ -80,11 +81,12 @@ def hard_sigmoid(c: Lowering, *, alpha: float = 0.2, beta: float = 0.5) -> Tenso
 
 @lowers("HardSwish")
 def hard_swish(c: Lowering) -> Tensor:
-    """x relu6(x + 3) / 6, both ReLUs of it in one comparison."""
+    """x relu6(x + 3) / 6, both ReLUs of it in one comparison, which gives x as well."""
     b, x = c.builder, c.traced(0)
-    above, over = b.relu_each((b.offset(x, 3.0), b.offset(x, -3.0)))
+    (above, below), (over, _) = halves_each(b, (b.offset(x, 3.0), b.offset(x, -3.0)))
     gate = b.bounded(b.subtract(above, over), 0.0, 6.0)
-    return b.with_step(multiply(b, x, gate), 1 / 6)
+    truncated = b.offset(b.add(above, below), -3.0)
+    return b.with_step(multiply(b, truncated, gate), 1 / 6)
 
 
 def _clipped(b: ProgramBuilder, x: Traced, low: float | None, high: float | None) -> Traced:
@@ -97,5 +99,5 @@ def _clipped(b: ProgramBuilder, x: Traced, low: float | None, high: float | None
         return b.offset(b.negate(flipped), high)
     if high is None:
         return b.offset(b.relu(b.offset(x, -low)), low)
-    above, over = b.relu_each((b.offset(x, -low), b.offset(x, -high)))
+    above, over = relu_each(b, (b.offset(x, -low), b.offset(x, -high)))
     return b.bounded(b.offset(b.subtract(above, over), low), low, high)

@@ -12,6 +12,7 @@ import math
 import numpy as np
 
 from privserve.compiler import moves
+from privserve.compiler.comparisons import maximum as maximum_of
 from privserve.compiler.lowering import Lowering, SmoothFunction, Tensor
 from privserve.compiler.ops.reductions import max_along_axis
 from privserve.compiler.products import multiply
@@ -185,7 +186,7 @@ def maximum(c: Lowering) -> Tensor:
     """Of all inputs, one after the other."""
     x = c.traced(0)
     for position in range(1, len(c.inputs)):
-        x = c.builder.maximum(x, _alike(c, x, position))
+        x = maximum_of(c.builder, x, _alike(c, x, position))
     return x
 
 
@@ -195,7 +196,7 @@ def minimum(c: Lowering) -> Tensor:
     b = c.builder
     x = b.negate(c.traced(0))
     for position in range(1, len(c.inputs)):
-        x = b.maximum(x, b.negate(_alike(c, x, position)))
+        x = maximum_of(b, x, b.negate(_alike(c, x, position)))
     return b.negate(x)
 
 

@@ -10,12 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from privserve.compiler import moves
-from privserve.compiler.lowering import Lowering, PendingLinear, Tensor
+from privserve.compiler.lowering import Lowering, PendingLinear, PendingRelu, Tensor
 from privserve.compiler.ops.reductions import max_of_windows
 from privserve.compiler.ops.windows import Pair, SlidingWindow, planes, window_of
 from privserve.compiler.ranges import Floats
 from privserve.compiler.registry import lowers
+from privserve.compiler.traced import Traced
 from privserve.geometry import Geometry
+
+MOST_ROUNDED = 4
+"""Maxima of more levels are taken of truncated values: a level of others errs by a truncation."""
 
 MOST_COMMON_COUNT = 2**12
 """Windows of unlike sizes are averaged exactly if their common multiple is no larger."""
@@ -163,12 +167,41 @@ def max_pool(
     ceil_mode: int = 0,
     storage_order: int = 0,
 ) -> Tensor:
-    """Axis by axis; storage_order is that of the places of maxima, which nobody may read."""
-    b, x = c.builder, c.traced(0)
-    window = window_of(c, x.shape[1:], kernel_shape, strides, dilations, pads, auto_pad)
-    top, left, bottom, right = _pads(window, x.shape[1:], ceil_mode)
-    flat = len(x.shape) == 2
-    x = b.truncate(moves.reshape(b, x, planes(x)))
+    """Axis by axis; storage_order is that of the places of maxima, which nobody may read.
+
+    A ReLU that nothing else reads comes after, on what is left.
+    """
+    tensor = c.tensor(0)
+    assert not isinstance(tensor, np.ndarray)  # constants were folded before
+    shape = tensor.shape
+    window = window_of(c, shape[1:], kernel_shape, strides, dilations, pads, auto_pad)
+    around = _pads(window, shape[1:], ceil_mode)
+    if isinstance(tensor, PendingRelu) and _may_come_after(c, tensor, window, around):
+        return replace(tensor, x=_max_pooled(c, tensor.x, window, around))
+    return _max_pooled(c, c.traced(0), window, around)
+
+
+def _may_come_after(c: Lowering, relu: PendingRelu, window: SlidingWindow, around: Pads) -> bool:
+    """Whether a ReLU is worth fewer comparisons after a maximum, and these have room."""
+    b, x = c.builder, relu.x
+    if c.tensors.readers(c.inputs[0]) > 1:
+        return False
+    rows, columns = (
+        (size + sum(around[axis::2]) - (k - 1) * d - 1) // s + 1
+        for axis, (size, k, d, s) in enumerate(
+            zip(planes(x)[1:], window.kernel, window.dilations, window.strides, strict=True)
+        )
+    )
+    is_less = planes(x)[0] * rows * columns < math.prod(x.shape)
+    return is_less and b.bounds.affords(x.range.scaled(2.0), x.step, b.surplus(x))
+
+
+def _max_pooled(c: Lowering, x: Traced, window: SlidingWindow, around: Pads) -> Traced:
+    b, flat = c.builder, len(x.shape) == 2
+    top, left, bottom, right = around
+    x = moves.reshape(b, x, planes(x))
+    if sum(math.ceil(math.log2(size)) for size in window.kernel) > MOST_ROUNDED:
+        x = b.truncate(x)
     lowest = float(x.range.low.min())
     # An element that is padding only must not win: it takes the lowest value possible.
     x = moves.pad(b, x, ((0, 0), (top, bottom), (left, right)), lowest)

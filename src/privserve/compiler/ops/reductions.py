@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from privserve.compiler import moves
 from privserve.compiler.builder import ProgramBuilder
+from privserve.compiler.comparisons import maximum
 from privserve.compiler.lowering import Lowering, SmoothFunction, Tensor
 from privserve.compiler.products import square
 from privserve.compiler.registry import lowers
@@ -142,7 +143,7 @@ def max_of_windows(
         pairs = len(taps) // 2
         one = moves.concat(b, taps[0 : 2 * pairs : 2], 0)
         other = moves.concat(b, taps[1 : 2 * pairs : 2], 0)
-        best = b.maximum(one, other)
+        best = maximum(b, one, other)
         each = best.shape[0] // pairs
         rest = taps[2 * pairs :]
         taps = []

@@ -22,7 +22,7 @@ class OpBuffers:
     """What one op writes into at one batch size."""
 
     openings: tuple[tuple[RingArray, RingArray], ...]
-    """Per opening its values, int64[B, count], and their packed form, int64[B, words]."""
+    """Per opening all its values, int64[B * values], and their packed form, int64[B * words]."""
     out: RingArray
     """int64[B, size]"""
     shaped: RingArray
@@ -52,7 +52,7 @@ class Buffers:
             op = program.ops[index]
             value = program.values[op.output]
             openings = tuple(
-                (_rows(values, batch, opening.count), _rows(packed, batch, opening.words))
+                (values[: batch * opening.values], packed[: batch * opening.words])
                 for opening, (values, packed) in zip(
                     openings_of(program, op), scratch, strict=False
                 )
@@ -76,7 +76,7 @@ def scratch_sizes(program: Program) -> list[tuple[int, int]]:
             if number == len(sizes):
                 sizes.append((0, 0))
             count, words = sizes[number]
-            sizes[number] = max(count, opening.count), max(words, opening.words)
+            sizes[number] = max(count, opening.values), max(words, opening.words)
     return sizes
 
 

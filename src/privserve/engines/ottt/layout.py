@@ -21,7 +21,8 @@ from privserve.program import Op, Program
 MAX_PACK_WORDS = 1 << 31
 MESSAGE_BYTES = 5 << 18
 PIECE_BYTES = 16 << 20
-"""A piece ends before the op with which it would exceed this; an op is never cut."""
+"""A piece ends before the op with which it would exceed this; an op is never cut, nor are ops that
+share a mask put into two."""
 FRAME_WORDS = 1 << 17
 """A single pack's piece travels in frames of at most this many words, which stay in the cache."""
 
@@ -61,7 +62,10 @@ class PackLayout:
     """The words of one pack."""
 
     masks: Mapping[int, int]
-    """Per index of an op with masks (A; A and B of a product; r of a lookup): their first word."""
+    """Per index of an op with masks (A; A and B of a product; r of a lookup): their first word.
+
+    Ops that share a mask have the same.
+    """
     fields: Mapping[int, int]
     """Per index of an op with a tuple: its first corrected word (C of a linear op)."""
     ready: Mapping[int, int]
@@ -113,7 +117,8 @@ def lay_out(program: Program, piece_bytes: int = PIECE_BYTES) -> PackLayout:
     cuts, held = [0], 0
     for index, parts in enumerate(sizes):
         more = sum(parts)
-        if held and more and held + more > piece_bytes // 8:
+        is_alone = program.ops[index].output not in program.leaders
+        if held and more and is_alone and held + more > piece_bytes // 8:
             cuts.append(index)
             held = 0
         held += more
@@ -134,6 +139,9 @@ def lay_out(program: Program, piece_bytes: int = PIECE_BYTES) -> PackLayout:
                 # Even a piece of nothing has a word of each, so that no buffer is ever empty.
                 word = max(word, begin + 1)
             taken.append(word - begin)
+        for index in range(first, last):
+            if program.ops[index].output in program.leaders:
+                masks[index] = masks[index - 1]  # which is its leader's
         pieces.append(PackPiece(first, last, start, *taken))
     if word > MAX_PACK_WORDS:
         raise ModelError(f"one query would need {8 * word / 1e9:.0f} GB of dealt randomness")

@@ -78,6 +78,8 @@ class Evaluation:
         self._bytes = 0
         self._numbered: RingArray | None = None
         """What is sent first in a run, and begins with the number of its first pack."""
+        self._bound: dict[int, tuple[BoundOpening, ...]] = {}
+        """What the op that makes a value opens."""
         self._buffers = buffers = Buffers.for_batch(program, batch)
         self._steps: list[tuple[Step, tuple[int, ...]]] = []
         for index, (op, dead) in enumerate(zip(program.ops, expiring(program), strict=True)):
@@ -188,18 +190,22 @@ class Evaluation:
         )
 
     def _bind_openings(self, op: Op, room: OpBuffers | None) -> tuple[BoundOpening, ...]:
+        program = self._holdings.program
         if room is None:
             return ()
+        if op.output in program.leaders:
+            return self._bound[program.leaders[op.output]]
         mesh, stats, bound = self._holdings.mesh, self._holdings.stats, []
         openings = openings_of(self._holdings.program, op)
-        for opening, (total, packed) in zip(openings, room.openings, strict=True):
+        for opening, (values, packed) in zip(openings, room.openings, strict=True):
             numbered = None
             if self._numbered is None:
                 self._numbered = numbered = np.zeros(1 + packed.size, np.int64)
-            bound.append(bind_opening(opening, total, packed, numbered, mesh, stats))
+            bound.append(bind_opening(opening, values, packed, numbered, self._batch, mesh, stats))
             self._openings += 1
             self._bytes += bound[-1].nbytes
-        return tuple(bound)
+        self._bound[op.output] = tuple(bound)
+        return self._bound[op.output]
 
     def _guard(self, index: int, op: Op) -> Guard:
         """What flags the op's rows; its shares of zero are the last words of its tuple."""

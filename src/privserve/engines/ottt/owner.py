@@ -12,6 +12,7 @@ from privserve.compiler.compile import compile_model
 from privserve.compiler.ops import LOWERINGS
 from privserve.engines import Prepared
 from privserve.engines.ottt import costs
+from privserve.program import PROFILES
 from privserve.validation import read_program
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ def prepare(
     calibration: Any = None,
     range_check: bool = True,
     strict_inputs: bool = False,
+    profile: str = "lan",
     **_: Any,
 ) -> Prepared:
     """Compile `model`; raises ModelError naming the op, node or layer that does not fit.
@@ -36,7 +38,8 @@ def prepare(
     input_range: what every input element lies in, (-8, 8) by default; fraction_bits: as many
     as the outputs call for when None; calibration: sample inputs, used only where sound
     bounds do not fit; range_check: whether guessed ranges are guarded; strict_inputs: whether
-    inputs are lifted first, so that bounds hold whatever a client sends.
+    inputs are lifted first, so that bounds hold whatever a client sends; profile: what lies between
+    the parties, a name of `program.PROFILES`, which says how many bytes an exchange is worth.
     """
     result = compile_accurately(
         model,
@@ -45,6 +48,7 @@ def prepare(
         calibration=calibration,
         range_check=range_check,
         strict_inputs=strict_inputs,
+        exchange_bytes=PROFILES[profile],
     )
     program, parameters = result.compiled[:2]
     description = {"engine": NAME, **program.to_json()}

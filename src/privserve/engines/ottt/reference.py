@@ -130,6 +130,53 @@ def determinant(word: int, chunks: int) -> int:
     return abs(round(float(np.linalg.det(matrix.astype(float))))) % 2
 
 
+def finish_halves(
+    opened: int, dhat: int, output_bits: int, plan: ComparisonPlan, lead: int, share: dict[str, int]
+) -> tuple[int, int]:
+    """Return shares of max(u, 0) and min(u, 0); the arguments are those of `finish_relu`."""
+    half, full = 1 << (plan.comparison_bits - 1), 1 << plan.comparison_bits
+    public = opened - half
+    if opened >= half:  # mhat is 1: rho_0
+        rho, b_rho = share["r"] - full * share["w"], share["b_rho1"] + full * share["b_m"]
+    else:
+        rho, b_rho = share["r"] - full * share["w_m"], share["b_rho1"]
+    b_u = share["b"] * public - b_rho
+    negative = b_u if dhat else lead * public - rho - b_u  # 1 - d is b where dhat is 1
+    positive = finish_relu(opened, dhat, output_bits, plan, lead, share)
+    return positive, negative % (1 << output_bits)
+
+
+def relu_ends(
+    opened: int, output_bits: int, plan: ComparisonPlan, lead: int, share: dict[str, int]
+) -> tuple[int, int]:
+    """Return shares of y0, which ReLU(u) is where dhat is 0, and of D, what dhat = 1 adds to it."""
+    y0, y1 = (finish_relu(opened, dhat, output_bits, plan, lead, share) for dhat in (0, 1))
+    return y0, (y1 - y0) % (1 << output_bits)
+
+
+def relu_linear(
+    e0: Sequence[int],
+    e1: Sequence[int],
+    dhat: Sequence[int],
+    share: Mapping[str, Any],
+    bits: int,
+) -> list[int]:
+    """Return a share of W ReLU(u) + bias mod 2^bits, from y0 - A and D - A' as they were opened.
+
+    share: weight (W_i) and open_weight [O, N], a and a_more [N], c and bias [O], c_products [N, O].
+    """
+    out = []
+    for o, bias in enumerate(share["bias"]):
+        total = int(bias) + int(share["c"][o])
+        for j, is_one in enumerate(dhat):
+            weight, opened = int(share["weight"][o][j]), int(share["open_weight"][o][j])
+            total += (int(e0[j]) + is_one * int(e1[j])) * weight + int(share["a"][j]) * opened
+            product = int(share["a_more"][j]) * opened + int(share["c_products"][j][o])
+            total += is_one * product
+        out.append(total % (1 << bits))
+    return out
+
+
 def finish_relu(
     opened: int, dhat: int, output_bits: int, plan: ComparisonPlan, lead: int, share: dict[str, int]
 ) -> int:

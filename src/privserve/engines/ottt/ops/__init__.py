@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from privserve.engines.ottt.ops.check import CHECK
+from privserve.engines.ottt.ops.halves import HALVES
 from privserve.engines.ottt.ops.linear import LINEAR
 from privserve.engines.ottt.ops.lookup import LOOKUP
 from privserve.engines.ottt.ops.opening import Opening, TupleOp
 from privserve.engines.ottt.ops.product import PRODUCT
 from privserve.engines.ottt.ops.relu import RELU
+from privserve.engines.ottt.ops.relu_linear import RELU_LINEAR
 from privserve.engines.ottt.ops.square import SQUARE
 from privserve.engines.ottt.ops.truncate import TRUNCATE
 from privserve.program import Op, Program
@@ -21,7 +23,9 @@ from privserve.program import Op, Program
 TUPLE_OPS: Mapping[str, TupleOp] = {
     "linear": LINEAR,
     "relu": RELU,
+    "halves": HALVES,
     "truncate": TRUNCATE,
+    "relu_linear": RELU_LINEAR,
     "multiply": PRODUCT,
     "square": SQUARE,
     "lookup": LOOKUP,

@@ -199,9 +199,12 @@ def bind_zeros(fields: int, target: int) -> DealerStep:
     return step
 
 
-def flag_relu(site: Site, step: Step, full: int) -> Step:
-    """Return a guarded ReLU's `step`, and then its flags; the step leaves dhat in its matrix."""
-    packs, lead, bits = site.packs, site.lead, site.output_bits
+def flag_relu(site: Site, step: Step, full: int, bits: int) -> Step:
+    """Return a guarded ReLU's `step`, and then its flags; the step leaves dhat in its matrix.
+
+    bits: to which the shares of its tuple are held.
+    """
+    packs, lead = site.packs, site.lead
     place = (site.masks, site.fields, full, site.ready)
     (source,), (opened, dhat) = site.inputs, (opening.total for opening in site.openings)
     numbers, drawn = _numbers(site), _drawn(site)

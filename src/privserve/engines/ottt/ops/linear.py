@@ -6,7 +6,8 @@ multiplication (CRYPTO 1991), with the mask of the fixed operand opened once per
 0. *Set up*, once per session. Everyone draws B_i of W's shape; open_weight = W - B is opened.
 1. *Deal*. Everyone draws A_i of x's shape, and C_i; party 0's C_0 makes sum C_i = L(A, B) mod 2^M.
 2. *Precompute*. Z_i = L(A_i, open_weight) + C_i, so sum Z_i = L(A, W - B) + L(A, B) = L(A, W).
-3. *Open* xhat = x - A mod 2^M, M the bits to which the output is needed.
+3. *Open* xhat = x - A mod 2^M, M the bits to which the output is needed. Ops that read the same x
+   and follow each other share A and xhat, opened to the most bits that one of them needs.
 4. *Finish*. y_i = L(xhat, W_i) + Z_i + bias_i, and sum y_i = L(x - A, W) + L(A, W) + bias.
 
 C_i is packed, M bits an element. The kernels read the weight with the output channels innermost,
@@ -38,7 +39,7 @@ from privserve.engines.ottt.ops.opening import (
 from privserve.fixedpoint import RingArray
 from privserve.geometry import Geometry
 from privserve.prg import Prg
-from privserve.program import Op, Program
+from privserve.program import OP_KINDS, Op, Program
 
 
 @kernel
@@ -183,7 +184,7 @@ def evaluate(
 
 
 @kernel
-def _precompute(
+def precompute_linear(
     pool: Rows,
     first: int,
     count: int,
@@ -211,7 +212,7 @@ def _precompute(
 
 
 @kernel
-def _deal(
+def deal_linear(
     first_stream: Rows,
     masks: int,
     others: Planes,
@@ -256,11 +257,11 @@ def _deal(
 
 
 def geometries(program: Program) -> dict[int, Geometry]:
-    """Return the convolution of every linear op, by the op's index."""
+    """Return the convolution of every op with a secret weight, by the op's index."""
     return {
         index: Geometry.from_json(op.attributes["geometry"])
         for index, op in enumerate(program.ops)
-        if op.kind == "linear"
+        if OP_KINDS[op.kind].is_weighted
     }
 
 
@@ -294,7 +295,7 @@ def hold(
 
 
 def _masks(program: Program, op: Op) -> int:
-    return program.values[op.inputs[0]].size
+    return 0 if op.output in program.leaders else program.values[op.inputs[0]].size
 
 
 def _dealt(program: Program, op: Op) -> int:
@@ -307,7 +308,10 @@ def _ready(program: Program, op: Op) -> int:
 
 
 def _openings(program: Program, op: Op) -> tuple[Opening, ...]:
-    return (Opening(program.values[op.inputs[0]].size, program.values[op.output].bits),)
+    if op.output in program.leaders:
+        return ()
+    bits = max(program.values[sharer.output].bits for sharer in program.sharers[op.output])
+    return (Opening(program.values[op.inputs[0]].size, bits),)
 
 
 def _bind_dealer(program: Program, op: Op, place: Place, mask: RingArray | None) -> DealerStep:
@@ -317,7 +321,7 @@ def _bind_dealer(program: Program, op: Op, place: Place, mask: RingArray | None)
     value = program.values[op.output]
 
     def step(first: RingArray, others: RingArray, out: RingArray) -> None:
-        _deal(
+        deal_linear(
             first_stream=first,
             masks=place.masks,
             others=others,
@@ -343,7 +347,7 @@ def _bind_ahead(program: Program, op: Op, held: Held) -> AheadStep:
     a, opened = weight.arrangement, weight.opened
 
     def step(first: int, many: int) -> None:
-        _precompute(
+        precompute_linear(
             pool=held.packs,
             first=first,
             count=many,
@@ -367,15 +371,23 @@ def _bind(site: Site) -> Step:
     weight = site.weight
     assert weight is not None  # of every linear op
     (source,), (opening,) = site.inputs, site.openings
-    packs, masks, z, bits, out = site.packs, site.masks, site.ready, site.output_bits, site.out
+    packs, masks, z, out = site.packs, site.masks, site.ready, site.out
     total, packed, open_ = opening.total, opening.packed, opening.open
     a, share, bias = weight.arrangement, weight.share, weight.bias
     index, window, each, group_size = a.index, a.window, a.each, a.group_size
 
+    def finish(first: int) -> None:
+        evaluate(packs, first, z, total, index, window, share, each, group_size, bias, out)
+
+    if site.op.output in site.program.leaders:
+        return finish
+    (own,) = _openings(site.program, site.op)
+    bits = own.bits
+
     def step(first: int) -> None:
         mask_input(packs, first, masks, source(), bits, total, packed)
         open_()
-        evaluate(packs, first, z, total, index, window, share, each, group_size, bias, out)
+        finish(first)
 
     return step
 

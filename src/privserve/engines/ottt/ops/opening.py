@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,11 +67,23 @@ class Opening:
     count: int
     bits: int
     xor: bool = False
+    beside: tuple[Opening, ...] = ()
+    """What else travels in the exchange, of other sizes."""
+
+    @property
+    def parts(self) -> tuple[Opening, ...]:
+        """All that travels, in order."""
+        return self, *self.beside
+
+    @property
+    def values(self) -> int:
+        """How many values are opened per query."""
+        return sum(part.count for part in self.parts)
 
     @property
     def words(self) -> int:
         """64-bit words that a party sends to each peer per query."""
-        return packed_words(self.count, self.bits)
+        return sum(packed_words(part.count, part.bits) for part in self.parts)
 
 
 @dataclass(frozen=True)
@@ -100,16 +112,34 @@ class Held:
 
 
 @dataclass(frozen=True)
-class BoundOpening:
-    """An opening at one party, bound to the arrays of one batch size."""
+class BoundPart:
+    """One part of an opening, at one party."""
 
     total: RingArray
     """This party's values, int64[B, count]; after `open`, those that all parties' sum up to."""
     packed: RingArray
     """Where this party puts their low bits, int64[B, words]."""
+
+
+@dataclass(frozen=True)
+class BoundOpening:
+    """An opening at one party, bound to the arrays of one batch size."""
+
+    parts: tuple[BoundPart, ...]
+    """As of the opening."""
     open: Callable[[], None]
     nbytes: int
     """What is sent to each peer."""
+
+    @property
+    def total(self) -> RingArray:
+        """Of the first part."""
+        return self.parts[0].total
+
+    @property
+    def packed(self) -> RingArray:
+        """Of the first part."""
+        return self.parts[0].packed
 
 
 @dataclass(frozen=True)
@@ -290,32 +320,47 @@ def open_shifted(site: Site, masks: int, offset: int) -> Step:
     return step
 
 
+def cut_up(flat: RingArray, sizes: Sequence[int], batch: int) -> list[RingArray]:
+    """Return what lies in `flat` one after the other: int64[batch, size] of each size."""
+    ends = np.cumsum([batch * size for size in sizes]).tolist()
+    return [
+        flat[end - batch * size : end].reshape(batch, size)
+        for end, size in zip(ends, sizes, strict=True)
+    ]
+
+
 def bind_opening(
     opening: Opening,
-    total: RingArray,
+    values: RingArray,
     packed: RingArray,
     numbered: RingArray | None,
+    batch: int,
     mesh: Mesh,
     stats: Stats,
 ) -> BoundOpening:
-    """Return the opening of `total`, int64[B, count], at the party of `mesh`.
+    """Return the opening of `values` at the party of `mesh`: int64[B * opening.values], its shares.
 
-    It adds (or XORs) the other parties' packed shares to `total`, this party's. numbered: for a
-    run's first opening, which is packed there instead of into `packed`, int64[1 + words]; its
+    It adds (or XORs) the other parties' packed shares to them. packed: int64[B * opening.words].
+    numbered: for a run's first opening, which is packed there instead, int64[1 + B * words]; its
     first word is the number of the first pack that the run takes, and travels in front. Parties
     that disagree raise ClusterError before any uses what was opened under other masks.
     """
-    shape, count, bits = packed.shape, opening.count, opening.bits
     payload = packed.data.cast("B")
     if numbered is not None:
-        packed, payload = numbered[1:].reshape(shape), numbered.data.cast("B")
+        packed, payload = numbered[1:], numbered.data.cast("B")
+    sizes = [packed_words(part.count, part.bits) for part in opening.parts]
+    totals = cut_up(values, [part.count for part in opening.parts], batch)
+    parts = tuple(map(BoundPart, totals, cut_up(packed, sizes, batch)))
+    steps = [
+        (unpack_xor if part.xor else unpack_add, part.count, part.bits, total)
+        for part, total in zip(opening.parts, totals, strict=True)
+    ]
     peers = [peer for peer in range(mesh.n) if peer != mesh.rank]
-    unpack = unpack_xor if opening.xor else unpack_add
     # A channel hands frames of one size out in one view again and again: to read each view as
     # words once takes 6 % off a small network's query.
     seen: list[memoryview | None] = [None] * mesh.n
     numbers: list[RingArray] = [packed] * mesh.n
-    rows: list[RingArray] = [packed] * mesh.n
+    rows: list[list[RingArray]] = [[]] * mesh.n
 
     def open_() -> None:
         began = time.perf_counter()
@@ -326,15 +371,16 @@ def bind_opening(
             if frame is not seen[peer]:
                 ahead = 0 if numbered is None else 1
                 if ahead and frame is not None and bytes(frame[:9]) == LACKING:
-                    raise lacking_memory(shape[0])
+                    raise lacking_memory(batch)
                 words = received_words(mesh, peer, frame, ahead + packed.size)
-                numbers[peer], rows[peer] = words[:ahead], words[ahead:].reshape(shape)
+                numbers[peer], rows[peer] = words[:ahead], cut_up(words[ahead:], sizes, batch)
                 seen[peer] = frame if words.base is not None else None  # no copy
             if numbered is not None and numbers[peer][0] != numbered[0]:
                 raise ClusterError("the parties' packs are out of step; share the model again")
-            unpack(rows[peer], count, bits, total)
+            for (unpack, count, bits, total), row in zip(steps, rows[peer], strict=True):
+                unpack(row, count, bits, total)
 
-    return BoundOpening(total, packed, open_, payload.nbytes)
+    return BoundOpening(parts, open_, payload.nbytes)
 
 
 def lacking_memory(rows: int) -> TooManyRows:

@@ -25,9 +25,11 @@ of an element, with the bits of each part:
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
-from privserve.engines.ottt.jit import Planes, Rows, Words, kernel
+from privserve.engines.ottt.jit import Planes, Rows, Words, inlined, kernel
 from privserve.engines.ottt.ops.check import flag_relu
 from privserve.engines.ottt.ops.comparison import (
     ComparisonPlan,
@@ -70,6 +72,29 @@ def string_bits(output_bits: int, plan: ComparisonPlan) -> int:
     return field_bits(output_bits, plan.comparison_bits) + plan.table_bits
 
 
+@inlined
+def both_ends(
+    x: int,
+    r: int,
+    low_w: int,
+    high_w: int,
+    w_shift: int,
+    b: int,
+    b_rho1: int,
+    b_m: int,
+    top: int,
+    lead: int,
+) -> tuple[np.int64, np.int64]:
+    """Shares of d u where dhat is 0, and of what is added to it where dhat is 1."""
+    unless = (x >> top) - 1  # all ones where mhat is 0
+    half = np.int64(1) << top
+    public = (x & (half - 1)) | (unless & half)
+    wrap = (high_w ^ ((low_w ^ high_w) & unless)) >> w_shift
+    rho = (r & (2 * half - 1)) - (wrap << (top + 1))
+    b_u = b * public - b_rho1 - ((b_m & unless) << (top + 1))
+    return b_u, (public & -lead) - rho - 2 * b_u
+
+
 @kernel
 def finish_relu(
     pool: Rows,
@@ -93,8 +118,6 @@ def finish_relu(
     slots = pool.shape[0]
     batch, count = opened.shape
     top, high = comparison_bits - 1, output_bits - comparison_bits
-    half = np.int64(1) << top
-    keep = (np.int64(1) << comparison_bits) - np.int64(1)
     # b and w are read together where they are not more than a word.
     pair = output_bits + high
     apart = pair > 64
@@ -118,14 +141,10 @@ def finish_relu(
         y = out[sample]
         open_sign(x, dhat, chunks, top, paths)
         for e in range(count):
-            mhat = x[e] >> top
-            unless = mhat - 1  # all ones where mhat is 0
-            public = (x[e] & (half - 1)) | (unless & half)
-            wrap = (high_w[e] ^ ((low_w[e] ^ high_w[e]) & unless)) >> w_shift
-            rho = (r[e] & keep) - (wrap << comparison_bits)
-            b_rho = b_rho1[e] + ((b_m[e] & unless) << comparison_bits)
-            b_u = b[e] * public - b_rho
-            y[e] = b_u + (((public & -lead) - rho - 2 * b_u) & -dhat[e])
+            zero, more = both_ends(
+                x[e], r[e], low_w[e], high_w[e], w_shift, b[e], b_rho1[e], b_m[e], top, lead
+            )
+            y[e] = zero + (more & -dhat[e])
 
 
 @kernel
@@ -205,33 +224,42 @@ def deal_relu(
         end(rest, bits, out[sample, target + full * count :])
 
 
+def relu_bits(program: Program, op: Op) -> int:
+    """Return to how many bits the shares of a ReLU's tuple are needed."""
+    compared = op.attributes["comparison_bits"] + op.attributes["guard"]
+    return max(program.values[op.output].bits, int(compared))
+
+
 def _masks(program: Program, op: Op) -> int:
     plan = plan_comparison(op.attributes["comparison_bits"])
-    return program.values[op.output].size * plan.mask_words
+    return program.values[op.inputs[0]].size * plan.mask_words
 
 
 def _bits(program: Program, op: Op) -> int:
     plan = plan_comparison(op.attributes["comparison_bits"])
-    return string_bits(program.values[op.output].bits, plan)
+    return string_bits(relu_bits(program, op), plan)
 
 
 def _dealt(program: Program, op: Op) -> int:
-    return string_words(program.values[op.output].size, _bits(program, op))
+    return string_words(program.values[op.inputs[0]].size, _bits(program, op))
 
 
 def _ready(program: Program, op: Op) -> int:
-    return program.values[op.output].size
+    return program.values[op.inputs[0]].size
 
 
 def _openings(program: Program, op: Op) -> tuple[Opening, ...]:
-    count, plan = program.values[op.output].size, plan_comparison(op.attributes["comparison_bits"])
+    count = program.values[op.inputs[0]].size
+    plan = plan_comparison(op.attributes["comparison_bits"])
     return Opening(count, plan.comparison_bits), Opening(count, plan.opened_bits, xor=True)
 
 
-def _bind_dealer(program: Program, op: Op, place: Place, mask: RingArray | None) -> DealerStep:
-    value, plan = program.values[op.output], plan_comparison(op.attributes["comparison_bits"])
-    spec, cuts = plan.spec(field_bits(value.bits, plan.comparison_bits)), plan.cuts()
-    bits = string_bits(value.bits, plan)
+def bind_relu_dealer(program: Program, op: Op, place: Place, mask: RingArray | None) -> DealerStep:
+    """Return what makes the corrections of a ReLU's tuple at `place`."""
+    count, modulus = program.values[op.inputs[0]].size, relu_bits(program, op)
+    plan = plan_comparison(op.attributes["comparison_bits"])
+    spec, cuts = plan.spec(field_bits(modulus, plan.comparison_bits)), plan.cuts()
+    bits = string_bits(modulus, plan)
 
     def step(first: RingArray, others: RingArray, out: RingArray) -> None:
         deal_relu(
@@ -241,8 +269,8 @@ def _bind_dealer(program: Program, op: Op, place: Place, mask: RingArray | None)
             mask_words=plan.mask_words,
             fields=place.fields,
             target=place.target,
-            count=value.size,
-            output_bits=value.bits,
+            count=count,
+            output_bits=modulus,
             comparison_bits=plan.comparison_bits,
             bits=bits,
             spec=spec,
@@ -253,8 +281,9 @@ def _bind_dealer(program: Program, op: Op, place: Place, mask: RingArray | None)
     return step
 
 
-def _bind_ahead(program: Program, op: Op, held: Held) -> AheadStep:
-    count, bits = program.values[op.output].size, _bits(program, op)
+def bind_relu_ahead(program: Program, op: Op, held: Held) -> AheadStep:
+    """Return what makes the strings of a ReLU's tuple ready to be read."""
+    count, bits = program.values[op.inputs[0]].size, _bits(program, op)
 
     def step(first: int, many: int) -> None:
         unpack_ahead(held.packs, first, many, held.fields, held.ready, count, bits)
@@ -262,7 +291,8 @@ def _bind_ahead(program: Program, op: Op, held: Held) -> AheadStep:
     return step
 
 
-def _bind(site: Site) -> Step:
+def bind_comparison(site: Site, finish: Callable[..., None]) -> Step:
+    """Return the step that compares, and has `finish`, such as `finish_relu`, make the result."""
     packs, masks, fields, ready = site.packs, site.masks, site.fields, site.ready
     lead, bits, out = site.lead, site.output_bits, site.out
     k = site.op.attributes["comparison_bits"]
@@ -278,11 +308,13 @@ def _bind(site: Site) -> Step:
         open_(first)
         look_up(packs, first, *place, opened, spec, chunks, opened_bits, k, matrix, packed)
         open_matrix()
-        finish_relu(
-            packs, first, masks, fields, full, ready, opened, matrix, chunks, bits, k, lead, out
-        )
+        finish(packs, first, masks, fields, full, ready, opened, matrix, chunks, bits, k, lead, out)
 
-    return step if site.guard is None else flag_relu(site, step, full)
+    return step if site.guard is None else flag_relu(site, step, full, bits)
+
+
+def _bind(site: Site) -> Step:
+    return bind_comparison(site, finish_relu)
 
 
 RELU = TupleOp(
@@ -291,6 +323,6 @@ RELU = TupleOp(
     masks=_masks,
     dealt=_dealt,
     ready=_ready,
-    deal=_bind_dealer,
-    ahead=_bind_ahead,
+    deal=bind_relu_dealer,
+    ahead=bind_relu_ahead,
 )
