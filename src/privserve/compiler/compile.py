@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -48,6 +48,8 @@ class Compiled(NamedTuple):
     """Per input the samples that the compiler used, float64[S, *shape]."""
     ideal: Sequence[Floats]
     """What the model itself makes of them, per output, before what the client applies."""
+    tensors: Mapping[str, int]
+    """By name those of the model's tensors that are values of the program, and which."""
 
 
 Samples = Sequence[NDArray[Any]] | None
@@ -123,6 +125,7 @@ def _compiled(
         builder.parameters,
         [x.range.samples for _, x in inputs],
         [x.range.samples for _, x, _ in outputs],
+        tensors.numbers,
     )
 
 
