@@ -4,7 +4,7 @@ BIN := .venv/bin
 # CPU is all that privserve uses; pip would otherwise keep asking about its own version.
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: demo test test-all bench format clean
+.PHONY: demo test test-all bench dist format clean
 
 demo: .venv/.demo
 	@$(BIN)/python scripts/demo.py
@@ -16,8 +16,15 @@ test: .venv/.dev
 	$(BIN)/lint-imports --no-cache --no-logo
 	$(BIN)/pytest -m "not slow" -n 2 --dist worksteal
 
-test-all: .venv/.dev
+test-all: .venv/.dist
 	$(BIN)/pytest
+
+# The wheel and the sdist, into dist/, checked and used in an empty environment.
+dist: .venv/.dist
+	$(BIN)/python -c 'from setuptools import build_meta as b; b.build_sdist("dist"); b.build_wheel("dist")'
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/check-wheel-contents dist/*.whl
+	$(BIN)/pytest tests/test_packaging.py
 
 bench: .venv/.demo
 	$(BIN)/python -m privserve.bench
@@ -40,6 +47,10 @@ format: .venv/.dev
 	@echo "Installing privserve and its development tools into .venv (some minutes, once) ..."
 	$(PIP) --editable '.[dev]'
 	@touch $@ .venv/.demo
+
+.venv/.dist: .venv/.dev
+	$(PIP) --editable '.[dev,dist]'
+	@touch $@
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info

@@ -10,11 +10,13 @@ python -m privserve.launch --init DIR --hosts a:4000,b:4000,c:4000    files for 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from zipfile import BadZipFile
@@ -28,10 +30,15 @@ from privserve.errors import ConfigError, ModelReplaced
 from privserve.exit_codes import exit_code
 from privserve.interrupts import keep_interrupts
 from privserve.launch_files import join_cluster, write_files
+from privserve.platforms import require_linux
+from privserve.terminal import progress
 
 if TYPE_CHECKING:
     from privserve.cluster import Cluster
+    from privserve.engines import Prepared
     from privserve.model import SecureModel
+
+Say = Callable[[str], None]
 
 DEFAULT_DIRECTORY = Path(".privserve")
 
@@ -125,10 +132,9 @@ def _watching(options: argparse.Namespace) -> Watching:
     return Watching(options.metrics_port, options.log_json, options.log_queries)
 
 
-def launch(options: argparse.Namespace) -> int:
-    """Start (or join) a cluster, share the model, serve it."""
+def launch(options: argparse.Namespace, say: Say) -> int:
+    """Start (or join) a cluster, share the model, serve it; say: called with lines of progress."""
     from privserve.credentials import Limits
-    from privserve.engines import load_engine
     from privserve.model import DEFAULT_ENGINE, load_model
     from privserve.serving import keep, named_files, serve_all
 
@@ -146,27 +152,35 @@ def launch(options: argparse.Namespace) -> int:
         models.append(load_model(path, name=name))
     if options.dry_run:
         for model in models:
-            prepared = model.prepare(engine, **ranges)
-            summary = load_engine(prepared.engine).summary(prepared.description)
-            print("\n".join([summary, *prepared.report]))
+            _show_costs(model.prepare(engine, **ranges), options.json)
         return 0
-    cluster, where = _cluster(options)
+    # Before anything is started: whatever cannot be served is refused here.
+    ready = []
+    for model in models:
+        with progress(f"compiling {model.name}"):
+            ready.append(model.prepare(engine, **ranges))
+    for model, prepared in zip(models, ready, strict=True):
+        if prepared.description.get("guards") and options.calibration is None:
+            say(_needs_calibration(model.name))
+    cluster, where = _cluster(options, say)
     try:
         if not options.config:
             many = f", {len(cluster.cells)} of each" if len(cluster.cells) > 1 else ""
             say(f"starting {len(cluster.names)} parties{many}")
             cluster.start(report=lambda line: say(f"  {line}"))
-        for model in models:
-            say(f"sharing '{model.name}' with the {engine} engine")
+        for model, prepared in zip(models, ready, strict=True):
+            say(f"sharing '{model.name}' with the {prepared.engine} engine")
             model.share(
                 cluster,
-                engine=engine,
-                **ranges,
+                prepared=prepared,
                 force=options.force,
                 everybody=Limits() if options.open else None,
                 options=_batching(options),
                 report=lambda line: say(f"  {line}"),
             )
+        if options.json:
+            names = [model.name for model in models]
+            print(json.dumps({"config": str(where), "shared": names}), flush=True)
         try:
             serve_all(models, options.num_requests, where, say, options.on_owner_loss)
         except ModelReplaced as error:
@@ -182,6 +196,26 @@ def launch(options: argparse.Namespace) -> int:
     return 0
 
 
+def _show_costs(prepared: Prepared, as_json: bool) -> None:
+    """Print what a model costs and errs by."""
+    from privserve.engines import load_engine
+
+    summary = load_engine(prepared.engine).summary(prepared.description)
+    if as_json:
+        told = {"engine": prepared.engine, "errors": prepared.report}
+        print(json.dumps({**told, "description": prepared.description}))
+    else:
+        print("\n".join([summary, *prepared.report]))
+
+
+def _needs_calibration(name: str) -> str:
+    return (
+        f"'{name}' is a deep network, and what values its layers take was guessed from made-up "
+        "inputs: a query that leaves them gets no answer. Give inputs like those to come with "
+        "--calibration FILE (.npy, .npz); `privserve check` says how many are answered"
+    )
+
+
 def _stop(models: Sequence[SecureModel]) -> None:
     for model in models:
         model.stop()
@@ -193,7 +227,7 @@ def _batching(options: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in chosen.items() if value is not None}
 
 
-def _cluster(options: argparse.Namespace) -> tuple[Cluster, Path]:
+def _cluster(options: argparse.Namespace, say: Say) -> tuple[Cluster, Path]:
     """The cluster to serve on, and its cluster.toml; a new one is not started yet."""
     from privserve.cluster import Cluster, Worker
 
@@ -228,7 +262,12 @@ def say(line: str) -> None:
     print(line, flush=True)
 
 
-def _show_warning(message: Warning | str, *_: object) -> None:
+def say_json(line: str) -> None:
+    """Print progress as one JSON object."""
+    print(json.dumps({"said": line.strip()}), flush=True)
+
+
+def _show_warning(say: Say, message: Warning | str, *_: object) -> None:
     say(f"warning: {message}")
 
 
@@ -237,15 +276,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     if options.party:
         return run_one_party(options)
-    warnings.showwarning = _show_warning  # type: ignore[assignment]
+    speak = say_json if options.json else say
+    warnings.showwarning = partial(_show_warning, speak)
     keep_interrupts()  # `kill` and a closed terminal end the cluster as Ctrl-C does
 
     def work() -> int:
+        require_linux("launching parties")
         if options.init:
             return write_files(options.init, options.hosts, options.invite)
         if options.join:
             return join_cluster(options.join, options.to)
-        return launch(options)
+        return launch(options, speak)
 
     return exit_code(work, interrupted="interrupted; everything is stopped")
 

@@ -77,7 +77,7 @@ def check(converted: Converted, options: Namespace) -> Report:
         report.notes.append(lack)
         report.notes += prepared.report
     report.layers = checked(shown, costs(prepared, converted.layers), errors)
-    _probe(prepared, given is not None, report)
+    _probe(prepared, calibration is not None, report)
     report.serve = _command(options, input_range)
     report.judge()
     return report
@@ -119,8 +119,8 @@ def _input_range(
     wider = (_beyond(least) if least < 0 else 0.0, _beyond(most) if most > 0 else 0.0)
     report.notes.append(
         f"your samples go from {least:g} to {most:g}, beyond the default range "
-        f"[{low:g}, {high:g}]; [{wider[0]:g}, {wider[1]:g}] is declared instead (--input-range). Were "
-        "they meant to be scaled, as for training?"
+        f"[{low:g}, {high:g}]; [{wider[0]:g}, {wider[1]:g}] is declared instead (--input-range). "
+        "Were they meant to be scaled, as for training?"
     )
     return wider
 
@@ -236,7 +236,7 @@ def _lacking(prepared: Prepared) -> str | None:
     )
 
 
-def _probe(prepared: Prepared, are_samples: bool, report: Report) -> None:
+def _probe(prepared: Prepared, is_calibrated: bool, report: Report) -> None:
     """Say how a model whose ranges are guessed fares on inputs of the whole declared range."""
     program = read_program(prepared.description)
     if not program.guards:
@@ -259,6 +259,11 @@ def _probe(prepared: Prepared, are_samples: bool, report: Report) -> None:
         f"a wrong one; of {count} made-up inputs of the whole range [{low:g}, {high:g}] "
         f"{int(left.sum())} do. With --no-range-check those answers would be wrong"
     )
+    if not is_calibrated:
+        report.notes.append(
+            "the samples that ranges were guessed from are made up; give inputs like those to come "
+            "with --calibration, here and to launch"
+        )
 
 
 # -- what to say ----------------------------------------------------------------------------

@@ -114,6 +114,9 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--dry-run", action="store_true", help="print what the model would cost, start nothing"
     )
+    parser.add_argument(
+        "--json", action="store_true", help="say everything as JSON, an object a line"
+    )
     return parser
 
 

@@ -93,7 +93,10 @@ def compile_with_samples(
     try:
         return _compiled(*options, Bounds(bits, check=range_check))
     except UnaffordableError:
-        return _compiled(*options, Bounds(bits, guess=True, check=range_check))
+        return _compiled(
+            *options,
+            Bounds(bits, guess=True, check=range_check, calibrated=calibration is not None),
+        )
 
 
 def _compiled(
