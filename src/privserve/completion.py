@@ -128,7 +128,7 @@ def text_for(shell: str) -> str:
     text = f"{known}\n{for_bash()}\ncomplete -F _privserve privserve\n"
     if shell == "bash":
         return text
-    return f"#compdef privserve\nautoload -U +X bashcompinit && bashcompinit\n{text}"
+    return f"autoload -U +X bashcompinit && bashcompinit\n{text}"
 
 
 def for_fish() -> str:

@@ -17,7 +17,7 @@ def parser() -> argparse.ArgumentParser:
         "the options themselves: print it again after an upgrade.",
         {
             "completion bash > ~/.local/share/bash-completion/completions/privserve": "",
-            "completion zsh > ~/.zfunc/_privserve": "where fpath has ~/.zfunc",
+            "completion zsh > ~/.privserve.zsh": "and `source ~/.privserve.zsh` in ~/.zshrc",
             "completion fish > ~/.config/fish/completions/privserve.fish": "",
         },
     )
