@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tomllib
+from pathlib import Path
 
 import pytest
-from serving import ROOT
+from serving import ROOT, SAMPLE_MODEL
 
 import privserve as ps
 from privserve import usage as usage_of
@@ -122,6 +125,45 @@ def test_no_command_is_told_with_those_that_there_are(
     said = capsys.readouterr().err
     assert words in said
     assert usage() in said
+
+
+def test_a_model_is_converted_launched_and_asked(tmp_path: Path, tag: str) -> None:
+    shutil.copy(SAMPLE_MODEL, tmp_path / "model.h5")
+    command = [sys.executable, "-m", "privserve"]
+
+    def run(*words: str) -> str:
+        ran = subprocess.run(
+            [*command, *words], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True
+        )
+        return ran.stdout
+
+    told = json.loads(run("convert", "model.h5", "--json"))
+    assert told["wrote"] == "model.onnx"
+    assert told["layers"][-1]["runs_on"] == "ottt, crypten, then client"
+    launched = subprocess.Popen(
+        [*command, "launch", "--parties", "3", "--port", "0", "--num-requests", "3", "--json"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert launched.stdout is not None
+    try:
+        said = []
+        for line in launched.stdout:
+            said.append(json.loads(line))
+            if said[-1].get("said", "").startswith("serving"):
+                break
+        assert {"config": ".privserve/cluster.toml", "shared": ["model"]} in said
+        assert run("query", "--count", "2").count("correctly classified") == 2
+        (one,) = run("query", "--count", "1", "--json").splitlines()
+        assert json.loads(one)["digit"] == json.loads(one)["label"]
+        said += [json.loads(line) for line in launched.stdout]
+        assert launched.wait(30) == 0
+        assert said[-1] == {"said": "the limit of 3 rows is reached"}
+    finally:
+        launched.kill()
+        launched.wait()
+        launched.stdout.close()
 
 
 def test_the_installed_script_is_this_one() -> None:
