@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 
 COMPILE := from privserve.engines.ottt import compute, dealer, jit; jit.compile_kernels()
 
-.PHONY: demo test test-all bench format clean
+.PHONY: demo test test-all bench dist format clean
 
 demo: .venv/.demo
 	@$(BIN)/python scripts/demo.py
@@ -18,8 +18,15 @@ test: .venv/.dev
 	&& $(BIN)/lint-imports --no-cache --no-logo && wait $$!; } || { kill $$! 2>/dev/null; exit 1; }
 	$(BIN)/pytest -m "not slow" -n 2 --dist worksteal
 
-test-all: .venv/.dev
+test-all: .venv/.dist
 	$(BIN)/pytest
+
+# The wheel and the sdist, into dist/, checked and used in an empty environment.
+dist: .venv/.dist
+	$(BIN)/python -c 'from setuptools import build_meta as b; b.build_sdist("dist"); b.build_wheel("dist")'
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/check-wheel-contents dist/*.whl
+	$(BIN)/pytest tests/test_packaging.py
 
 bench: .venv/.demo
 	$(BIN)/python -m privserve.bench
@@ -42,6 +49,10 @@ format: .venv/.dev
 	@echo "Installing privserve and its development tools into .venv (some minutes, once) ..."
 	$(PIP) --editable '.[dev]'
 	@touch $@ .venv/.demo
+
+.venv/.dist: .venv/.dev
+	$(PIP) --editable '.[dev,dist]'
+	@touch $@
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -106,18 +107,29 @@ class OnnxModule(nn.Module):
 
     def forward(self, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
         """Return the outputs for inputs: float32 with the batch first, one per graph input."""
+        found = self.tensors(self.output_names, *inputs)
+        outputs = tuple(_present(found.get(name)) for name in self.output_names)
+        return outputs[0] if len(outputs) == 1 else outputs
+
+    def tensors(self, wanted: Collection[str], *inputs: Tensor) -> dict[str, Tensor]:
+        """Return the tensors of these names, inner ones too, for inputs as `forward` takes them.
+
+        What the graph does not compute is left out.
+        """
         if len(inputs) != len(self.input_names):
             raise TypeError(f"{len(self.input_names)} inputs are needed, not {len(inputs)}")
+        kept = {*self.output_names, *wanted}
         values: dict[str, Tensor | None] = {"": None}
         values.update({name: getattr(self, a) for name, a in self._stored.items()})
         values.update(zip(self.input_names, inputs, strict=True))
         for step in self._steps:
             values[step.output] = step.run(values)
             for name in step.spent:
-                values.pop(name, None)
+                if name not in kept:
+                    values.pop(name, None)
             values[""] = None
-        outputs = tuple(_present(values[name]) for name in self.output_names)
-        return outputs[0] if len(outputs) == 1 else outputs
+        present = {name: values[name] for name in wanted if name in values}
+        return {name: tensor for name, tensor in present.items() if tensor is not None}
 
 
 class _Step:

@@ -22,7 +22,7 @@ HEAD = """\
 
 # Which Keras models convert
 
-`scripts/convert.py` and `converters.convert` read what Keras wrote, without Keras:
+`privserve convert` and `converters.convert` read what Keras wrote, without Keras:
 
 | source | of |
 |---|---|
@@ -40,7 +40,7 @@ models, layers called more than once; `channels_last` and `channels_first`. Padd
 TensorFlow's. A model that leaves the sizes of its input open needs `--input-shape`. Files that
 Keras 1 wrote on Theano need `--backend theano`, since they do not say so; those of Keras 2 do.
 
-The last column of the table that `scripts/convert.py` prints says who runs a layer: the engines
+The last column of the table that `privserve convert` prints says who runs a layer: the engines
 that can (`ottt, crypten`), `client` for a final activation such as softmax, `none` where no
 engine can, and `-` where nothing is left to compute (inputs, Dropout). It is found by having
 each engine compile the layer.

@@ -61,7 +61,7 @@ def test_no_model_at_all_says_how_to_make_one(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert launch.main(["--parties", "3"]) == 2
-    assert "scripts/convert.py model.h5" in capsys.readouterr().err
+    assert "privserve convert model.h5" in capsys.readouterr().err
 
 
 BAD_OPTIONS = {

@@ -12,45 +12,31 @@ read a new certificate within a minute, without a restart; they are told at once
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from privserve import authority
 from privserve.authority import VALID_DAYS, Authority, known_revoked, read_issued
 from privserve.certificates import CA_SECRET, renew, sign
 from privserve.cluster import Cluster
+from privserve.command_lines import certs as command_line
 from privserve.config import ClusterConfig, read_config
 from privserve.errors import ConfigError
 from privserve.exit_codes import exit_code
 from privserve.files import write_file
-from privserve.text_table import table
+from privserve.terminal import table
 from privserve.tls import REVOKED_FILE
-
-DEFAULT_CONFIG = Path(".privserve/cluster.toml")
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Return the options, checked."""
-    parser = argparse.ArgumentParser(
-        prog="python -m privserve.certify",
-        description="Sign, renew and revoke the certificates of a cluster's parties.",
-    )
-    parser.add_argument("--config", type=Path, default=DEFAULT_CONFIG, help="the cluster.toml")
-    parser.add_argument(
-        "--secret", type=Path, help=f"of the authority (default: {CA_SECRET} there)"
-    )
-    commands = parser.add_subparsers(dest="command", required=True)
-    signing = commands.add_parser("sign", help="sign a party's request")
-    signing.add_argument("request", type=Path)
-    renewing = commands.add_parser("renew", help="sign the keys that lie here anew")
-    for one in (signing, renewing):
-        one.add_argument("--days", type=int, default=VALID_DAYS, help="for which it is good")
-    commands.add_parser("revoke", help="have a party's certificates count no more").add_argument(
-        "party"
-    )
-    commands.add_parser("list", help="show the parties' certificates")
+    parser = command_line.parser()
     options = parser.parse_args(arguments)
+    if getattr(options, "days", 1) is None:
+        options.days = VALID_DAYS
     if getattr(options, "days", 1) < 1:
         parser.error("--days must be at least 1")
     return options
@@ -59,10 +45,17 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def run(options: argparse.Namespace) -> str:
     """Do what was asked for; returns what to tell."""
     config = read_config(options.config)
-    home = config.path.parent
-    secret = options.secret or home / CA_SECRET
     if options.command == "list":
-        return listed(config)
+        return (
+            json.dumps([asdict(one) for one in known(config)]) if options.json else listed(config)
+        )
+    said = _done(options, config, options.secret or config.path.parent / CA_SECRET)
+    return json.dumps({"said": said}) if options.json else said
+
+
+def _done(options: argparse.Namespace, config: ClusterConfig, secret: Path) -> str:
+    """Sign, renew or revoke; returns what to tell."""
+    home = config.path.parent
     if options.command == "sign":
         asked = options.request.read_bytes()
         name = sign(config, secret, asked, options.days)
@@ -83,8 +76,8 @@ def revoke(config: ClusterConfig, secret: Path, party: str) -> str:
     """Put all certificates of a party on the list, and tell the parties."""
     config.rank(party)
     serials = read_issued(config).get(party, [])
-    known = known_revoked(config.ca)
-    held = known.serials if known else ()
+    before = known_revoked(config.ca)
+    held = before.serials if before else ()
     listed_now = [*held, *(serial for serial in serials if serial not in held)]
     signed = Authority.load(config.path.parent, secret).revoked(listed_now)
     write_file(config.path.parent / REVOKED_FILE, signed)
@@ -103,19 +96,39 @@ def revoke(config: ClusterConfig, secret: Path, party: str) -> str:
     return f"{said}; the other parties know, and clients learn of it from them"
 
 
-def listed(config: ClusterConfig) -> str:
-    """The parties' certificates as a table."""
-    known, issued = known_revoked(config.ca), read_issued(config)
-    revoked = known.serials if known else ()
-    rows: list[Sequence[str]] = [("party", "certificates", "revoked", "days left")]
+@dataclass(frozen=True)
+class PartyCertificates:
+    """What is known here of one party's certificates."""
+
+    party: str
+    certificates: int
+    revoked: int
+    days_left: float | None
+    """Of the one that lies here; None where there is none."""
+
+
+def known(config: ClusterConfig) -> list[PartyCertificates]:
+    """Return what is known here of each party's certificates."""
+    listed_now, issued = known_revoked(config.ca), read_issued(config)
+    revoked = listed_now.serials if listed_now else ()
+    found = []
     for party in config.parties:
         home = config.path.parent
-        serials, days = issued.get(party.name, []), "unknown"
+        serials, days = issued.get(party.name, []), None
         for path in (home / f"{party.name}.pem", home / party.name / f"{party.name}.pem"):
             if path.exists():
-                days = f"{authority.days_left(path):.0f}"
+                days = authority.days_left(path)
         gone = sum(serial in revoked for serial in serials)
-        rows.append((party.name, str(len(serials)), str(gone), days))
+        found.append(PartyCertificates(party.name, len(serials), gone, days))
+    return found
+
+
+def listed(config: ClusterConfig) -> str:
+    """The parties' certificates as a table."""
+    rows: list[Sequence[str]] = [("party", "certificates", "revoked", "days left")]
+    for one in known(config):
+        days = "unknown" if one.days_left is None else f"{one.days_left:.0f}"
+        rows.append((one.party, str(one.certificates), str(one.revoked), days))
     return "\n".join(table(rows, right=range(1, 4)))
 
 

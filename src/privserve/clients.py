@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -20,6 +21,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from privserve.cluster import Cluster
+from privserve.command_lines import clients as command_line
 from privserve.config import ClusterConfig, read_config
 from privserve.credentials import (
     KEY_FILE,
@@ -32,41 +34,14 @@ from privserve.credentials import (
 from privserve.errors import ClusterError, ConfigError, QueryError
 from privserve.exit_codes import exit_code
 from privserve.files import write_file
-from privserve.text_table import table as text_table
+from privserve.terminal import table as text_table
 
-DEFAULT_CONFIG = Path(".privserve/cluster.toml")
 CLIENTS_DIRECTORY = "clients"
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Return the options, checked."""
-    parser = argparse.ArgumentParser(
-        prog="python -m privserve.clients",
-        description="Let clients ask a cluster's model, limit them, and turn them away.",
-    )
-    parser.add_argument("--config", type=Path, default=DEFAULT_CONFIG, help="the cluster.toml")
-    commands = parser.add_subparsers(dest="command", required=True)
-    for command, about in (
-        ("add", "let a client in, and make its directory"),
-        ("limit", "give a client other limits; those that are not named go"),
-        ("revoke", "let a client in no more"),
-        ("list", "show the clients and their limits"),
-    ):
-        one = commands.add_parser(command, help=about, description=about)
-        if command != "list":
-            one.add_argument("name")
-        if command in ("add", "limit"):
-            one.add_argument("--rows", type=int, metavar="N", help="in total")
-            one.add_argument("--rows-per-minute", type=int, metavar="N")
-            one.add_argument("--rows-per-query", type=int, metavar="N")
-            one.add_argument("--expires", metavar="DAY", help="the last day, such as 2027-01-31")
-            one.add_argument(
-                "--models",
-                metavar="A,B",
-                type=lambda text: text.split(","),
-                help="the models that it may ask, by name (default: all)",
-            )
-    return parser.parse_args(arguments)
+    return command_line.parser().parse_args(arguments)
 
 
 def run(options: argparse.Namespace) -> str:
@@ -74,7 +49,7 @@ def run(options: argparse.Namespace) -> str:
     config = read_config(options.config)
     known = ClientTable.read(config)
     if options.command == "list":
-        return listed(known)
+        return as_json(known) if options.json else listed(known)
     name = checked_name(options.name)
     if options.command == "add":
         key = ClientKey.fresh(name)
@@ -91,7 +66,8 @@ def run(options: argparse.Namespace) -> str:
         said = f"client '{name}' is let in no more"
     if options.command != "add":
         write_file(known.path, known.to_text().encode())
-    return f"{said}; {tell(config, known)}"
+    said = f"{said}; {tell(config, known)}"
+    return json.dumps({"said": said}) if options.json else said
 
 
 def _limits(options: argparse.Namespace) -> Limits:
@@ -108,6 +84,11 @@ def listed(known: ClientTable) -> str:
         models = "all" if limits.models is None else ", ".join(limits.models)
         rows.append((name, *shown, limits.expires or "never", models))
     return "\n".join(text_table(rows, right=range(1, 4)))
+
+
+def as_json(known: ClientTable) -> str:
+    """The clients as JSON, by name; null: no limit."""
+    return json.dumps({name: asdict(limits) for name, limits in known.limits.items()})
 
 
 def write_client(config: ClusterConfig, key: ClientKey) -> Path:

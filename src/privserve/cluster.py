@@ -33,6 +33,7 @@ from privserve.credentials import ClientTable
 from privserve.errors import ClusterError, ConfigError, QueryError
 from privserve.owner_calls import Signer, load_owner_key
 from privserve.party_process import state_options
+from privserve.platforms import require_linux
 from privserve.shared_models import SharedModel
 
 HERE = ("localhost", "127.0.0.1", "::1")
@@ -179,6 +180,7 @@ class Cluster:
         """
         if self._config is not None:
             raise ClusterError("the cluster is running already")
+        require_linux("starting parties")
         atexit.register(self.stop)
         try:
             self._start(report)

@@ -5,223 +5,49 @@ python -m privserve.launch --party bob --config cluster.toml    one party, on it
 python -m privserve.launch --config cluster.toml          share a model on running parties, beside
                                                           others, or in place of one of its name
 python -m privserve.launch --init DIR --hosts a:4000,b:4000,c:4000    files for several hosts
-
-Half of this file is the table of its options.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from zipfile import BadZipFile
 
+from privserve import usage
 from privserve.addresses import join_address
+from privserve.command_lines import launch as command_line
 from privserve.config import Timeouts, Watching, party_names
 from privserve.engines import OPTIONS
 from privserve.errors import ConfigError, ModelReplaced
 from privserve.exit_codes import exit_code
 from privserve.interrupts import keep_interrupts
 from privserve.launch_files import join_cluster, write_files
-from privserve.program import PROFILES
+from privserve.platforms import require_linux
+from privserve.terminal import progress
 
 if TYPE_CHECKING:
     from privserve.cluster import Cluster
+    from privserve.engines import Prepared
     from privserve.model import SecureModel
 
+Say = Callable[[str], None]
+
 DEFAULT_DIRECTORY = Path(".privserve")
-DEFAULT_PORT = 4000
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m privserve.launch",
-        description="Launch the parties of a cluster, share a model among them and serve it.",
-    )
-    parser.add_argument(
-        "--parties", type=int, metavar="N", help="launch N parties here: N-1 compute, one deals"
-    )
-    parser.add_argument(
-        "--cells",
-        type=int,
-        metavar="N",
-        help="launch N sets of these parties here, among which clients spread their queries (1)",
-    )
-    parser.add_argument("--party", metavar="NAME", help="run this one party of --config")
-    parser.add_argument(
-        "--cell", type=int, metavar="N", help="with --party: of which cell of --config (0)"
-    )
-    parser.add_argument(
-        "--listen",
-        action="append",
-        default=[],
-        metavar="HOST:PORT",
-        help="with --party: where it listens, where that is not its address (may be repeated)",
-    )
-    _add_watching(parser)
-    parser.add_argument(
-        "--config", type=Path, metavar="FILE", help="the cluster.toml of an existing cluster"
-    )
-    parser.add_argument(
-        "--model",
-        action="append",
-        metavar="[NAME=]FILE",
-        help=".onnx, .h5 or .keras (default: model.onnx); again for several, which clients ask by "
-        "NAME, the file's name if it is left away",
-    )
-    parser.add_argument(
-        "--num-requests",
-        type=int,
-        metavar="N",
-        help="answer N rows (images) of each model, then end (default: no end)",
-    )
-    _add_sharing(parser)
-    parser.add_argument("--host", default="localhost", help="where the parties listen")
-    parser.add_argument(
-        "--port",
-        type=int,
-        default=DEFAULT_PORT,
-        help="of the first party, the others follow; 0: any free",
-    )
-    parser.add_argument("--init", type=Path, metavar="DIR", help="write the files of a new cluster")
-    parser.add_argument(
-        "--hosts",
-        action="append",
-        metavar="H:P,...",
-        help="with --init: each party's address; again for each further cell",
-    )
-    parser.add_argument(
-        "--invite",
-        action="store_true",
-        help="with --init: write invitations, for each party to make its key on its own host",
-    )
-    parser.add_argument(
-        "--join",
-        type=Path,
-        metavar="FILE",
-        help="on a party's host: make its key for an invitation",
-    )
-    parser.add_argument(
-        "--to", type=Path, default=Path(), metavar="DIR", help="with --join: where its files go"
-    )
-    _add_state(parser)
-    parser.add_argument(
-        "--peer-timeout",
-        type=float,
-        metavar="SECONDS",
-        help="with --party or --parties: how long a party may give no sign of life (3)",
-    )
-    parser.add_argument(
-        "--drain-timeout",
-        type=float,
-        metavar="SECONDS",
-        help="with --party: how long its queries may take to be answered, once SIGTERM has told it "
-        "to end (10); 0: it ends at once",
-    )
-    parser.add_argument(
-        "--on-owner-loss",
-        choices=("serve", "stop"),
-        default="serve",
-        help="what the parties do when this program is gone for 30 s (default: serve on)",
-    )
-    parser.add_argument(
-        "--dry-run", action="store_true", help="print what the model would cost, start nothing"
-    )
-    return parser
-
-
-def _add_watching(parser: argparse.ArgumentParser) -> None:
-    """How parties that are started here are watched."""
-    parser.add_argument(
-        "--metrics",
-        metavar="[HOST:]PORT",
-        help="with --party: answer Prometheus there, plainly; on this host alone without HOST",
-    )
-    parser.add_argument(
-        "--metrics-port",
-        type=int,
-        metavar="N",
-        help="with --parties: the first party answers Prometheus at this port, the others follow",
-    )
-    parser.add_argument("--log-json", action="store_true", help="parties log a JSON object a line")
-    parser.add_argument("--log-queries", action="store_true", help="parties log each query")
-
-
-def _add_state(parser: argparse.ArgumentParser) -> None:
-    """Where parties that are started here keep what they are told."""
-    parser.add_argument(
-        "--state-dir",
-        type=Path,
-        metavar="DIR",
-        help="with --party or --parties: where parties keep revoked certificates' list (default: "
-        "beside --config) and, with a key, their shares, so that they need no owner when they are "
-        "started again; the key is in PRIVSERVE_STATE_KEY or",
-    )
-    parser.add_argument("--state-key-file", type=Path, metavar="FILE", help="in this file, or")
-    parser.add_argument("--state-key-command", metavar="COMMAND", help="what this command prints")
-
-
-def _add_sharing(parser: argparse.ArgumentParser) -> None:
-    """The options of how the model is shared."""
-    parser.add_argument("--engine", default=None, help="ottt (default), crypten or auto")
-    parser.add_argument(
-        "--input-range",
-        metavar="LOW,HIGH",
-        help="what every input value stays within, such as 0,1 (default: -8,8)",
-    )
-    parser.add_argument("--fraction-bits", type=int, help="of the fixed point")
-    parser.add_argument(
-        "--calibration",
-        type=Path,
-        metavar="FILE",
-        help="inputs like those to come, for deep networks: .npy, or .npz with an array per input",
-    )
-    parser.add_argument(
-        "--no-range-check",
-        action="store_true",
-        help="answer, wrongly, also where a value left a range that had to be guessed",
-    )
-    parser.add_argument(
-        "--strict-inputs",
-        action=argparse.BooleanOptionalAction,
-        help="lift whatever a client sends to an input of the range (default: only with --open)",
-    )
-    parser.add_argument(
-        "--profile",
-        choices=sorted(PROFILES),
-        default="lan",
-        help="what lies between the parties: over a wan ottt saves exchanges for bytes",
-    )
-    parser.add_argument(
-        "--force", action="store_true", help="share also what the hosts seem to lack memory for"
-    )
-    parser.add_argument(
-        "--max-batch",
-        type=int,
-        metavar="ROWS",
-        help="rows of different queries that run together at most (128)",
-    )
-    parser.add_argument(
-        "--max-delay",
-        type=int,
-        metavar="MS",
-        help="milliseconds that a batch which is not full waits for more queries (0)",
-    )
-    parser.add_argument(
-        "--open", action="store_true", help="answer everybody, not only the cluster's clients"
-    )
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command line's options."""
-    parser = _parser()
+    parser = command_line.parser()
     given = sys.argv[1:] if arguments is None else list(arguments)
-    options = parser.parse_args(_with_ranges(given))
+    options = parser.parse_args(usage.with_values(given, "--input-range"))
     if options.num_requests is not None and options.num_requests < 1:
         parser.error("--num-requests must be at least 1")
     for option, value in (("max_batch", options.max_batch), ("max_delay_ms", options.max_delay)):
@@ -259,17 +85,6 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
-def _with_ranges(arguments: list[str]) -> list[str]:
-    """The arguments with `--input-range -8,8` as one, or argparse takes -8,8 for an option."""
-    joined: list[str] = []
-    for argument in arguments:
-        if joined and joined[-1] == "--input-range" and not argument.startswith("--"):
-            joined[-1] = f"--input-range={argument}"
-        else:
-            joined.append(argument)
-    return joined
-
-
 def parse_range(text: str | None) -> tuple[float, float] | None:
     """Return (0.0, 1.0) from "0,1"."""
     if text is None:
@@ -281,7 +96,7 @@ def parse_range(text: str | None) -> tuple[float, float] | None:
     return low, high
 
 
-def read_samples(path: Path | None) -> Any:
+def read_samples(path: Path | None, option: str = "--calibration") -> Any:
     """Read the array of an .npy file, or the arrays of an .npz file by name."""
     if path is None:
         return None
@@ -291,9 +106,9 @@ def read_samples(path: Path | None) -> Any:
         found = np.load(path, allow_pickle=False)
         return found if isinstance(found, np.ndarray) else {n: found[n] for n in found.files}
     except FileNotFoundError:
-        raise ConfigError(f"--calibration: there is no {path}") from None
+        raise ConfigError(f"{option}: there is no {path}") from None
     except (OSError, EOFError, ValueError, BadZipFile) as error:
-        raise ConfigError(f"--calibration: {path} is no .npy or .npz file: {error}") from None
+        raise ConfigError(f"{option}: {path} is no .npy or .npz file: {error}") from None
 
 
 def run_one_party(options: argparse.Namespace) -> int:
@@ -317,10 +132,9 @@ def _watching(options: argparse.Namespace) -> Watching:
     return Watching(options.metrics_port, options.log_json, options.log_queries)
 
 
-def launch(options: argparse.Namespace) -> int:
-    """Start (or join) a cluster, share the model, serve it."""
+def launch(options: argparse.Namespace, say: Say) -> int:
+    """Start (or join) a cluster, share the model, serve it; say: called with lines of progress."""
     from privserve.credentials import Limits
-    from privserve.engines import load_engine
     from privserve.model import DEFAULT_ENGINE, load_model
     from privserve.serving import keep, named_files, serve_all
 
@@ -339,27 +153,35 @@ def launch(options: argparse.Namespace) -> int:
         models.append(load_model(path, name=name))
     if options.dry_run:
         for model in models:
-            prepared = model.prepare(engine, **ranges)
-            summary = load_engine(prepared.engine).summary(prepared.description)
-            print("\n".join([summary, *prepared.report]))
+            _show_costs(model.prepare(engine, **ranges), options.json)
         return 0
-    cluster, where = _cluster(options)
+    # Before anything is started: whatever cannot be served is refused here.
+    ready = []
+    for model in models:
+        with progress(f"compiling {model.name}"):
+            ready.append(model.prepare(engine, **ranges))
+    for model, prepared in zip(models, ready, strict=True):
+        if prepared.description.get("guards") and options.calibration is None:
+            say(_needs_calibration(model.name))
+    cluster, where = _cluster(options, say)
     try:
         if not options.config:
             many = f", {len(cluster.cells)} of each" if len(cluster.cells) > 1 else ""
             say(f"starting {len(cluster.names)} parties{many}")
             cluster.start(report=lambda line: say(f"  {line}"))
-        for model in models:
-            say(f"sharing '{model.name}' with the {engine} engine")
+        for model, prepared in zip(models, ready, strict=True):
+            say(f"sharing '{model.name}' with the {prepared.engine} engine")
             model.share(
                 cluster,
-                engine=engine,
-                **ranges,
+                prepared=prepared,
                 force=options.force,
                 everybody=Limits() if options.open else None,
                 options=_batching(options),
                 report=lambda line: say(f"  {line}"),
             )
+        if options.json:
+            names = [model.name for model in models]
+            print(json.dumps({"config": str(where), "shared": names}), flush=True)
         try:
             serve_all(models, options.num_requests, where, say, options.on_owner_loss)
         except ModelReplaced as error:
@@ -375,6 +197,26 @@ def launch(options: argparse.Namespace) -> int:
     return 0
 
 
+def _show_costs(prepared: Prepared, as_json: bool) -> None:
+    """Print what a model costs and errs by."""
+    from privserve.engines import load_engine
+
+    summary = load_engine(prepared.engine).summary(prepared.description)
+    if as_json:
+        told = {"engine": prepared.engine, "errors": prepared.report}
+        print(json.dumps({**told, "description": prepared.description}))
+    else:
+        print("\n".join([summary, *prepared.report]))
+
+
+def _needs_calibration(name: str) -> str:
+    return (
+        f"'{name}' is a deep network, and what values its layers take was guessed from made-up "
+        "inputs: a query that leaves them gets no answer. Give inputs like those to come with "
+        "--calibration FILE (.npy, .npz); `privserve check` says how many are answered"
+    )
+
+
 def _stop(models: Sequence[SecureModel]) -> None:
     for model in models:
         model.stop()
@@ -386,7 +228,7 @@ def _batching(options: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in chosen.items() if value is not None}
 
 
-def _cluster(options: argparse.Namespace) -> tuple[Cluster, Path]:
+def _cluster(options: argparse.Namespace, say: Say) -> tuple[Cluster, Path]:
     """The cluster to serve on, and its cluster.toml; a new one is not started yet."""
     from privserve.cluster import Cluster, Worker
 
@@ -421,7 +263,12 @@ def say(line: str) -> None:
     print(line, flush=True)
 
 
-def _show_warning(message: Warning | str, *_: object) -> None:
+def say_json(line: str) -> None:
+    """Print progress as one JSON object."""
+    print(json.dumps({"said": line.strip()}), flush=True)
+
+
+def _show_warning(say: Say, message: Warning | str, *_: object) -> None:
     say(f"warning: {message}")
 
 
@@ -430,15 +277,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     if options.party:
         return run_one_party(options)
-    warnings.showwarning = _show_warning  # type: ignore[assignment]
+    speak = say_json if options.json else say
+    warnings.showwarning = partial(_show_warning, speak)
     keep_interrupts()  # `kill` and a closed terminal end the cluster as Ctrl-C does
 
     def work() -> int:
+        require_linux("launching parties")
         if options.init:
             return write_files(options.init, options.hosts, options.invite)
         if options.join:
             return join_cluster(options.join, options.to)
-        return launch(options)
+        return launch(options, speak)
 
     return exit_code(work, interrupted="interrupted; everything is stopped")
 

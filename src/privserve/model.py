@@ -150,6 +150,7 @@ class SecureModel:
         report: Callable[[str], None] | None = None,
         force: bool = False,
         everybody: Limits | None = None,
+        prepared: Prepared | None = None,
     ) -> None:
         """Split the weights here and give each compute party one share of each.
 
@@ -171,19 +172,21 @@ class SecureModel:
         options: of the engine and of serving, such as max_batch, the rows that run together at
         most, and max_delay_ms, how long a batch that is not full waits for more.
         everybody: what those may ask, together, who are no clients of the cluster; None: nothing.
+        prepared: what `prepare` returned; the options of the engine are in it, and not read again.
         report: called with what errors to expect and with what had to be
         guessed; when None, guesses are warned of and the rest is printed. Raises ModelError if
         the engine cannot run the model and ClusterError if a party fails.
         """
-        prepared = self.prepare(
-            engine,
-            input_range=input_range,
-            fraction_bits=fraction_bits,
-            calibration=calibration,
-            range_check=range_check,
-            strict_inputs=everybody is not None if strict_inputs is None else strict_inputs,
-            profile=profile,
-        )
+        if prepared is None:
+            prepared = self.prepare(
+                engine,
+                input_range=input_range,
+                fraction_bits=fraction_bits,
+                calibration=calibration,
+                range_check=range_check,
+                strict_inputs=everybody is not None if strict_inputs is None else strict_inputs,
+                profile=profile,
+            )
         _tell(prepared, report)
         chosen = read_options(dict(options or {}))
         cluster.connect_anew()

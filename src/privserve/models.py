@@ -10,34 +10,24 @@ replaces the one that has its name.
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import asdict
 
 from privserve.cluster import Cluster
+from privserve.command_lines import models as command_line
 from privserve.exit_codes import exit_code
 from privserve.shared_models import SharedModel
-from privserve.text_table import table
+from privserve.terminal import table
 
-DEFAULT_CONFIG = Path(".privserve/cluster.toml")
 HEAD = ("model", "engine", "state", "served", "answered", "limit", "memory")
 NUMBERS = range(4, 7)
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Return the options, checked."""
-    parser = argparse.ArgumentParser(
-        prog="python -m privserve.models",
-        description="See which models a cluster has, and stop one.",
-    )
-    parser.add_argument("--config", type=Path, default=DEFAULT_CONFIG, help="the cluster.toml")
-    commands = parser.add_subparsers(dest="command")
-    about = "show the models, and what each takes of memory at a compute party (default)"
-    commands.add_parser("list", help=about, description=about)
-    about = "have every party forget a model; others go on"
-    stop = commands.add_parser("stop", help=about, description=about)
-    stop.add_argument("name")
-    return parser.parse_args(arguments)
+    return command_line.parser().parse_args(arguments)
 
 
 def run(options: argparse.Namespace) -> str:
@@ -46,8 +36,10 @@ def run(options: argparse.Namespace) -> str:
     try:
         if options.command == "stop":
             cluster.stop_model(options.name)
-            return f"'{options.name}' is stopped at all parties"
-        return listed(cluster.models())
+            said = f"'{options.name}' is stopped at all parties"
+            return json.dumps({"said": said}) if options.json else said
+        models = cluster.models()
+        return json.dumps([asdict(model) for model in models]) if options.json else listed(models)
     finally:
         cluster.stop()
 

@@ -8,7 +8,7 @@ ever matter to what consumes it, so that is what an engine has to compute and to
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import Enum
 from functools import cached_property
@@ -177,6 +177,23 @@ class Op:
     def is_guarded(self) -> bool:
         """Whether its range is a guess that the parties check."""
         return self.kind == "check" or bool(self.attributes.get("guard"))
+
+
+def needed_bits(values: int, ops: Sequence[Op], outputs: Iterable[int]) -> list[int]:
+    """Return how many low bits of each of so many values matter to what consumes it.
+
+    outputs: the values of which all bits matter.
+    """
+    bits = [1] * values
+    for number in outputs:
+        bits[number] = 64
+    for op in reversed(ops):
+        kind = OP_KINDS[op.kind]
+        bits[op.output] = max(bits[op.output], kind.makes(op.attributes))
+        needed = kind.needs(op.attributes, bits[op.output])
+        for number in op.inputs:
+            bits[number] = max(bits[number], needed)
+    return bits
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ def named_files(given: Sequence[str] | None) -> list[tuple[str | None, Path]]:
     if given is None:
         if not DEFAULT_MODEL.exists():
             raise ConfigError(
-                "there is no ./model.onnx; make one with `python scripts/convert.py model.h5` or "
+                "there is no ./model.onnx; make one with `privserve convert model.h5` or "
                 "name a model with --model"
             )
         return [(None, DEFAULT_MODEL)]
@@ -70,7 +70,7 @@ def serve_all(
     unreached, and what the first model's serving ended with that did not end well.
     """
     many = f"{limit} rows" if limit else "queries until Ctrl-C"
-    ask = f"python scripts/query.py --config {where}"
+    ask = f"privserve query --config {where}"
     if len(models) == 1:
         say(f"serving {many}; ask with: {ask}")
         _serve(models[0], limit, say, on_owner_loss)

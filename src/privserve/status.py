@@ -17,16 +17,15 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
+from privserve.command_lines import status as command_line
 from privserve.config import read_config
 from privserve.exit_codes import exit_code
 from privserve.onlooker import Onlooker, Seen
 from privserve.shared_models import SharedModel, put_together
-from privserve.text_table import table
+from privserve.terminal import table
 
-DEFAULT_CONFIG = Path(".privserve/cluster.toml")
 WATCH_SECONDS = 2.0
 CLEAR = "\033[H\033[J"
 UNKNOWN = "-"
@@ -292,15 +291,7 @@ def _bytes(number: int | None) -> str:
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Return the options, checked."""
-    parser = argparse.ArgumentParser(
-        prog="python -m privserve.status",
-        description="See all parties of a cluster and their models. Exit code: 0 where all are up "
-        "and every model is loaded, 1 else, 2 where the files cannot be used.",
-    )
-    parser.add_argument("--config", type=Path, default=DEFAULT_CONFIG, help="the cluster.toml")
-    parser.add_argument("--watch", action="store_true", help="again every 2 s, until Ctrl-C")
-    parser.add_argument("--json", action="store_true", help="a JSON object a line")
-    return parser.parse_args(arguments)
+    return command_line.parser().parse_args(arguments)
 
 
 def run(options: argparse.Namespace) -> int:

@@ -62,6 +62,13 @@ class Support:
         ]
         return [engine for engine in ENGINES if self._runs(engine, nodes)] if nodes else None
 
+    def where(self, names: Collection[str]) -> str:
+        """Say who computes the nodes of these names: engines, the client, none, or "-": nobody."""
+        engines, is_last = self.engines(names), any(name in self.client_nodes for name in names)
+        if engines is None:
+            return "client" if is_last else "-"
+        return (", ".join(engines) or "none") + (", then client" if is_last else "")
+
     def _runs(self, engine: str, nodes: list[onnx.NodeProto]) -> bool:
         made = {name for node in nodes for name in node.output}
         elsewhere = {

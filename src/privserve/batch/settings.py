@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from privserve.batch.asking import Asker, Asking, ClusterAsker, Patience, served
+from privserve.batch.command_line import DEFAULT_CONFIG, RAY_ROWS
 from privserve.batch.opening import open_source
 from privserve.batch.pace import Pace
 from privserve.batch.sources import Source
@@ -25,7 +26,7 @@ class Settings:
 
     input: Path
     output: Path
-    config: Path = Path(".privserve/cluster.toml")
+    config: Path = DEFAULT_CONFIG
     key: Path | None = None
     model: str | None = None
     """Its name, where the cluster has several."""
@@ -42,7 +43,7 @@ class Settings:
     restart: bool = False
     ray_actors: int | None = None
     """Ask from as many actors on a Ray cluster."""
-    ray_rows: int = 4096
+    ray_rows: int = RAY_ROWS
     """Of one task of an actor."""
 
 

@@ -16,18 +16,17 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 
+from privserve.bench import command_line
 from privserve.bench.large import run_large
 from privserve.bench.load import parse as parse_load
 from privserve.bench.load import run_load
 from privserve.bench.measure import measure, measure_plaintext
 from privserve.bench.network import parse as parse_network
 from privserve.bench.network import run_network
-from privserve.bench.options import numbers
 from privserve.bench.report import Result, machine, plot, ratios, table
 from privserve.bench.runs import Bench
-from privserve.bench.subjects import EXAMPLES, Subject, digits_subject, resnet_subject, wide_subject
+from privserve.bench.subjects import Subject, digits_subject, resnet_subject, wide_subject
 from privserve.engines import load_engine
 from privserve.exit_codes import exit_code
 from privserve.interrupts import keep_interrupts
@@ -92,33 +91,7 @@ def measure_all(options: argparse.Namespace, other: str | None) -> int:
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Return the options, checked."""
-    parser = argparse.ArgumentParser(prog="python -m privserve.bench", description=__doc__)
-    parser.add_argument("--engine", type=lambda t: t.split(","), default=["crypten", "ottt"])
-    parser.add_argument("--batch", type=numbers, default=[1, 8, 32, 128], metavar="1,8,...")
-    parser.add_argument(
-        "--parties", type=numbers, default=[3, 4], metavar="3,4", help="with dealer"
-    )
-    parser.add_argument("--model", type=Path, default=EXAMPLES / "digits-model.h5")
-    parser.add_argument("--rounds", type=int, default=3, help="of the round robin")
-    parser.add_argument("--sizes", action="store_true", help="also wider models and a ResNet-20")
-    parser.add_argument(
-        "--large",
-        action="append",
-        metavar="MODEL",
-        help="instead, single queries through resnet50, mobilenetv2, densenet121 or a file",
-    )
-    parser.add_argument(
-        "--load",
-        action="store_true",
-        help="instead, many clients at a whole cluster; `--load --help` says more",
-    )
-    parser.add_argument(
-        "--network",
-        action="store_true",
-        help="instead, a cluster whose parties are apart; `--network --help` says more",
-    )
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    parser.add_argument("--plot", type=Path, metavar="PNG", help="draw latency and throughput")
+    parser = command_line.parser()
     options = parser.parse_args(arguments)
     if min(options.parties) < 3:
         parser.error("--parties counts the dealer: at least 3")

@@ -37,7 +37,7 @@ from privserve.bench.load_gateway import gateway
 from privserve.bench.load_report import Point, figures, medians, plot, table
 from privserve.bench.options import among, numbers, positive, row_sizes
 from privserve.bench.report import figure
-from privserve.bench.subjects import EXAMPLES, sample_digits
+from privserve.bench.subjects import sample_digits
 from privserve.cell import STARTED_AGAIN
 from privserve.cluster import Cluster, Worker
 from privserve.compiler.ranges import synthetic_samples
@@ -46,8 +46,8 @@ from privserve.engines import ENGINES
 from privserve.errors import ClusterError, ConfigError, PrivserveError, QueryError
 from privserve.files import write_file
 from privserve.model import SecureModel, load_model
+from privserve.samples import DIGITS_MODEL
 
-DIGITS_MODEL = EXAMPLES / "digits-model.h5"
 INPUT_RANGE = (0.0, 1.0)
 MIX = (1, 1, 1, 1, 8, 32)
 LOOPS = ("closed", "open")
@@ -67,7 +67,7 @@ VERSIONS = ("privserve", "numpy", "httpx", "uvicorn", "starlette", "cryptography
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Return the options of `--load`, checked."""
     parser = argparse.ArgumentParser(
-        prog="python -m privserve.bench --load",
+        prog="privserve bench --load",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

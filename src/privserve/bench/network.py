@@ -31,12 +31,13 @@ from privserve.bench.links import Line, Links, Network, bound, measured_round_tr
 from privserve.bench.load import served
 from privserve.bench.load_costs import spent
 from privserve.bench.options import among, positive
-from privserve.bench.subjects import EXAMPLES, Subject, digits_subject, resnet_subject
+from privserve.bench.subjects import Subject, digits_subject, resnet_subject
 from privserve.client import Client
 from privserve.cluster import Cluster, Worker
 from privserve.config import read_config
 from privserve.engines import ENGINES
 from privserve.model import SecureModel
+from privserve.samples import DIGITS_MODEL
 
 NETWORKS = {
     "none": None,
@@ -45,7 +46,6 @@ NETWORKS = {
 }
 RESNET = "resnet20"
 CLIENT = "client"
-DIGITS = str(EXAMPLES / "digits-model.h5")
 LEAST_QUERIES, MOST_QUERIES = 3, 60
 PAUSE_SECONDS = 0.05
 AHEAD, ROWS = 8, 32
@@ -204,7 +204,7 @@ def subjects(names: Sequence[str]) -> list[Subject]:
     found = []
     for name in names:
         if name == "digits":
-            found.append(digits_subject(Path(DIGITS)))
+            found.append(digits_subject(DIGITS_MODEL))
         elif name == RESNET:
             found.append(resnet_subject())
         else:

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from privserve.bench.load import DIGITS_MODEL, INPUT_RANGE, samples_of, served
+from privserve.bench.load import INPUT_RANGE, samples_of, served
 from privserve.bench.load_client import Samples
 from privserve.bench.options import numbers
 from privserve.bench.report import machine
@@ -31,6 +31,7 @@ from privserve.errors import PrivserveError
 from privserve.exit_codes import exit_code
 from privserve.interrupts import keep_interrupts
 from privserve.model import load_model
+from privserve.samples import DIGITS_MODEL
 from privserve.text_table import table
 
 MILLION = 1_000_000

@@ -10,8 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from privserve.prg import Prg
-
-EXAMPLES = Path(__file__).resolve().parents[3] / "examples"
+from privserve.samples import DIGITS
 
 
 @dataclass
@@ -60,7 +59,7 @@ def without_activation(model: Any) -> Any:
 
 def sample_digits() -> NDArray[np.float64]:
     """Return the sample digits, (N, 28, 28, 1) in [0, 1]."""
-    with np.load(EXAMPLES / "digits.npz", allow_pickle=False) as samples:
+    with np.load(DIGITS, allow_pickle=False) as samples:
         images = samples["images"]
     scale = 255.0 if images.dtype.kind in "iu" else 1.0
     return np.asarray(images, dtype=np.float64).reshape(-1, 28, 28, 1) / scale

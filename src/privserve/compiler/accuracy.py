@@ -119,7 +119,7 @@ class Measured:
 def measured(compiled: Compiled, fraction_bits: int) -> Measured:
     """Simulate the samples of a compiled model, those that stay in all guessed ranges."""
     program = compiled.program
-    count = min(len(compiled.samples[0]), max(2, int(PRODUCTS / max(1, _products(program)))))
+    count = affordable(program, len(compiled.samples[0]))
     inputs = [encode(samples[:count], program.fraction_bits) for samples in compiled.samples]
     # Keys that everybody knows: a model is not to be warned of by chance, and nothing is secret.
     draws = [Prg(bytes([key]) * KEY_BYTES) for key in range(_draws(program, count))]
@@ -149,6 +149,11 @@ def _judged(port: Port, values: Floats) -> Floats:
     if port.activation["op"] == "Exp":
         values = np.minimum(values, LARGEST_EXPONENT)
     return apply_activation(values, port.activation)
+
+
+def affordable(program: Program, rows: int) -> int:
+    """Return how many of so many rows `simulate` takes in a time that one waits for, 2 at least."""
+    return min(rows, max(2, int(PRODUCTS / max(1, _products(program)))))
 
 
 def _draws(program: Program, count: int) -> int:

@@ -61,6 +61,8 @@ class Bounds:
     guess: bool = False
     check: bool = True
     """Whether guesses are guarded."""
+    calibrated: bool = False
+    """Whether the samples are the model owner's."""
     guessed: list[str] = field(default_factory=list)
     """The layers with a guessed comparison, in order."""
 
@@ -104,7 +106,14 @@ class Bounds:
     def refuse(self, magnitude: float, layer: str) -> NoReturn:
         """Raise: the layer's values do not fit."""
         message = does_not_fit(magnitude, layer, self.fraction_bits)
-        raise ModelError(message) if self.guess else UnaffordableError(message)
+        if not self.guess:
+            raise UnaffordableError(message)
+        if not self.calibrated:
+            message += (
+                ". It is a deep network, judged by made-up inputs: give inputs like those to come "
+                "(--calibration FILE)"
+            )
+        raise ModelError(message)
 
     def notes(self) -> list[str]:
         """Return what a user has to know of the guesses."""

@@ -31,7 +31,7 @@ from privserve.compiler.ranges import Floats, Range
 from privserve.compiler.traced import Traced, extra_bits, rounded_bits
 from privserve.errors import ModelError
 from privserve.fixedpoint import RingArray
-from privserve.program import OP_KINDS, Lift, Op, Port, Program, Value
+from privserve.program import Lift, Op, Port, Program, Value, needed_bits
 from privserve.sharing import MAX_COMPUTE_PARTIES
 
 LEAST_ALIGN_BITS = 10
@@ -319,15 +319,7 @@ class ProgramBuilder:
 
     def _formats(self, outputs: Sequence[int]) -> tuple[Value, ...]:
         """Per value the bits that matter, from the last op back to the first."""
-        bits = [1] * len(self._values)
-        for number in outputs:
-            bits[number] = 64
-        for op in reversed(self._ops):
-            kind = OP_KINDS[op.kind]
-            bits[op.output] = max(bits[op.output], kind.makes(op.attributes))
-            needed = kind.needs(op.attributes, bits[op.output])
-            for number in op.inputs:
-                bits[number] = max(bits[number], needed)
+        bits = needed_bits(len(self._values), self._ops, outputs)
         # A power of two: exact bounds would tell about the weights, K tells this much.
         return tuple(
             Value(v.shape, b, v.step, 2.0 ** math.ceil(math.log2(max(v.bound, 1e-9))))

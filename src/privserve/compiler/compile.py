@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -51,6 +51,8 @@ class Compiled(NamedTuple):
     """Per input the samples that the compiler used, float64[S, *shape]."""
     ideal: Sequence[Floats]
     """What the model itself makes of them, per output, before what the client applies."""
+    tensors: Mapping[str, int]
+    """By name those of the model's tensors that are values of the program, and which."""
 
 
 Samples = Sequence[NDArray[Any]] | None
@@ -96,7 +98,8 @@ def compile_with_samples(
     try:
         compiled = _compiled(*options, Bounds(bits, check=range_check))
     except UnaffordableError:
-        compiled = _compiled(*options, Bounds(bits, guess=True, check=range_check))
+        guessing = Bounds(bits, guess=True, check=range_check, calibrated=calibration is not None)
+        compiled = _compiled(*options, guessing)
     program = replace(compiled.program, exchange_bytes=exchange_bytes)
     return compiled._replace(program=fused(arranged(program)))
 
@@ -130,6 +133,7 @@ def _compiled(
         builder.parameters,
         [x.range.samples for _, x in inputs],
         [x.range.samples for _, x, _ in outputs],
+        tensors.numbers,
     )
 
 

@@ -111,6 +111,8 @@ class Tensors:
         self.builder = builder
         self.tolerance = tolerance
         self._tensors: dict[str, Tensor] = dict(constants)
+        self.numbers: dict[str, int] = {}
+        """The values of the program that tensors became, also once those are released."""
         self._readers = readers
         self._unread = dict(readers)
 
@@ -119,6 +121,8 @@ class Tensors:
 
     def __setitem__(self, name: str, tensor: Tensor) -> None:
         self._tensors[name] = tensor
+        if isinstance(tensor, Traced):
+            self.numbers[name] = tensor.number
 
     def readers(self, name: str) -> int:
         """Return how many times a tensor is read."""
@@ -136,9 +140,9 @@ class Tensors:
         if isinstance(tensor, np.ndarray):
             raise ModelError(f"tensor '{name}' is a constant where a computed value is expected")
         if isinstance(tensor, PendingLinear | PendingRelu):
-            tensor = self._tensors[name] = tensor.emitted(self.builder)
+            tensor = self[name] = tensor.emitted(self.builder)
         if isinstance(tensor, SmoothFunction):
-            tensor = self._tensors[name] = tensor.emitted(self.builder, self.tolerance)
+            tensor = self[name] = tensor.emitted(self.builder, self.tolerance)
         return tensor
 
     def foldable(self, name: str) -> PendingLinear | None:

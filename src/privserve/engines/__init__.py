@@ -31,6 +31,9 @@ class Prepared:
     """Secret: the encoded weights, which the owner shares additively."""
     report: tuple[str, ...] = ()
     """For the model owner alone: what errors to expect of the outputs."""
+    tensors: Mapping[str, int] = field(default_factory=dict)
+    """By name those of the model's tensors that are values of the program, and which; for `check`,
+    which looks into them. Empty where an engine has no program."""
 
 
 @dataclass

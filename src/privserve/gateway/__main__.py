@@ -7,55 +7,21 @@ them, and answers with plain tensors. This process sees inputs and answers; no p
 
 from __future__ import annotations
 
-import argparse
 import re
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from privserve.addresses import split_address
 from privserve.errors import ConfigError, PrivserveError
+from privserve.gateway import command_line
 from privserve.gateway.serve import Settings, run
 
-DEFAULT_CONFIG = Path(".privserve/cluster.toml")
-DEFAULT_HTTP = "127.0.0.1:8000"
 ORIGIN = re.compile(r"https?://(\[[0-9a-f:]+\]|[a-z0-9.-]+)(:[0-9]{1,5})?")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m privserve.gateway",
-        description="Answer plain inference requests by private queries of a cluster's model.",
-    )
-    parser.add_argument(
-        "--config", type=Path, default=DEFAULT_CONFIG, help="the client's cluster.toml"
-    )
-    parser.add_argument("--key", type=Path, help="client.key (default: beside cluster.toml)")
-    parser.add_argument(
-        "--http", default=DEFAULT_HTTP, metavar="HOST:PORT", help=f"default: {DEFAULT_HTTP}"
-    )
-    parser.add_argument(
-        "--grpc", metavar="HOST:PORT", help="also gRPC, such as 127.0.0.1:8001 (default: no)"
-    )
-    parser.add_argument("--tls-cert", type=Path, metavar="FILE", help="PEM; for HTTP and gRPC")
-    parser.add_argument("--tls-key", type=Path, metavar="FILE", help="PEM")
-    parser.add_argument(
-        "--cors",
-        action="append",
-        default=[],
-        metavar="ORIGIN",
-        help="whose pages browsers may ask from, such as https://app.example; more than once for "
-        "several (default: nobody's)",
-    )
-    parser.add_argument(
-        "--timeout", type=float, default=60.0, metavar="SECONDS", help="of a query (60)"
-    )
-    return parser
 
 
 def parse(arguments: Sequence[str] | None) -> Settings:
     """Return the options, checked; raises ConfigError, ends the program for those of no form."""
-    options = _parser().parse_args(arguments)
+    options = command_line.parser().parse_args(arguments)
     for address in (options.http, options.grpc):
         if address is not None:
             split_address(address)

@@ -12,13 +12,13 @@ import argparse
 import logging
 import socket
 import sys
-from dataclasses import asdict, replace
-from pathlib import Path
+from dataclasses import replace
 
 from privserve.addresses import bind, split_address
 from privserve.config import ClusterConfig, Timeouts, read_config
 from privserve.errors import ConfigError
 from privserve.exit_codes import exit_code
+from privserve.party import command_line
 from privserve.party.json_log import log_as_json
 from privserve.party.keep import Keep
 from privserve.party.process import allow_descriptors, run_party
@@ -58,47 +58,7 @@ def _keep(config: ClusterConfig, options: argparse.Namespace) -> Keep | None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line of one party."""
-    parser = argparse.ArgumentParser(prog="python -m privserve.party", description=__doc__)
-    parser.add_argument("--name", required=True, help="which party of cluster.toml this is")
-    parser.add_argument("--config", type=Path, default=Path("cluster.toml"))
-    parser.add_argument(
-        "--cell", type=int, default=0, metavar="N", help="of which cell of cluster.toml (0)"
-    )
-    parser.add_argument(
-        "--listen",
-        action="append",
-        default=[],
-        metavar="HOST:PORT",
-        help="where it listens, where that is not its address (repeat for several)",
-    )
-    parser.add_argument(
-        "--state-dir",
-        type=Path,
-        metavar="DIR",
-        help="where it keeps what it is told, where that is not beside the cluster.toml: the "
-        "list of revoked certificates and, sealed with a key, its shares of models",
-    )
-    parser.add_argument(
-        "--listen-fd", type=int, action="append", default=[], help=argparse.SUPPRESS
-    )
-    parser.add_argument("--lifeline-fd", type=int, help=argparse.SUPPRESS)
-    parser.add_argument(
-        "--metrics",
-        metavar="[HOST:]PORT",
-        help="answer Prometheus at http://HOST:PORT/metrics, plain and to whoever asks, so on this "
-        "host alone (localhost) if no HOST is named; 0: any free port",
-    )
-    parser.add_argument("--log-json", action="store_true", help="log a JSON object a line")
-    parser.add_argument(
-        "--log-queries", action="store_true", help="log each query: who, how many rows, outcome"
-    )
-    for name, default in asdict(Timeouts()).items():
-        parser.add_argument(
-            f"--{name}-timeout", type=float, default=default, help=argparse.SUPPRESS
-        )
-    parser.add_argument("--state-key-file", type=Path, metavar="FILE", help="with the key for that")
-    parser.add_argument("--state-key-command", metavar="COMMAND", help="that prints the key")
-    options = parser.parse_args(arguments)
+    options = command_line.parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
     for handler in logging.getLogger().handlers:
         handler.addFilter(SaidOften())

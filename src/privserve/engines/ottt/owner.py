@@ -55,7 +55,7 @@ def prepare(
     report = result.lines()
     if program.lift is not None:
         report.append(costs.strictness(program, program.lift))
-    return Prepared(NAME, description, parameters, tuple(report))
+    return Prepared(NAME, description, parameters, tuple(report), result.compiled.tensors)
 
 
 def check(model: onnx.ModelProto) -> None:

@@ -1,0 +1,1 @@
+"""`privserve check`: what serving a model would take, and how exact its answers would be."""
