@@ -9,6 +9,7 @@ CSS) all of them are there from the beginning.
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import subprocess
@@ -94,6 +95,9 @@ def svg(lines: list[Line]) -> str:
 
 def main() -> int:
     """Exit code 0, or what the demo ended with."""
+    argparse.ArgumentParser(
+        description="Runs the demo, and writes docs/images/demo.svg."
+    ).parse_args()
     try:
         lines = list(record())
     except subprocess.CalledProcessError as error:

@@ -28,8 +28,8 @@ class Found(BaseException):
 def parser_of(module: str) -> argparse.ArgumentParser | None:
     """The parser of a program's command line; None for one that takes no options."""
     file = ROOT / f"{module.replace('.', '/')}.py"
-    if file.exists() and "def main" not in file.read_text(encoding="utf-8"):
-        return None
+    if file.exists() and "ArgumentParser" not in file.read_text(encoding="utf-8"):
+        return None  # to ask it would be to run it
     with mock.patch.object(sys, "path", [str(ROOT / "scripts"), *sys.path]):  # as for a script
         program = importlib.import_module(module)
     if not hasattr(program, "main") and not hasattr(program, "parse"):
@@ -87,8 +87,9 @@ def strange_options(module: str, words: list[str]) -> Iterator[str]:
     """The options among the words of a command that its program does not have."""
     parser = parser_of(module)
     known = options(parser) if parser else set()
-    if module == "privserve.bench" and (loaded := parser_of("privserve.bench.load")):
-        known |= options(loaded)
+    if module == "privserve.bench":
+        others = (parser_of(f"{module}.{name}") for name in ("load", "network"))
+        known |= set[str]().union(*(options(other) for other in others if other))
     for word in words:
         option = word.partition("=")[0].rstrip(",.:")
         if option.startswith("--") and option not in known:
