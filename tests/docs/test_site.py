@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from serving import ROOT
 
-from scripts import site_hooks
+from scripts import site_docstrings, site_hooks
 
 
 def test_the_site_is_built_without_a_warning_and_asks_no_other_host(tmp_path: Path) -> None:
@@ -36,6 +36,7 @@ def test_the_site_is_built_without_a_warning_and_asks_no_other_host(tmp_path: Pa
     api = (tmp_path / "api.html").read_text(encoding="utf-8")
     assert 'id="privserve.client.Client.query_model"' in api
     assert "learnt by nobody else" in api
+    assert "<strong><code>timeout</code></strong>: seconds that a query may take." in api
 
 
 @pytest.mark.parametrize(
@@ -81,6 +82,26 @@ def test_a_link_leads_on_the_site_to_what_it_leads_to_in_the_repository(
 def test_lists_are_indented_as_the_site_wants_them(page: str, on_the_site: str | None) -> None:
     wanted = "1. one\n\n    ```python\n    if x:\n        y\n    ```"
     assert site_hooks.indented(page) == (wanted if on_the_site is None else on_the_site)
+
+
+@pytest.mark.parametrize(
+    ("docstring", "on_the_site"),
+    [
+        (
+            "Begin.\n\nx: a thing. rows:\nhow many.",
+            "Begin.\n\n**`x`**: a thing.\n\n**`rows`**: how many.",
+        ),
+        ("x, rows: both; x is more.", "**`x`**, **`rows`**: both; x is more."),
+        ("Begin. note: no parameter.", "Begin. note: no parameter."),
+        (
+            "x: a thing. Raises ModelError for none.",
+            "**`x`**: a thing.\n\nRaises ModelError for none.",
+        ),
+    ],
+)
+def test_parameters_begin_paragraphs(docstring: str, on_the_site: str) -> None:
+    shown = site_docstrings.parted(docstring, ["x", "rows"])
+    assert re.sub(r"\n{2,}", "\n\n", shown) == on_the_site
 
 
 def test_links_in_code_are_none() -> None:
