@@ -28,10 +28,12 @@ from privserve.errors import ConfigError, ModelReplaced
 from privserve.exit_codes import exit_code
 from privserve.interrupts import keep_interrupts
 from privserve.launch_files import join_cluster, write_files
+from privserve.web_options import add_web, check_web
 
 if TYPE_CHECKING:
     from privserve.cluster import Cluster
     from privserve.model import SecureModel
+    from privserve.web_page import WebPage
 
 DEFAULT_DIRECTORY = Path(".privserve")
 DEFAULT_PORT = 4000
@@ -109,6 +111,7 @@ def _parser() -> argparse.ArgumentParser:
         "--to", type=Path, default=Path(), metavar="DIR", help="with --join: where its files go"
     )
     _add_state(parser)
+    add_web(parser)
     parser.add_argument(
         "--peer-timeout",
         type=float,
@@ -237,6 +240,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--metrics-port goes with --parties; see --metrics for --party")
     if (options.log_json or options.log_queries) and options.config and not options.party:
         parser.error("--log-json and --log-queries are for parties that are started here")
+    check_web(parser, options)
     if options.peer_timeout is not None and not 0.5 <= options.peer_timeout <= 3600:
         parser.error("--peer-timeout goes from 0.5 to 3600 seconds")
     if options.drain_timeout is not None and not 0 <= options.drain_timeout <= 3600:
@@ -297,6 +301,8 @@ def run_one_party(options: argparse.Namespace) -> int:
     given = [f"--listen={address}" for address in options.listen]
     given += [f"--cell={options.cell}"] if options.cell else []
     given += [f"--metrics={options.metrics}"] if options.metrics else []
+    given += [] if options.web is None else [f"--web={options.web}"]
+    given += [f"--web-origin={origin}" for origin in options.web_origin]
     given += _watching(options).options(0)
     if options.peer_timeout is not None:
         given.append(f"--peer-timeout={options.peer_timeout}")
@@ -335,7 +341,8 @@ def launch(options: argparse.Namespace) -> int:
             summary = load_engine(prepared.engine).summary(prepared.description)
             print("\n".join([summary, *prepared.report]))
         return 0
-    cluster, where = _cluster(options)
+    page = _page(options)
+    cluster, where = _cluster(options, page)
     try:
         if not options.config:
             many = f", {len(cluster.cells)} of each" if len(cluster.cells) > 1 else ""
@@ -352,6 +359,12 @@ def launch(options: argparse.Namespace) -> int:
                 options=_batching(options),
                 report=lambda line: say(f"  {line}"),
             )
+        if page is not None:
+            first = models[0].name if len(models) > 1 else ""
+            page.serve(cluster.config.cluster, is_open=options.open, model=first)
+            say(f"page for browsers on this machine: {page.origin}/ (SHA-256 {page.sha256})")
+            if not options.open:
+                say(f"  it asks for a client's key: {where.parent / 'client.key'}")
         try:
             serve_all(models, options.num_requests, where, say, options.on_owner_loss)
         except ModelReplaced as error:
@@ -363,6 +376,8 @@ def launch(options: argparse.Namespace) -> int:
     finally:
         if options.config:
             _stop(models)  # the parties go on, and with them other models
+        if page is not None:
+            page.close()
         cluster.stop()
     return 0
 
@@ -378,7 +393,16 @@ def _batching(options: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in chosen.items() if value is not None}
 
 
-def _cluster(options: argparse.Namespace) -> tuple[Cluster, Path]:
+def _page(options: argparse.Namespace) -> WebPage | None:
+    """The page for browsers, where the command line asks for one; it is not served yet."""
+    from privserve.web_page import WebPage
+
+    if options.web is None:
+        return None
+    return WebPage(options.web, (options.parties or 3) - 1, options.web_origin)
+
+
+def _cluster(options: argparse.Namespace, page: WebPage | None) -> tuple[Cluster, Path]:
     """The cluster to serve on, and its cluster.toml; a new one is not started yet."""
     from privserve.cluster import Cluster, Worker
 
@@ -397,6 +421,7 @@ def _cluster(options: argparse.Namespace) -> tuple[Cluster, Path]:
         state_dir=options.state_dir,
         state_key_file=options.state_key_file,
         state_key_command=options.state_key_command,
+        browsers=None if page is None else page.browsers,
     )
     return cluster, DEFAULT_DIRECTORY / "cluster.toml"
 
