@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -11,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 import torch
@@ -122,6 +125,23 @@ def test_three_parties_serve_their_limit_and_end(start: Start, tag: str) -> None
     assert "answered 2/2" in run.output
     assert "the limit of 2 rows is reached" in run.output
     assert not tagged_processes(tag)
+
+
+def test_a_page_is_served_beside_the_parties_and_its_hash_is_said(start: Start, tag: str) -> None:
+    run = start(*LOCAL, "--web", "0", "--num-requests", "1")
+    run.wait_for("serving 1 rows")
+    found = re.search(r"page for browsers .*: (\S+)/ \(SHA-256 ([0-9a-f]{64})\)", run.output)
+    assert found is not None, run.output
+    origin, digest = found.groups()
+    assert "it asks for a client's key: .privserve/client.key" in run.output
+    assert hashlib.sha256(httpx.get(f"{origin}/").content).hexdigest() == digest
+    told = httpx.get(f"{origin}/parties.json").json()
+    assert told["open"] is False
+    asked = [httpx.get(f"{at}/v2", headers={"Origin": origin}).json() for at in told["parties"]]
+    assert [facts["party"] for facts in asked] == ["alice", "bob"]
+    with ps.Client(run.config) as client:
+        client.query_model(X)
+    assert run.end() == 0
 
 
 MOMENTS = ["reading", "alice (compute) is up", "sharing", "serving"]

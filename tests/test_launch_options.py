@@ -87,6 +87,15 @@ BAD_OPTIONS = {
         "see --metrics for",
     ),
     "logs of parties that run": (["--config", "x", "--log-json"], "are started here"),
+    "a page of parties that run": (["--config", "x", "--web"], "docs/browser.md"),
+    "a page of several cells": (["--cells", "2", "--web"], "leave --cells away"),
+    "a page beyond all ports": (["--web", "65535"], "--web is a port"),
+    "pages that ask nowhere": (
+        ["--party", "bob", "--config", "x", "--web-origin", "https://a.example"],
+        "go together",
+    ),
+    "pages without a port": (["--web-origin", "https://a.example"], "goes with --web"),
+    "every page": (["--web", "--web-origin", "*"], "no origin of a page"),
     "a text for a number": (["--port", "x"], "invalid int value"),
     "an unknown option": (["--speed"], "unrecognized"),
 }

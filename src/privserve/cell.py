@@ -15,7 +15,7 @@ import httpx
 
 from privserve.addresses import bind, join_address, reachable, split_address
 from privserve.calls import raise_for_answer, tls_context, unreachable
-from privserve.config import ClusterConfig, PartyConfig, Timeouts, Watching
+from privserve.config import Browsers, ClusterConfig, PartyConfig, Timeouts, Watching
 from privserve.errors import ClusterError, OwnerOnly
 from privserve.owner_calls import Boot, Signer
 from privserve.party_process import last_words, log_of, start_party
@@ -45,14 +45,16 @@ class Cell:
         timeouts: Timeouts | None = None,
         watching: Watching | None = None,
         state: Sequence[str] = (),
+        browsers: Browsers | None = None,
     ) -> None:
-        """Of the parties that are started here: timeouts, watching, and the options of their
-        command lines that say where they keep their state."""
+        """Of the parties that are started here: timeouts, watching, the options of their command
+        lines that say where they keep their state, and how browsers ask them."""
         self.names = list(names)
         self.number = number
         self._timeouts = timeouts or Timeouts()
         self._watching = watching or Watching()
         self._state = state
+        self._browsers = browsers or Browsers()
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._lifelines: list[int] = []
         self._deaths: dict[str, list[float]] = {}
@@ -99,7 +101,8 @@ class Cell:
 
     def spawn(self, name: str, directory: Path, listening: int, *, again: bool = False) -> None:
         """Start a party; see `start_party`."""
-        options = [*self._watching.options(self._place(name)), *self._state]
+        place = self._place(name)
+        options = [*self._watching.options(place), *self._state, *self._browsers.options(place)]
         process, held = start_party(
             name, directory, listening, self._timeouts, options, cell=self.number, again=again
         )

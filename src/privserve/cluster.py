@@ -22,6 +22,7 @@ from privserve.cell import POLL_SECONDS, Cell
 from privserve.certificates import OWNER_KEY, write_cluster
 from privserve.config import (
     MOST_CELLS,
+    Browsers,
     ClusterConfig,
     PartyConfig,
     Timeouts,
@@ -89,6 +90,7 @@ class Cluster:
         state_dir: str | Path | None = None,
         state_key_file: str | Path | None = None,
         state_key_command: str | None = None,
+        browsers: Browsers | None = None,
     ) -> None:
         """cells: how many sets of such parties are started; the ports of each follow those of the
         one before, where the workers name ports.
@@ -97,10 +99,13 @@ class Cluster:
         timeouts: how long the auto_managed parties wait for each other and for shares. watching:
         their metrics and logs. state_dir: where these keep their shares, sealed with the key that
         is in state_key_file, that state_key_command prints, or that is in the environment, so that
-        they need no owner when they are started again.
+        they need no owner when they are started again. browsers: how browsers on this machine ask
+        these parties, which are of one cell.
         """
         if not 1 <= cells <= MOST_CELLS:
             raise ConfigError(f"a cluster has 1 to {MOST_CELLS} cells, not {cells}")
+        if cells > 1 and browsers is not None:
+            raise ConfigError("browsers ask the parties of one cell; leave `cells` away")
         if cells > 1 and not all(worker.auto_managed for worker in workers):
             raise ConfigError(
                 "several cells are started here or nowhere; for parties on hosts of their own "
@@ -115,7 +120,9 @@ class Cluster:
             None if state_key_file is None else Path(state_key_file).resolve(),
             state_key_command,
         )
-        self.cells = [Cell(self.names, n, timeouts, watching, state) for n in range(cells)]
+        self.cells = [
+            Cell(self.names, n, timeouts, watching, state, browsers) for n in range(cells)
+        ]
         self._temporary: Path | None = None
         self._by_hand: list[str] = []
         """Parties for which a command was printed."""

@@ -41,6 +41,10 @@ LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?")
 
 MOST_CELLS = 64
 
+ORIGIN = re.compile(r"(?:https://[a-z0-9.-]+|http://(?:localhost|127\.0\.0\.1))(?::[0-9]{1,5})?")
+NO_ORIGIN = "null"
+"""What a page has that was opened as a file, or in a frame without rights."""
+
 EXTRA_NAMES = ("dave", "erin", "frank", "grace", "heidi", "ivan", "judy", "karl", "laura")
 
 
@@ -96,6 +100,33 @@ class Watching:
         if self.log_json:
             options.append("--log-json")
         return [*options, "--log-queries"] if self.log_queries else options
+
+
+def checked_origin(text: str) -> str:
+    """Return an origin as browsers send it; raises ConfigError for one that is not to be let in."""
+    if text != NO_ORIGIN and not ORIGIN.fullmatch(text):
+        raise ConfigError(
+            f"--web-origin: {text!r} is no origin of a page; write https://HOST[:PORT] without a "
+            "path, http://localhost:PORT, or null for pages that are opened as files"
+        )
+    return text
+
+
+@dataclass(frozen=True)
+class Browsers:
+    """How browsers on this machine may ask parties that are started here."""
+
+    ports: tuple[int, ...] = ()
+    """Of localhost, one for each compute party."""
+    origins: tuple[str, ...] = ()
+    """Of the pages that may ask."""
+
+    def options(self, rank: int) -> list[str]:
+        """Return what the command line of the party at this place says of it."""
+        if rank >= len(self.ports):
+            return []
+        origins = [f"--web-origin={origin}" for origin in self.origins]
+        return [f"--web=localhost:{self.ports[rank]}", *origins]
 
 
 @dataclass(frozen=True)

@@ -32,11 +32,13 @@ from privserve.interrupts import keep_interrupts
 from privserve.launch_files import join_cluster, write_files
 from privserve.platforms import require_linux
 from privserve.terminal import progress
+from privserve.web_options import check_web
 
 if TYPE_CHECKING:
     from privserve.cluster import Cluster
     from privserve.engines import Prepared
     from privserve.model import SecureModel
+    from privserve.web_page import WebPage
 
 Say = Callable[[str], None]
 
@@ -70,6 +72,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--metrics-port goes with --parties; see --metrics for --party")
     if (options.log_json or options.log_queries) and options.config and not options.party:
         parser.error("--log-json and --log-queries are for parties that are started here")
+    check_web(parser, options)
     if options.peer_timeout is not None and not 0.5 <= options.peer_timeout <= 3600:
         parser.error("--peer-timeout goes from 0.5 to 3600 seconds")
     if options.drain_timeout is not None and not 0 <= options.drain_timeout <= 3600:
@@ -119,6 +122,8 @@ def run_one_party(options: argparse.Namespace) -> int:
     given = [f"--listen={address}" for address in options.listen]
     given += [f"--cell={options.cell}"] if options.cell else []
     given += [f"--metrics={options.metrics}"] if options.metrics else []
+    given += [] if options.web is None else [f"--web={options.web}"]
+    given += [f"--web-origin={origin}" for origin in options.web_origin]
     given += _watching(options).options(0)
     if options.peer_timeout is not None:
         given.append(f"--peer-timeout={options.peer_timeout}")
@@ -163,7 +168,8 @@ def launch(options: argparse.Namespace, say: Say) -> int:
     for model, prepared in zip(models, ready, strict=True):
         if prepared.description.get("guards") and options.calibration is None:
             say(_needs_calibration(model.name))
-    cluster, where = _cluster(options, say)
+    page = _page(options)
+    cluster, where = _cluster(options, say, page)
     try:
         if not options.config:
             many = f", {len(cluster.cells)} of each" if len(cluster.cells) > 1 else ""
@@ -182,6 +188,12 @@ def launch(options: argparse.Namespace, say: Say) -> int:
         if options.json:
             names = [model.name for model in models]
             print(json.dumps({"config": str(where), "shared": names}), flush=True)
+        if page is not None:
+            first = models[0].name if len(models) > 1 else ""
+            page.serve(cluster.config.cluster, is_open=options.open, model=first)
+            say(f"page for browsers on this machine: {page.origin}/ (SHA-256 {page.sha256})")
+            if not options.open:
+                say(f"  it asks for a client's key: {where.parent / 'client.key'}")
         try:
             serve_all(models, options.num_requests, where, say, options.on_owner_loss)
         except ModelReplaced as error:
@@ -193,6 +205,8 @@ def launch(options: argparse.Namespace, say: Say) -> int:
     finally:
         if options.config:
             _stop(models)  # the parties go on, and with them other models
+        if page is not None:
+            page.close()
         cluster.stop()
     return 0
 
@@ -228,7 +242,16 @@ def _batching(options: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in chosen.items() if value is not None}
 
 
-def _cluster(options: argparse.Namespace, say: Say) -> tuple[Cluster, Path]:
+def _page(options: argparse.Namespace) -> WebPage | None:
+    """The page for browsers, where the command line asks for one; it is not served yet."""
+    from privserve.web_page import WebPage
+
+    if options.web is None:
+        return None
+    return WebPage(options.web, (options.parties or 3) - 1, options.web_origin)
+
+
+def _cluster(options: argparse.Namespace, say: Say, page: WebPage | None) -> tuple[Cluster, Path]:
     """The cluster to serve on, and its cluster.toml; a new one is not started yet."""
     from privserve.cluster import Cluster, Worker
 
@@ -247,6 +270,7 @@ def _cluster(options: argparse.Namespace, say: Say) -> tuple[Cluster, Path]:
         state_dir=options.state_dir,
         state_key_file=options.state_key_file,
         state_key_command=options.state_key_command,
+        browsers=None if page is None else page.browsers,
     )
     return cluster, DEFAULT_DIRECTORY / "cluster.toml"
 

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from privserve import usage
+from privserve.web_options import add_web
 
 DEFAULT_PORT = 4000
 
@@ -92,6 +93,7 @@ def parser() -> argparse.ArgumentParser:
         "--to", type=Path, default=Path(), metavar="DIR", help="with --join: where its files go"
     )
     _add_state(parser)
+    add_web(parser)
     parser.add_argument(
         "--peer-timeout",
         type=float,

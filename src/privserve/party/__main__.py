@@ -9,19 +9,20 @@ runs a party in the foreground until it is interrupted (`python -m privserve.lau
 from __future__ import annotations
 
 import argparse
+import ipaddress
 import logging
 import socket
 import sys
 from dataclasses import replace
 
 from privserve.addresses import bind, split_address
-from privserve.config import ClusterConfig, Timeouts, read_config
+from privserve.config import ClusterConfig, Timeouts, checked_origin, read_config
 from privserve.errors import ConfigError
 from privserve.exit_codes import exit_code
 from privserve.party import command_line
 from privserve.party.json_log import log_as_json
 from privserve.party.keep import Keep
-from privserve.party.process import allow_descriptors, run_party
+from privserve.party.process import Doors, allow_descriptors, run_party
 from privserve.party.query_log import log_queries
 from privserve.party.quiet import SaidOften
 from privserve.party.state_key import read_key
@@ -41,6 +42,25 @@ def _metrics(name: str, where: str | None) -> socket.socket | None:
         return None
     address = where if ":" in where else f"localhost:{where}"
     return bind(split_address(address), f"{name}'s metrics", "--metrics")
+
+
+def _web(name: str, where: str | None, origins: list[str], role: str) -> socket.socket | None:
+    """What browsers ask at, on this host alone; None where nobody asked for it."""
+    if where is None and not origins:
+        return None
+    if where is None or not origins:
+        raise ConfigError("--web and --web-origin go together: where, and pages of which origin")
+    if role == "dealer":
+        raise ConfigError(f"{name} is the dealer and takes no queries; leave --web away")
+    sock = bind(split_address(where if ":" in where else f"localhost:{where}"), name, "--web")
+    if not ipaddress.ip_address(sock.getsockname()[0]).is_loopback:
+        sock.close()
+        raise ConfigError(
+            f"--web {where}: whoever listens on the way to two parties would have the query, since "
+            "this port is not encrypted; name a port of localhost, and have a server with a "
+            "certificate that browsers trust stand before it on this host (docs/browser.md)"
+        )
+    return sock
 
 
 def _keep(config: ClusterConfig, options: argparse.Namespace) -> Keep | None:
@@ -73,6 +93,7 @@ def main(arguments: list[str] | None = None) -> int:
     def work() -> int:
         config = read_config(options.config).of_cell(options.cell)
         config = replace(config, state=options.state_dir)
+        origins = [checked_origin(text) for text in options.web_origin]
         run_party(
             config,
             options.name,
@@ -84,7 +105,11 @@ def main(arguments: list[str] | None = None) -> int:
                 share=options.share_timeout,
                 drain=options.drain_timeout,
             ),
-            _metrics(options.name, options.metrics),
+            Doors(
+                _metrics(options.name, options.metrics),
+                _web(options.name, options.web, origins, config.role(options.name)),
+                tuple(origins),
+            ),
             _keep(config, options),
         )
         return 0

@@ -47,6 +47,18 @@ def parser() -> argparse.ArgumentParser:
         help="answer Prometheus at http://HOST:PORT/metrics, plain and to whoever asks, so on this "
         "host alone (localhost) if no HOST is named; 0: any free port",
     )
+    parser.add_argument(
+        "--web",
+        metavar="PORT",
+        help="let browsers ask at http://localhost:PORT, for pages of --web-origin alone",
+    )
+    parser.add_argument(
+        "--web-origin",
+        action="append",
+        default=[],
+        metavar="ORIGIN",
+        help="with --web: of a page that may ask, such as https://digits.example (may be repeated)",
+    )
     parser.add_argument("--log-json", action="store_true", help="log a JSON object a line")
     parser.add_argument(
         "--log-queries", action="store_true", help="log each query: who, how many rows, outcome"

@@ -14,6 +14,7 @@ import socket
 import ssl
 import threading
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,11 +31,12 @@ from privserve.party.keep import Keep
 from privserve.party.lanes import PROTOCOL as PARTIES
 from privserve.party.party import Party
 from privserve.party.spans import send_spans
+from privserve.party.web_door import open_web
 from privserve.query_frames import PROTOCOL as QUERIES
 from privserve.tls import revoked_files
 
 if TYPE_CHECKING:
-    from privserve.party.metrics_door import MetricsDoor
+    from privserve.party.plain_door import PlainDoor
 
 log = logging.getLogger("privserve")
 
@@ -44,6 +46,18 @@ CERTIFICATE_SECONDS = 30.0
 """Between two looks at the certificate files."""
 MAX_DESCRIPTORS = 65536
 MAX_CONNECTIONS = 8192
+
+
+@dataclass(frozen=True)
+class Doors:
+    """What a party listens on besides its own port, each already bound; None: it has none."""
+
+    metrics: socket.socket | None = None
+    """Where it is scraped."""
+    web: socket.socket | None = None
+    """Where browsers ask it."""
+    origins: tuple[str, ...] = ()
+    """Of the pages that these browsers may show."""
 
 
 def allow_descriptors() -> None:
@@ -60,7 +74,7 @@ def run_party(
     sockets: Sequence[socket.socket] = (),
     lifeline: int | None = None,
     timeouts: Timeouts | None = None,
-    metrics: socket.socket | None = None,
+    doors: Doors | None = None,
     keep: Keep | None = None,
 ) -> None:
     """Run party `name` until it is told to end, or until `lifeline` reaches its end.
@@ -70,8 +84,7 @@ def run_party(
 
     sockets: to listen on, already bound; where there are none, the party's own `listen` is bound.
     lifeline: a descriptor whose other end the starting process holds; at its end, that process is
-    gone. metrics: to be scraped at, already bound; None: the party is not. keep: where the party
-    keeps its shares.
+    gone. doors: what else it listens on. keep: where the party keeps its shares.
     """
     me = config.parties[config.rank(name)]
     for file in (config.ca, me.cert, me.key):
@@ -108,7 +121,7 @@ def run_party(
     end_spans = send_spans(name) if party.role == "compute" else lambda: None
     log.info("%s (%s) is reached at %s", name, party.role, " and ".join(me.addresses))
     try:
-        asyncio.run(_serve(server, party, sockets, lifeline, metrics, timeouts.drain))
+        asyncio.run(_serve(server, party, sockets, lifeline, doors or Doors(), timeouts.drain))
     finally:
         party.close()
         end_spans()
@@ -133,7 +146,7 @@ async def _serve(
     party: Party,
     sockets: Sequence[socket.socket],
     lifeline: int | None,
-    metrics: socket.socket | None,
+    further: Doors,
     drain_seconds: float,
 ) -> None:
     loop, context = asyncio.get_running_loop(), server.config.ssl
@@ -189,7 +202,7 @@ async def _serve(
     loop.add_signal_handler(signal.SIGINT, stop)
     loop.add_signal_handler(signal.SIGTERM, end)
     watching = asyncio.create_task(_watch_certificates(party))
-    scraped = None if metrics is None else await _open_metrics(party, metrics)
+    plain = await _open_further(party, further)
     if lifeline is not None:
         # Nothing is ever written to it: it becomes readable at its end.
         loop.add_reader(lifeline, stop)
@@ -199,15 +212,30 @@ async def _serve(
     finally:
         shut()
         watching.cancel()
-        if scraped is not None:
-            scraped.close()
+        for opened in plain:
+            opened.close()
 
 
-async def _open_metrics(party: Party, sock: socket.socket) -> MetricsDoor:
+async def _open_further(party: Party, doors: Doors) -> list[PlainDoor]:
+    opened = []
+    if doors.metrics is not None:
+        opened.append(await _open_metrics(party, doors.metrics))
+    if doors.web is not None:
+        opened.append(await open_web(create_app(party), doors.web, doors.origins))
+        log.info(
+            "%s: pages of %s may ask at http://%s, in plain HTTP on this host",
+            party.me.name,
+            " and ".join(doors.origins),
+            join_address(*doors.web.getsockname()[:2]),
+        )
+    return opened
+
+
+async def _open_metrics(party: Party, sock: socket.socket) -> PlainDoor:
     """Be scraped; what that takes is not loaded before, since it takes a while."""
-    from privserve.party.metrics_door import MetricsDoor
+    from privserve.party.metrics_door import open_metrics
 
-    door = await MetricsDoor.open(party, sock)
+    door = await open_metrics(party, sock)
     address = join_address(*sock.getsockname()[:2])
     if not ipaddress.ip_address(sock.getsockname()[0]).is_loopback:
         log.warning(
