@@ -19,7 +19,7 @@ from invited import NAMES, addresses, is_up, manage
 from serving import SMALL, serving, small_model, wait_until
 
 import privserve as ps
-from privserve import launch
+from privserve import certify, launch
 from privserve.authority import (
     Authority,
     check_revoked,
@@ -228,3 +228,11 @@ def test_a_list_of_another_authority_is_no_list(owner: Path) -> None:
         check_revoked(signed, owner.parent / "ca.pem")
     with pytest.raises(ConfigError, match="no list"):
         check_revoked(b"x", owner.parent / "ca.pem")
+
+
+def test_the_list_may_be_json(owner: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["list", "--json"], ["--json", "list"]):
+        assert certify.main(["--config", str(owner), *words]) == 0
+        told = json.loads(capsys.readouterr().out)
+        assert [one["party"] for one in told] == ["alice", "bob", "carol"]
+        assert all(one["revoked"] == 0 for one in told)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import stat
 from collections.abc import Iterator
@@ -176,3 +177,12 @@ def test_a_damaged_key_is_named(config: Path, text: str) -> None:
     (config.parent / "client.key").write_text(text)
     with pytest.raises(ps.ConfigError, match=r"client\.key holds no client's key"):
         ps.Client(config)
+
+
+def test_the_list_may_be_json(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert manage(config, "add", "lab", "--rows", "100", "--json") == 0
+    assert "hand " in json.loads(capsys.readouterr().out)["said"]
+    assert manage(config, "list", "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["lab"]["rows"] == 100
+    assert told["lab"]["expires"] is None
