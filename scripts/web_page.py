@@ -9,6 +9,7 @@ is there is up to date.
 
 from __future__ import annotations
 
+import argparse
 import base64
 import hashlib
 import re
@@ -70,10 +71,15 @@ def _source(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
-def main(arguments: list[str]) -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Write the page, or check it."""
+    parser = argparse.ArgumentParser(description="Make the page for browsers of web/.")
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; exit code 1 where it is another one"
+    )
+    options = parser.parse_args(arguments)
     made = page().encode()
-    if arguments == ["--check"]:
+    if options.check:
         if PAGE.is_file() and PAGE.read_bytes() == made:
             return 0
         print(f"{PAGE} is not what web/ makes; run `python scripts/web_page.py`", file=sys.stderr)
@@ -84,4 +90,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -61,6 +61,8 @@ ALIASES = {"certify": "certs"}
 """Former names."""
 FAILED = 2
 HELP = ("-h", "--help")
+OWN_OPTIONS = {"--load", "--network"}
+"""Benchmarks with options of their own, which they have to be asked for."""
 
 
 def usage() -> str:
@@ -107,8 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(name: str, rest: list[str]) -> int:
     """Run a command as `python -m` does: some programs have an end of their own there."""
-    # --load is a benchmark of its own, with options of its own.
-    if any(one in HELP for one in rest) and "--load" not in rest:
+    if any(one in HELP for one in rest) and not OWN_OPTIONS & set(rest):
         options_of(name).parse_args(rest)
     if COMMANDS[name].linux and sys.platform != "linux":
         from privserve.platforms import needs_linux

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 
-from privserve.config import checked_origin
 from privserve.errors import ConfigError
 
 DEFAULT_PORT = 4080
@@ -36,6 +35,8 @@ def add_web(parser: argparse.ArgumentParser) -> None:
 
 def check_web(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
     """Have the parser refuse what does not go together."""
+    from privserve.config import checked_origin  # loads more than who asks for help should wait for
+
     try:
         for origin in options.web_origin:
             checked_origin(origin)

@@ -58,7 +58,7 @@ def test_every_command_is_a_program_with_these_options(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_every_option_that_is_named_by_itself_is_one_of_some_program(page: Path) -> None:
-    modules = {module for module, _ in COMMANDS.values()} | {"scripts.convert", "scripts.query"}
+    modules = {module for module, *_ in COMMANDS.values()} | {"scripts.convert", "scripts.query"}
     modules |= {"privserve.bench.load", "privserve.bench.rows", "scripts.growing"}
     known = set[str]().union(*(options(p) for p in map(parser_of, sorted(modules)) if p))
     first = (words[0].partition("=")[0] for words in commands(page))

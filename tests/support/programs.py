@@ -24,9 +24,14 @@ class Found(BaseException):
         self.parser = parser
 
 
+THIN = {"scripts.convert": "privserve.convert", "scripts.query": "privserve.query"}
+"""Programs that are others by another name."""
+
+
 @functools.cache
 def parser_of(module: str) -> argparse.ArgumentParser | None:
     """The parser of a program's command line; None for one that takes no options."""
+    module = THIN.get(module, module)
     file = ROOT / f"{module.replace('.', '/')}.py"
     if file.exists() and "ArgumentParser" not in file.read_text(encoding="utf-8"):
         return None  # to ask it would be to run it
@@ -78,7 +83,7 @@ def program_in(words: list[str]) -> tuple[str, list[str]] | None:
 
 def is_there(module: str) -> bool:
     """Whether there is such a program."""
-    return module in {of for of, _ in COMMANDS.values()} or any(
+    return module in {of for of, *_ in COMMANDS.values()} or any(
         (ROOT / folder / f"{module.replace('.', '/')}.py").exists() for folder in ("src", ".")
     )
 

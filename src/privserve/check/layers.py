@@ -80,12 +80,15 @@ def costs(prepared: Prepared, rows: Iterable[LayerRow]) -> dict[str, Cost]:
 
 def told_tensors(prepared: Prepared, converted: Converted) -> dict[str, str]:
     """Return by layer which tensor of the model is its value, where the program has that."""
-    values = read_program(prepared.description).values
+    program = read_program(prepared.description)
+    # A ReLU that a dense layer follows, say, has no value of its own.
+    computed = {op.output for op in program.ops} | {port.value for port in program.inputs}
+    numbers = {name: n for name, n in prepared.tensors.items() if n in computed}
     made = {node.name: list(node.output) for node in converted.onnx.graph.node}
     found: dict[str, str] = {}
     for row in converted.layers:
         outputs = [name for node in row.nodes for name in made.get(node, [])]
-        known = [n for n in outputs if n in prepared.tensors and values[prepared.tensors[n]].size]
+        known = [n for n in outputs if n in numbers and program.values[numbers[n]].size]
         if known:
             found[row.name] = known[-1]
     return found
