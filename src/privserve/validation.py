@@ -21,6 +21,7 @@ from privserve.functions import evaluate
 from privserve.geometry import Geometry
 from privserve.lift import lifting_ops, read_lift
 from privserve.program import (
+    LAN,
     MAX_COMPARISON_BITS,
     MIN_COMPARISON_BITS,
     OP_KINDS,
@@ -39,7 +40,8 @@ MAX_LOOKUP_BITS = 20
 SMALLEST_UNIT = 2.0**-128
 """Of what a lookup takes, and its inverse the largest; squares of both are numbers still."""
 MAX_FRACTION_BITS = 62
-MOST_EXCHANGE_BYTES = 1 << 40
+MOST_PRICE = 1 << 40
+"""What an exchange may be worth, in bytes."""
 MAX_UNIT_BITS = 512
 """An output's unit may be worth less than 2^-64."""
 
@@ -75,7 +77,8 @@ def read_program(fields: Fields) -> Program:
         fraction_bits=whole(fields, "fraction_bits", 0, MAX_FRACTION_BITS),
         output_fraction_bits=whole(fields, "output_fraction_bits", -MAX_UNIT_BITS, MAX_UNIT_BITS),
         input_range=(low, high),
-        exchange_bytes=whole(fields, "exchange_bytes", 0, MOST_EXCHANGE_BYTES),
+        # Shares that a party kept from before say nothing of it.
+        exchange_bytes=whole({"exchange_bytes": LAN, **fields}, "exchange_bytes", 0, MOST_PRICE),
         notes=tuple(text(note, "a note") for note in items(fields, "notes", MAX_OPS)),
         lift=read_lift(fields.get("lift")),
     )

@@ -31,7 +31,7 @@ from privserve.party.lane_mesh import LaneMesh
 NAMES = party_names(3)
 ALICE, BOB, CAROL = NAMES
 WIDTH, ROWS = 48, 3
-EXCHANGES = 4  # linear, ReLU (2), linear
+EXCHANGES = 3  # linear, ReLU (2), linear
 WINDOW = 32
 
 
