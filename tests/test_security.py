@@ -143,7 +143,7 @@ COMPUTE = ("alice", "bob", "dave")
     [
         ("ottt", 2),
         ("ottt", 3),
-        ("crypten", 2),
+        pytest.param("crypten", 2, marks=pytest.mark.slow),
         pytest.param("crypten", 3, marks=pytest.mark.slow),
     ],
 )

@@ -91,7 +91,7 @@ def answer(prepared: Prepared, batches: list[np.ndarray], compute_parties: int) 
 CASES = [*((net, 2) for net in NETS), ("max pooling", 3), ("conv", 3)]
 # CrypTen takes ten seconds for each; these say least beyond the others.
 SLOW = [
-    *(("crypten", net, 2) for net in ("average pooling", "gemm", "branches")),
+    *(("crypten", net, 2) for net in ("conv", "average pooling", "gemm", "branches")),
     *(("crypten", net, 3) for net in ("conv", "max pooling")),
 ]
 
@@ -228,8 +228,8 @@ def logits_model(path: Path) -> converters.Converted:
     ("engine", "compute_parties"),
     [
         ("ottt", 2),
-        ("ottt", 3),
-        ("crypten", 2),
+        pytest.param("ottt", 3, marks=pytest.mark.slow),
+        pytest.param("crypten", 2, marks=pytest.mark.slow),
         pytest.param("crypten", 3, marks=pytest.mark.slow),
     ],
 )

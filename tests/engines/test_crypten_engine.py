@@ -244,7 +244,7 @@ def test_a_hard_swish_runs_on_both_engines(engine: str) -> None:
     assert np.abs(got - converted.predict(x)).max() < 1e-2
 
 
-@pytest.mark.parametrize("parties", [2, 3])
+@pytest.mark.parametrize("parties", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_every_ring_element_is_lifted_exactly_and_inputs_stay_what_they_are(parties: int) -> None:
     model = graph("Add", [6], {"w": np.zeros(6)})
     prepared = crypten_engine.prepare(model, input_range=(-1, 3), strict_inputs=True)

@@ -224,12 +224,12 @@ def ask_queries(stage: Stage, usual: int) -> None:
 
 def test_no_call_makes_a_front_fail(stage: Stage) -> None:
     with stage.undisturbed():
-        make_calls(stage, 1500)
+        make_calls(stage, 800)
 
 
 def test_no_query_makes_a_front_fail(stage: Stage) -> None:
     with stage.undisturbed():
-        ask_queries(stage, 120)
+        ask_queries(stage, 70)
 
 
 @pytest.mark.slow
@@ -290,7 +290,7 @@ def settled(stage: Stage, front: Front, names: list[str]) -> bool:
 
 def test_no_model_makes_a_party_fail_without_words(stage: Stage) -> None:
     with stage.undisturbed():
-        load_everywhere(stage, Material(stage), 40)
+        load_everywhere(stage, Material(stage), 20)
 
 
 @pytest.mark.slow

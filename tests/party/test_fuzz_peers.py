@@ -388,7 +388,9 @@ def play(stage: Stage, name: str, usual: int) -> None:
     stage.unload()
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n != "bob")) for n in NAMES]
+)
 def test_a_party_that_sends_a_bad_frame_ends_the_session_and_nothing_else(
     stage: Stage, name: str
 ) -> None:

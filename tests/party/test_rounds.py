@@ -11,6 +11,7 @@ from uuid import uuid4
 import echo_engine
 import numpy as np
 import pytest
+from connected import Parties
 from serving import wait_until
 from sessions import QUICK, Sessions, answer, cut_off, numbers, refusals, states, vanish
 
@@ -18,7 +19,7 @@ from privserve.config import Timeouts
 from privserve.errors import LimitReached, NotServing, PeerLost, QueryError
 from privserve.party.agreement import Agreement
 from privserve.party.lanes import REJOIN
-from privserve.party.messages import WAITING
+from privserve.party.messages import WAITING, Over, hear, read_facts
 from privserve.party.pending import Pending
 from privserve.party.queries import LeaderQueue
 from privserve.party.rounds import Round
@@ -398,3 +399,23 @@ def test_lanes_that_are_opened_while_the_round_is_broken_end_nothing_else() -> N
     round_.part()
     round_.release()
     assert len(round_.lanes) == 4
+
+
+def test_who_is_met_just_when_the_round_is_over_is_told_why(tmp_path: Path) -> None:
+    """It found a broken channel, and blamed the party that had met it."""
+    parties = Parties(tmp_path, 3)
+    try:
+        parties.open()
+        ours, theirs = parties.mesh(0).channels[1], parties.mesh(1).channels[0]
+        round_ = Round("one", is_first=True)
+        round_.finish(Over("bob cannot reach alice: the cable is cut", WAITING))
+        watch = Watch(round_, Agreement("carol", {"wire": 1}, ["alice"]), 1.0, 5.0)
+        watch.run(lambda over: None)
+        watch.meet(1, ours)
+        round_.part()
+        found = hear(theirs, read_facts, within=5)
+        assert isinstance(found, Over)
+        assert found.reason == "bob cannot reach alice: the cable is cut"
+        round_.release()
+    finally:
+        parties.close()

@@ -68,6 +68,9 @@ class Watch:
         self._met: dict[int, float] = {}
         """When each party was met that has not said so yet."""
         self._coming: deque[tuple[int, Channel]] = deque()
+        self._meeting = threading.Lock()
+        self._last: dict[str, Any] | None = None
+        """What all were told last, once the watch has ended."""
         self._agreed = threading.Event()
         self.on_leaving: Callable[[str], None] = lambda peer: None
         """Told of each party that says that it is being stopped."""
@@ -79,9 +82,17 @@ class Watch:
         self._said: set[Sign] = set()
 
     def meet(self, peer: int, channel: Channel) -> None:
-        """Watch a party from now on, too, and tell it what runs here; for any thread."""
+        """Watch a party from now on, too, and tell it what runs here; for any thread.
+
+        Whoever is met when the round is over is told why, and not left to find a broken channel.
+        """
+        with self._meeting:
+            if self._last is None:
+                self._coming.append((peer, channel))
+            else:
+                channel.set_timeout(self._patience)
+                tell({peer: channel}, self._last)
         self._round.own(channel)
-        self._coming.append((peer, channel))
         self._round.rouse()
 
     def leave(self) -> None:
@@ -113,13 +124,19 @@ class Watch:
             if found is not None:
                 # What this party found itself, and not what another one concluded from it.
                 found = self._agreement.objection or found
-                self._tell(message_of(found))
+                self._end(found)
                 lost(found)
             elif self._round.told is not None:
-                self._welcome()  # who has come meanwhile is to be told as well
-                self._tell(message_of(self._round.told))
+                self._end(self._round.told)
         finally:
             self._agreed.set()
+
+    def _end(self, why: Over) -> None:
+        """Tell all why the round is over, those too who have come meanwhile or still do."""
+        with self._meeting:
+            self._last = message_of(why)
+            self._welcome()
+        self._tell(self._last)
 
     def _welcome(self) -> str | None:
         """Introduce this party to those who were met since; who turned out to be gone."""
