@@ -26,6 +26,11 @@ from privserve.engines.ottt.ops.opening import Opening
 from privserve.fixedpoint import encode
 from privserve.validation import read_program
 
+EACH_ENGINE = [
+    pytest.param(name, marks=[pytest.mark.slow] * (name == "crypten")) for name in ENGINES
+]
+"""CrypTen takes five times as long: `make test-all` asks it too."""
+
 # With 255 degrees of freedom, chance exceeds this once in ten million runs.
 CHI_SQUARE_LIMIT = 400.0
 
@@ -232,7 +237,7 @@ def test_the_statistic_sees_openings_that_are_not_uniform(
     assert max(map(chi_square, orders(flawed, openings))) > CHI_SQUARE_LIMIT
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", EACH_ENGINE)
 def test_what_compute_parties_exchange_holds_no_plaintext(engine: str) -> None:
     prepared, batches, session = run(engine, 1, 2)
     for party, peer in (("alice", "bob"), ("bob", "alice")):
@@ -252,7 +257,7 @@ def test_what_crypten_exchanges_looks_uniform() -> None:
         assert chi_square(large) < CHI_SQUARE_LIMIT
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", EACH_ENGINE)
 def test_two_runs_of_one_query_exchange_nothing_alike(engine: str) -> None:
     first, second = (
         random_part(frames(run(engine, 1, 2, again)[2], "alice", "received", ("bob",)))

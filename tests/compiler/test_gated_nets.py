@@ -84,7 +84,10 @@ def odd_inputs(shape: tuple[int, ...], low: float, high: float) -> np.ndarray:
     return low + (high - low) * np.array([*rows, ramp])
 
 
-@pytest.mark.parametrize("net", [mobile, steering, gated_average, waves, rescaling])
+@pytest.mark.parametrize(
+    "net",
+    [mobile, steering, gated_average, waves, pytest.param(rescaling, marks=pytest.mark.slow)],
+)
 @pytest.mark.parametrize("declared", [None, (0, 1), (0, 255), (-0.5, 0.5)])
 @pytest.mark.filterwarnings("ignore")
 def test_odd_inputs_of_the_declared_range_are_answered_as_by_keras(
