@@ -29,7 +29,7 @@ import numpy as np
 from privserve.bench.large import APPLICATIONS, large_subject
 from privserve.bench.links import Line, Links, Network, bound, measured_round_trip
 from privserve.bench.load import served
-from privserve.bench.load_costs import spent
+from privserve.bench.load_costs import Spent, spent
 from privserve.bench.options import among, positive
 from privserve.bench.subjects import Subject, digits_subject, resnet_subject
 from privserve.client import Client
@@ -148,10 +148,14 @@ def measure(subject: Subject, engine: str, where: Network | None, seconds: float
             after = spent(cluster)
             one_row = statistics.median(times)
             rate = _rows_per_s(client, subject, seconds) if one_row < seconds / 4 else None
+            last = spent(cluster)
     costs = after.since(before)
     sent, exchanges = costs["bytes_per_query"], costs["exchanges_per_query"]
-    # What is dealt ahead is not these queries'.
-    dealt = after.sent if after.packs else sent
+    # What is dealt ahead is not these queries': counted by packs, of which each row takes one. The
+    # first ones may have come before counting began; where no others did, they have to do.
+    start = before if last.packs > before.packs else Spent()
+    packs = last.packs - start.packs
+    dealt = {k: (v - start.sent.get(k, 0)) / packs for k, v in last.sent.items()} if packs else sent
     return Apart(
         model=subject.name,
         engine=engine,
@@ -163,8 +167,7 @@ def measure(subject: Subject, engine: str, where: Network | None, seconds: float
         rows_per_s=rate,
         exchanges=exchanges,
         bytes_sent=max(v for link, v in sent.items() if link.startswith("alice to")),
-        bytes_dealt=sum(v for link, v in dealt.items() if link.startswith("carol to"))
-        / max(1, after.packs),
+        bytes_dealt=sum(v for link, v in dealt.items() if link.startswith("carol to")),
         max_abs_error=float(np.abs(found - expected).max()),
         same_class=bool(np.argmax(found) == np.argmax(expected)),
     )
