@@ -18,7 +18,10 @@ CLIENTS = (CLIENT, BYSTANDER)
 HEALED_SECONDS = 40.0
 ANSWERS = 12
 """Right ones, of each client, that show that it is served."""
-TYPED = ("NotServing", "ClusterError", "NoAnswer", "QueryError", "DeadlinePassed", "StaleSession")
+TYPED = (
+    *("NotServing", "Draining", "ClusterError", "NoAnswer"),
+    *("QueryError", "DeadlinePassed", "StaleSession"),
+)
 _NAME = "(alice|bob|carol)"
 _BLAMES = (
     rf"{_NAME} (?:is gone|gives? no sign|gave no sign|was shut|was started|has lost|lost |left )",
