@@ -150,3 +150,8 @@ def test_the_judge_finds_answers_wrong_that_are_moved_by_a_part_of_the_spread(
     verdict = judge(graph, served=False)
     assert not honest.fault
     assert bool(verdict.fault) == (moved_by > 0)
+
+
+def test_a_factor_for_each_row_of_what_one_op_makes_at_once_is_applied() -> None:
+    """Compiling ended with an error of NumPy's: three factors for an op of twelve outputs."""
+    check([judge(random_graph(7235), served=True)])

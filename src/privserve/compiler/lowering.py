@@ -260,7 +260,12 @@ def affine(
     axis = len(shape) - 1 if isinstance(x, PendingLinear) and x.channels_last else 0
     factor, constant = _per_channel(scale, shape, axis), _per_channel(shift, shape, axis)
     if isinstance(x, PendingLinear):
-        if factor is not None and constant is not None:
+        if (
+            factor is not None
+            and constant is not None
+            # An op that makes all of several positions at once has an output for each element.
+            and {len(factor), len(constant)} <= {1, len(x.weight)}
+        ):
             return replace(
                 x,
                 weight=x.weight * factor[:, None, None, None],
